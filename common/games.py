@@ -1,0 +1,47 @@
+"""The 16 Procgen games: names, score ranges and time limits.
+
+Score ranges are R_min and R_max of Cobbe et al. 2020, "Leveraging Procedural Generation to Benchmark
+Reinforcement Learning", appendix C. Time limits are those of the games' C++ sources.
+"""
+
+from dataclasses import dataclass
+
+DISTRIBUTION_MODES = ("easy", "hard")
+NUM_ACTIONS = 15
+OBSERVATION_SHAPE = (64, 64, 3)
+MAX_LEVEL_SEED = 2**31 - 1  # num_levels=0 draws from [0, MAX_LEVEL_SEED)
+
+
+@dataclass(frozen=True, slots=True)
+class Game:
+    """One game: `easy` and `hard` are (R_min, R_max) in raw reward, `time_limit` is in steps."""
+
+    easy: tuple[float, float]
+    hard: tuple[float, float]
+    time_limit: int = 1000
+
+
+GAMES = {
+    "bigfish": Game((1, 40), (0, 40), 6000),
+    "bossfight": Game((0.5, 13), (0.5, 13), 4000),
+    "caveflyer": Game((3.5, 12), (2, 13.4)),
+    "chaser": Game((0.5, 13), (0.5, 14.2)),
+    "climber": Game((2, 12.6), (1, 12.6)),
+    "coinrun": Game((5, 10), (5, 10)),
+    "dodgeball": Game((1.5, 19), (1.5, 19)),
+    "fruitbot": Game((-1.5, 32.4), (-0.5, 27.2)),
+    "heist": Game((3.5, 10), (2, 10)),
+    "jumper": Game((1, 10), (1, 10)),
+    "leaper": Game((1.5, 10), (1.5, 10), 500),
+    "maze": Game((5, 10), (4, 10), 500),
+    "miner": Game((1.5, 13), (1.5, 20)),
+    "ninja": Game((3.5, 10), (2, 10)),
+    "plunder": Game((4.5, 30), (3, 30), 4000),
+    "starpilot": Game((2.5, 64), (1.5, 35)),
+}
+
+
+def normalized_return(env_name: str, distribution_mode: str, episode_return: float) -> float:
+    """(return - R_min) / (R_max - R_min): 0 is a trivial policy, 1 the best possible (Procgen paper, eq. 1)."""
+    low, high = getattr(GAMES[env_name], distribution_mode)
+    return (episode_return - low) / (high - low)

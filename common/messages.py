@@ -1,0 +1,60 @@
+"""What the roles send each other. Plain numpy, no torch: Ray then moves it without copies.
+
+Axis order is time-major `[T, B]` everywhere: T steps, B environments of one actor.
+
+    learner --Weights--> actor --Rollout--> learner --CheckpointNotice--> evaluator --Evaluation--> run directory
+
+Worked example, T=2, B=1, the episode ends with the second action and pays 10:
+
+    observations        [[o0], [o1]]     what the policy saw before each action
+    actions             [[7], [4]]
+    rewards             [[0.], [10.]]    raw, paid for the action at t
+    dones               [[0], [1]]       the action at t ended the episode (time-outs included)
+    bootstrap_value     [V(o2)]          o2 is already the NEXT episode's first frame; dones[1] masks it
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+Weights = dict[str, np.ndarray]  # the policy's state_dict, float32
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedEpisodes:
+    """Episodes that ended inside a rollout, in order of time. All arrays are `[E]`."""
+
+    returns: np.ndarray  # float32, undiscounted sum of raw reward
+    lengths: np.ndarray  # int32, steps
+    levels: np.ndarray  # int32, the level seed that was played
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """What one `collect` returns: T = unroll_length steps of B environments under one policy version."""
+
+    policy_version: int
+    actor_id: int
+    observations: np.ndarray  # uint8 [T, B, 64, 64, 3]
+    actions: np.ndarray  # int32 [T, B]
+    rewards: np.ndarray  # float32 [T, B], raw
+    dones: np.ndarray  # bool [T, B]
+    behavior_log_probs: np.ndarray  # float32 [T, B]
+    values: np.ndarray  # float32 [T, B]
+    bootstrap_value: np.ndarray  # float32 [B]
+    episodes: FinishedEpisodes
+    seconds: float  # wall time of the collect
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointNotice:
+    """Told to the evaluator when a checkpoint is complete on disk."""
+
+    path: str
+    policy_version: int
+    frames: int
+
+
+def rollout_bytes(unroll_length: int, num_envs: int) -> int:
+    """Bytes of one rollout's arrays: 12,288 of pixels a step and 17 of everything else."""
+    return unroll_length * num_envs * (64 * 64 * 3 + 4 * 4 + 1)

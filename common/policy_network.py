@@ -1,0 +1,115 @@
+"""The IMPALA network for 64 x 64 Procgen frames, and sampling from it.
+
+Espeholt et al. 2018 (IMPALA), figure 3 right ("large architecture"), without the LSTM.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.games import NUM_ACTIONS
+from common.messages import Weights
+
+STAGE_CHANNELS = (16, 32, 32)
+HIDDEN_UNITS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSettings:
+    """What differs between presets; stored in every checkpoint, enough to rebuild the network."""
+
+    observation_scale: int  # observations are divided by this
+    relu_before_linear: bool  # the notebook has no relu between the last block and the 256-unit layer
+    orthogonal_heads: bool  # gains .01 (policy) and 1 (value), zero bias; else PyTorch's defaults
+
+
+class ResidualBlock(nn.Module):
+    """relu, conv, relu, conv, plus the input."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.relu(x))
+        return x + self.conv2(F.relu(y, inplace=True))
+
+
+class ConvStage(nn.Module):
+    """conv, max-pool that halves height and width, two residual blocks."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.block1 = ResidualBlock(out_channels)
+        self.block2 = ResidualBlock(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(self.conv(x), kernel_size=3, stride=2, padding=1)
+        return self.block2(self.block1(x))
+
+
+class PolicyNetwork(nn.Module):
+    """Frames to action logits and state values; 626,256 parameters."""
+
+    def __init__(self, settings: NetworkSettings):
+        super().__init__()
+        self.settings = settings
+        in_channels = (3, *STAGE_CHANNELS[:-1])
+        self.stages = nn.Sequential(*map(ConvStage, in_channels, STAGE_CHANNELS))
+        self.hidden = nn.Linear(8 * 8 * STAGE_CHANNELS[-1], HIDDEN_UNITS)
+        self.policy_head = nn.Linear(HIDDEN_UNITS, NUM_ACTIONS)
+        self.value_head = nn.Linear(HIDDEN_UNITS, 1)
+        if settings.orthogonal_heads:
+            for head, gain in ((self.policy_head, 0.01), (self.value_head, 1.0)):
+                nn.init.orthogonal_(head.weight, gain)
+                nn.init.zeros_(head.bias)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 `[N, 64, 64, 3]` to float32 logits `[N, 15]` and values `[N]`.
+
+        Procgen's bytes are NHWC: seen as NCHW they are channels-last already, so nothing is copied or moved.
+        The heads run in float32 whatever autocast says: log-probabilities must not be rounded.
+        """
+        x = observations.permute(0, 3, 1, 2)
+        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else torch.float32
+        x = x.to(dtype).mul_(1.0 / self.settings.observation_scale)
+        x = self.stages(x)
+        if self.settings.relu_before_linear:
+            x = F.relu(x)
+        x = F.relu(self.hidden(x.flatten(1)))
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            return self.policy_head(x), self.value_head(x).squeeze(1)
+
+    def weights(self) -> Weights:
+        """A copy of every parameter as float32 numpy arrays, by name."""
+        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.state_dict().items()}
+
+    def load_weights(self, weights: Weights) -> None:
+        """Copies `weights` in; RuntimeError names what is missing or has another shape."""
+        # Ray's arrays are read-only views: copy before torch sees them.
+        self.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
+
+
+def sample_actions(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Draws actions by inverting the distribution function.
+
+    Args:
+        logits: float32 `[N, 15]`.
+        uniform: float32 `[N]` in [0, 1), one random number a row.
+
+    Returns:
+        int64 actions `[N]` and their float32 log-probabilities `[N]`.
+    """
+    log_probs = F.log_softmax(logits, dim=1)
+    cumulative = log_probs.exp().cumsum(dim=1)
+    # Rounding may leave the last entry below 1: scale, so that every uniform falls inside.
+    threshold = (uniform * cumulative[:, -1]).unsqueeze(1)
+    actions = (cumulative <= threshold).sum(dim=1).clamp_(max=logits.shape[1] - 1)
+    return actions, log_probs.gather(1, actions.unsqueeze(1)).squeeze(1)

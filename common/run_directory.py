@@ -1,0 +1,100 @@
+"""Where everything of a run lies, and who may write there."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from common.atomic_files import write_atomically
+from common.config import Config, ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """The paths of one run; the layout is part of the public contract."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluations.jsonl"
+
+    @property
+    def levels(self) -> Path:
+        return self.path / "levels.csv"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def scores_plot(self) -> Path:
+        return self.path / "scores.png"
+
+    @property
+    def videos(self) -> Path:
+        return self.path / "videos"
+
+    def create(self) -> None:
+        """Makes the directory for a new run.
+
+        Raises:
+            ConfigError: it already holds a run, or cannot be written.
+        """
+        if self.config.exists() or self.checkpoints.exists() or self.metrics.exists():
+            raise ConfigError(f"--run-dir {self.path} already holds a run; continue it with --resume {self.path}")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--run-dir {self.path} cannot be made: {error.strerror}") from error
+        self.require_writable()
+
+    def require_writable(self) -> None:
+        """Raises ConfigError unless a file can be made here."""
+        probe = self.path / f".write-test-{os.getpid()}"
+        try:
+            probe.write_bytes(b"x")
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(f"run directory {self.path} is not writable: {error.strerror}") from error
+
+    def write_config(self, config: Config, versions: dict[str, str]) -> None:
+        """config.json: the settings and the versions they ran with."""
+        text = json.dumps({"settings": asdict(config), "versions": versions}, indent=2) + "\n"
+        write_atomically(self.config, text.encode())
+
+    def read_config(self) -> Config:
+        """The stored settings.
+
+        Raises:
+            ConfigError: there is no run here, or config.json cannot be read.
+        """
+        try:
+            settings = json.loads(self.config.read_bytes())["settings"]
+        except FileNotFoundError as error:
+            raise ConfigError(f"{self.path} holds no run (there is no config.json)") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{self.config} cannot be read: {error}") from error
+        return config_from_dict(settings, str(self.config))
+
+
+def config_from_dict(settings: dict[str, Any], source: str) -> Config:
+    """A Config from stored settings; ConfigError names `source` when a field is missing or unknown."""
+    names = {field.name for field in fields(Config)}
+    if not isinstance(settings, dict) or set(settings) != names:
+        differing = sorted(names ^ set(settings)) if isinstance(settings, dict) else "no settings"
+        raise ConfigError(f"{source} was written by another version of heldout ({differing})")
+    return Config(**settings)

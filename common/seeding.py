@@ -1,0 +1,15 @@
+"""Independent streams of random numbers from the run's one seed."""
+
+import zlib
+
+import numpy as np
+
+
+def derive_seed(seed: int, role: str, *index: int) -> int:
+    """A 31-bit seed for `role` ("actor", "permutations", ...) and its indices.
+
+    Equal arguments give equal seeds; any difference gives an unrelated one (numpy's SeedSequence hashing).
+    31 bits because Procgen's rand_seed is a signed int.
+    """
+    entropy = [seed, zlib.crc32(role.encode()), *index]
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0]) & 0x7FFFFFFF

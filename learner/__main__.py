@@ -1,0 +1,99 @@
+"""`python -m learner`: reads the flags, wires actors, learner and evaluator together, and ends in order."""
+
+import os
+import sys
+
+from actors.fleet import Fleet, FleetError
+from common.config import ConfigError
+from common.process import prepare_process
+from evaluator.remote import RemoteEvaluator
+from learner import cluster, flags
+from learner.cluster import ClusterError
+from learner.ppo import PPOLearner
+from learner.preparation import PreparedRun, prepare_run
+from learner.progress import Progress, scores_text
+from learner.rollout_stream import NoRollouts, RolloutStream
+from learner.stopping import StopRequested, StopSignals
+from learner.training import RunDirectoryFailed, Training
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs training and returns the exit code."""
+    command_line = flags.parse(argv)
+    stop = StopSignals()
+    stop.install()
+    try:
+        prepared = prepare_run(command_line)
+        where = cluster.connect(prepared.config, command_line.address)
+        stop.install()  # Ray installed handlers of its own
+        try:
+            return train(prepared, stop, where)
+        finally:
+            cluster.disconnect()
+    except (ConfigError, ClusterError, FleetError, RunDirectoryFailed) as error:
+        print(f"learner: {error}", file=sys.stderr)
+        return 2
+    except NoRollouts as error:
+        print(f"learner: {error}; continue with --resume {prepared.run.path}", file=sys.stderr)
+        return 1
+    except StopRequested as request:
+        print(f"learner: stopped by {request}; continue with --resume {prepared.run.path}", file=sys.stderr)
+        return request.exit_code
+
+
+def train(prepared: PreparedRun, stop: StopSignals, where: str) -> int:
+    """Starts the three roles, trains to the end and says where the results are."""
+    config, run, device = prepared.config, prepared.run, prepared.device
+    num_threads = config.learner_threads or len(os.sched_getaffinity(0))
+    # On a CPU the gradients have threads of their own: torch must not spread each operator as well.
+    prepare_process(num_threads=1 if device.type == "cpu" else None, sees_gpu=device.type == "cuda")
+    overlap = config.mode == "overlap" or (config.mode == "auto" and device.type == "cuda")
+    learner = PPOLearner(config, device, num_threads)
+    if prepared.learner_state is not None:
+        learner.load_state_dict(prepared.learner_state)
+    progress = Progress(config)
+    progress.note(
+        f"{config.env_name} {config.distribution_mode}, preset {config.preset}, "
+        f"{'overlap' if overlap else 'sync'} mode, learner on {device} in {learner.precision}, {where}"
+    )
+    progress.note(f"run directory {run.path}")
+    if prepared.learner_state is not None:
+        progress.note(f"resumed at policy_version {learner.policy_version}, {learner.frames:,} frames")
+
+    fleet = Fleet(config)
+    evaluator = RemoteEvaluator.start(run.path, config) if config.evaluator else None
+    stream = None
+    try:
+        placed = fleet.wait_until_placed(config.cluster_timeout, stop.check)
+        if placed < config.num_actors:
+            progress.warn(
+                f"{placed} of {config.num_actors} actors placed, {config.num_actors - placed} missing: the cluster has "
+                "too few CPUs; the batch stays the same, each actor collects more of it"
+            )
+        stream = RolloutStream(
+            config,
+            fleet,
+            max_policy_lag=1 if overlap else 0,
+            first_batch=learner.policy_version,
+            num_batches=config.num_updates,
+            pinned=device.type == "cuda",
+        )
+        training = Training(config, run, learner, stream, evaluator, progress, stop)
+        score = training.run_to_end(resumed_from=prepared.checkpoint_path)
+    finally:
+        progress.stop()
+        if stream is not None:
+            stream.close()
+        learner.close()
+        fleet.stop()
+        if evaluator is not None:
+            evaluator.stop()
+    if score is not None:
+        progress.note(f"final score: {scores_text(score)}")
+    progress.note(f"results in {run.path}")
+    progress.note(f"curves: tensorboard --logdir {run.tensorboard}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

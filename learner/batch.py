@@ -1,0 +1,126 @@
+"""One update's data: rollouts staged side by side, then seen as a flat batch on the device."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.config import Config
+from common.games import OBSERVATION_SHAPE
+from common.messages import Rollout
+from learner.gae import generalized_advantages
+from learner.reward_transform import RewardTransform
+
+
+class StagedBatch:
+    """Preallocated host memory for `num_actors` rollouts, `[T, B of all actors]`; pinned where a GPU reads it.
+
+    Rollout k fills columns [k * envs_per_actor, (k + 1) * envs_per_actor).
+    """
+
+    def __init__(self, config: Config, pinned: bool):
+        self.envs_per_rollout = config.envs_per_actor
+        shape = (config.unroll_length, config.num_envs)
+
+        def filled(value: float, *dims: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.full(dims, value, dtype=dtype, pin_memory=pinned)
+
+        # Absurd values: a column that is read before it is written does not go unnoticed.
+        self.observations = filled(255, *shape, *OBSERVATION_SHAPE, dtype=torch.uint8)
+        self.actions = filled(-1, *shape, dtype=torch.int32)
+        self.rewards = filled(float("nan"), *shape)
+        self.dones = filled(True, *shape, dtype=torch.bool)
+        self.behavior_log_probs = filled(float("nan"), *shape)
+        self.values = filled(float("nan"), *shape)
+        self.bootstrap_value = filled(float("nan"), config.num_envs)
+        self.sources: dict[int, RolloutSource] = {}
+
+    def stage(self, slot: int, rollout: Rollout) -> None:
+        """Copies one rollout into its columns; nothing of it is referenced afterwards."""
+        columns = slice(slot * self.envs_per_rollout, (slot + 1) * self.envs_per_rollout)
+        for target, source in (
+            (self.observations, rollout.observations),
+            (self.actions, rollout.actions),
+            (self.rewards, rollout.rewards),
+            (self.dones, rollout.dones),
+            (self.behavior_log_probs, rollout.behavior_log_probs),
+            (self.values, rollout.values),
+        ):
+            np.copyto(target.numpy()[:, columns], source)
+        np.copyto(self.bootstrap_value.numpy()[columns], rollout.bootstrap_value)
+        self.sources[slot] = RolloutSource(
+            actor_id=rollout.actor_id,
+            policy_version=rollout.policy_version,
+            episode_returns=rollout.episodes.returns.copy(),
+            episode_lengths=rollout.episodes.lengths.copy(),
+            collect_seconds=rollout.seconds,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSource:
+    """Where one slot of a staged batch came from, and the episodes that ended in it."""
+
+    actor_id: int
+    policy_version: int
+    episode_returns: np.ndarray
+    episode_lengths: np.ndarray
+    collect_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingBatch:
+    """N = T x B samples on the learner's device. Observations stay uint8 until the network's first operation."""
+
+    observations: Tensor  # uint8 [N, 64, 64, 3]
+    actions: Tensor  # int64 [N]
+    behavior_log_probs: Tensor  # float32 [N]
+    values: Tensor  # float32 [N]
+    advantages: Tensor  # float32 [N]
+    target_values: Tensor  # float32 [N]
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    @staticmethod
+    def prepare(
+        staged: StagedBatch, reward_transform: RewardTransform, config: Config, device: torch.device
+    ) -> "TrainingBatch":
+        """Moves a full staged batch to `device` and computes advantages there."""
+        rewards = torch.from_numpy(reward_transform(staged.rewards.numpy(), staged.dones.numpy()))
+        observations, actions, log_probs, values, dones_there, bootstrap_value, rewards = _to_device(
+            (
+                staged.observations,
+                staged.actions,
+                staged.behavior_log_probs,
+                staged.values,
+                staged.dones,
+                staged.bootstrap_value,
+                rewards,
+            ),
+            device,
+        )
+        advantages, target_values = generalized_advantages(
+            rewards, dones_there, values, bootstrap_value, config.gamma, config.gae_lambda
+        )
+        if config.advantage_normalization == "batch":
+            advantages = normalize(advantages)
+        return TrainingBatch(
+            observations=observations.flatten(0, 1),
+            actions=actions.flatten().long(),
+            behavior_log_probs=log_probs.flatten(),
+            values=values.flatten(),
+            advantages=advantages.flatten(),
+            target_values=target_values.flatten(),
+        )
+
+
+def normalize(advantages: Tensor) -> Tensor:
+    """Mean 0, deviation 1 (unbiased), over all elements."""
+    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+
+
+def _to_device(tensors: Iterable[Tensor], device: torch.device) -> list[Tensor]:
+    return [tensor.to(device, non_blocking=True) for tensor in tensors]

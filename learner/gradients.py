@@ -1,0 +1,64 @@
+"""The gradient of one minibatch, added up from micro-batches that several CPU threads work on.
+
+A minibatch of 2,048 frames does not fit the CPU's caches, and one operator spread over all cores makes them wait for
+each other sixty times a pass. So each thread takes whole micro-batches, forward and backward, on a replica that shares the
+parameters' memory and has gradients of its own. Gradients are added in the order of the micro-batches, whichever
+thread made them: the sum does not depend on timing, bit for bit.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+
+import torch
+from torch import Tensor
+
+from common.policy_network import PolicyNetwork
+
+# (policy, indices of the micro-batch) -> (loss to differentiate, statistics to add up)
+LossFunction = Callable[[PolicyNetwork, Tensor], tuple[Tensor, Tensor]]
+
+
+class MicroBatchGradients:
+    """Writes the sum of micro-batch gradients into `policy`'s `.grad` and returns the sum of their statistics."""
+
+    def __init__(self, policy: PolicyNetwork, num_threads: int):
+        self.policy = policy
+        self.replicas: SimpleQueue[PolicyNetwork] = SimpleQueue()
+        for _ in range(num_threads):
+            self.replicas.put(_replica_sharing_memory(policy))
+        self.threads = ThreadPoolExecutor(num_threads, "gradients") if num_threads > 1 else None
+
+    def accumulate(self, micro_batches: Sequence[Tensor], loss_function: LossFunction) -> Tensor:
+        """`micro_batches` are index tensors; `loss_function`'s losses must add up to the minibatch's."""
+
+        def one(indices: Tensor) -> tuple[list[Tensor], Tensor]:
+            replica = self.replicas.get()
+            try:
+                loss, statistics = loss_function(replica, indices)
+                gradients = torch.autograd.grad(loss, list(replica.parameters()))
+                return list(gradients), statistics
+            finally:
+                self.replicas.put(replica)
+
+        results = self.threads.map(one, micro_batches) if self.threads else map(one, micro_batches)
+        gradients, statistics = next(iter(results := iter(results)))
+        for more_gradients, more_statistics in results:
+            torch._foreach_add_(gradients, more_gradients)
+            statistics = statistics + more_statistics
+        for parameter, gradient in zip(self.policy.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        return statistics
+
+    def close(self) -> None:
+        """Ends the threads."""
+        if self.threads:
+            self.threads.shutdown()
+
+
+def _replica_sharing_memory(policy: PolicyNetwork) -> PolicyNetwork:
+    replica = copy.deepcopy(policy)
+    for parameter, shared in zip(replica.parameters(), policy.parameters(), strict=True):
+        parameter.data = shared.data
+    return replica
