@@ -62,9 +62,9 @@ class Fleet:
 
     def ready(self) -> list[int]:
         """Ids of actors that can collect now. An actor that failed to start is started again, a few times."""
-        for member in self.members.values():
+        for member in list(self.members.values()):
             if member.starting is not None and ray.wait([member.starting], timeout=0)[0]:
-                self._finish_start(member)
+                self._finish_start(member, member.starting)
         return [m.actor_id for m in self.members.values() if m.starting is None]
 
     def collect(self, actor_id: int, weights: ray.ObjectRef, policy_version: int) -> "ray.ObjectRef[Rollout]":
@@ -87,13 +87,15 @@ class Fleet:
         handle = RemoteRolloutActor.remote(self.config_ref, actor_id, incarnation)  # type: ignore[attr-defined]
         return Member(actor_id, handle, incarnation, handle.place.remote(), failed_starts)
 
-    def _finish_start(self, member: Member) -> None:
+    def _finish_start(self, member: Member, started: ray.ObjectRef) -> None:
         try:
-            ray.get(member.starting, timeout=10)
+            ray.get(started, timeout=10)
             member.starting = None
             member.failed_starts = 0
         except ray.exceptions.RayError as error:
             member.failed_starts += 1
             if member.failed_starts >= MAX_FAILED_STARTS:
-                raise FleetError(f"actor {member.actor_id} failed to start {MAX_FAILED_STARTS} times: {error}") from error
+                raise FleetError(
+                    f"actor {member.actor_id} failed to start {MAX_FAILED_STARTS} times: {error}"
+                ) from error
             self.replace(member.actor_id)

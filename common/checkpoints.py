@@ -45,6 +45,7 @@ class Checkpoint:
     config: Config
     weights: Weights
     learner_state: dict[str, Any] | None
+    policy_sha256: str  # of policy.safetensors: says which weights these are
 
 
 def checkpoint_name(policy_version: int) -> str:
@@ -53,7 +54,12 @@ def checkpoint_name(policy_version: int) -> str:
 
 
 def save_checkpoint(
-    directory: Path, config: Config, policy_version: int, frames: int, weights: Weights, learner_state: dict[str, Any]
+    directory: Path,
+    config: Config,
+    policy_version: int,
+    frames: int,
+    weights: Weights,
+    learner_state: dict[str, Any],
 ) -> Path:
     """Writes one checkpoint below `directory` and returns its path; OSError leaves nothing half-written behind.
 
@@ -120,6 +126,7 @@ def load_checkpoint(path: Path, policy_only: bool = False) -> Checkpoint:
         config=config,
         weights=safetensors.numpy.load(data[POLICY_FILE]),
         learner_state=None if policy_only else torch.load(io.BytesIO(data[LEARNER_FILE]), weights_only=True),
+        policy_sha256=manifest["files"][POLICY_FILE]["sha256"],
     )
 
 

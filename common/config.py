@@ -66,9 +66,7 @@ class Config:
     cluster_timeout: float = setting(COLLECT, "seconds to wait for the Ray cluster and for actors to be placed")
 
     learning_rate: float = setting(PPO, "Adam's step size")
-    learning_rate_schedule: str = setting(
-        PPO, "linear falls to 0 at total-frames", ("constant", "linear")
-    )
+    learning_rate_schedule: str = setting(PPO, "linear falls to 0 at total-frames", ("constant", "linear"))
     adam_eps: float = setting(PPO, "Adam's epsilon")
     gamma: float = setting(PPO, "discount per step")
     gae_lambda: float = setting(PPO, "lambda of generalised advantage estimation")

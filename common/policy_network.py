@@ -68,7 +68,9 @@ class PolicyNetwork(nn.Module):
             for head, gain in ((self.policy_head, 0.01), (self.value_head, 1.0)):
                 nn.init.orthogonal_(head.weight, gain)
                 nn.init.zeros_(head.bias)
-        self.to(memory_format=torch.channels_last)
+        for parameter in self.stages.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 `[N, 64, 64, 3]` to float32 logits `[N, 15]` and values `[N]`.

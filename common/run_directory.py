@@ -48,14 +48,21 @@ class RunDirectory:
     def videos(self) -> Path:
         return self.path / "videos"
 
+    def require_unused(self) -> None:
+        """Raises ConfigError if there is a run here, or no directory can be made."""
+        if self.config.exists() or self.checkpoints.exists() or self.metrics.exists():
+            raise ConfigError(f"--run-dir {self.path} already holds a run; continue it with --resume {self.path}")
+        existing = next(path for path in (self.path, *self.path.parents) if path.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise ConfigError(f"--run-dir {self.path} cannot be made: {existing} is no directory we may write to")
+
     def create(self) -> None:
         """Makes the directory for a new run.
 
         Raises:
             ConfigError: it already holds a run, or cannot be written.
         """
-        if self.config.exists() or self.checkpoints.exists() or self.metrics.exists():
-            raise ConfigError(f"--run-dir {self.path} already holds a run; continue it with --resume {self.path}")
+        self.require_unused()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

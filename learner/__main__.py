@@ -3,10 +3,11 @@
 import os
 import sys
 
+from evaluator.remote import RemoteEvaluator
+
 from actors.fleet import Fleet, FleetError
 from common.config import ConfigError
 from common.process import prepare_process
-from evaluator.remote import RemoteEvaluator
 from learner import cluster, flags
 from learner.cluster import ClusterError
 from learner.ppo import PPOLearner
@@ -61,8 +62,7 @@ def train(prepared: PreparedRun, stop: StopSignals, where: str) -> int:
         progress.note(f"resumed at policy_version {learner.policy_version}, {learner.frames:,} frames")
 
     fleet = Fleet(config)
-    evaluator = RemoteEvaluator.start(run.path, config) if config.evaluator else None
-    stream = None
+    evaluator, stream = None, None
     try:
         placed = fleet.wait_until_placed(config.cluster_timeout, stop.check)
         if placed < config.num_actors:
@@ -78,6 +78,8 @@ def train(prepared: PreparedRun, stop: StopSignals, where: str) -> int:
             num_batches=config.num_updates,
             pinned=device.type == "cuda",
         )
+        prepared.store()
+        evaluator = RemoteEvaluator.start(run.path, config) if config.evaluator else None
         training = Training(config, run, learner, stream, evaluator, progress, stop)
         score = training.run_to_end(resumed_from=prepared.checkpoint_path)
     finally:

@@ -39,20 +39,22 @@ def connect(config: Config, address: str | None) -> str:
     address = address or os.environ.get("RAY_ADDRESS")
     if address in (None, "", "local"):
         _check_shared_memory(needed)
-        _init("local", config, object_store_memory=needed)
+        _init("local", object_store_memory=needed)
         return f"embedded local Ray, {ray.cluster_resources().get('CPU', 0):.0f} CPUs"
     assert address is not None
     if address.startswith("ray://"):
-        raise ClusterError(f"--address {address}: Ray Client is too slow for rollouts; run on a node of the cluster, with --address auto")
+        raise ClusterError(
+            f"--address {address}: Ray Client is too slow for rollouts; run on a cluster node with --address auto"
+        )
     if address != "auto":
         _wait_for_port(address, config.cluster_timeout)
-    _init(address, config)
+    _init(address)
     store = ray.cluster_resources().get("object_store_memory", 0)
     if store < needed:
         disconnect()
         raise ClusterError(
-            f"the cluster's object store has {_mib(store)} MiB, the rollouts in flight need {_mib(needed)} MiB: start Ray with "
-            f"--object-store-memory {needed}"
+            f"the cluster's object store has {_mib(store)} MiB, the rollouts in flight need {_mib(needed)} MiB: "
+            f"start Ray with --object-store-memory {needed}"
         )
     resources = ray.cluster_resources()
     return f"Ray cluster at {address}, {len(ray.nodes())} nodes, {resources.get('CPU', 0):.0f} CPUs"
@@ -63,15 +65,14 @@ def disconnect() -> None:
     ray.shutdown()
 
 
-def _init(address: str, config: Config, **options: int) -> None:
+def _init(address: str, object_store_memory: int | None = None) -> None:
     try:
         ray.init(
             address=address,
+            object_store_memory=object_store_memory,
+            include_dashboard=False if address == "local" else None,
             log_to_driver=False,
-            configure_logging=True,
             logging_level=logging.ERROR,
-            **({"include_dashboard": False} if address == "local" else {}),
-            **options,
         )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -102,7 +103,9 @@ def _wait_for_port(address: str, timeout: float) -> None:
         except OSError as error:
             if time.monotonic() > deadline:
                 reason = error.strerror or str(error)
-                raise ClusterError(f"no Ray cluster answers at --address {address} within {timeout:.0f} s: {reason}") from error
+                raise ClusterError(
+                    f"no Ray cluster answers at --address {address} within {timeout:.0f} s: {reason}"
+                ) from error
             time.sleep(0.5)
 
 

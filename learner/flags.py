@@ -8,7 +8,6 @@ from typing import Any
 from common.command_line import OneLineParser
 from common.config import PRESETS, Config, flag
 
-
 COMPUTED_DEFAULTS = {
     "num_actors": "one a core, as far as they divide the preset's environments: lab 64, easy 64, hard 256",
     "envs_per_actor": "the preset's environments divided by --num-actors",
@@ -45,7 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     where = parser.add_argument_group("where")
     where.add_argument("--run-dir", type=Path, metavar="DIR", help="directory of a new run (runs/GAME-PRESET-TIME)")
-    where.add_argument("--resume", type=Path, metavar="DIR", help="continue this run from its newest complete checkpoint")
+    where.add_argument(
+        "--resume", type=Path, metavar="DIR", help="continue this run from its newest complete checkpoint"
+    )
     where.add_argument(
         "--address",
         metavar="ADDRESS",

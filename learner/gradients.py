@@ -1,7 +1,7 @@
 """The gradient of one minibatch, added up from micro-batches that several CPU threads work on.
 
-A minibatch of 2,048 frames does not fit the CPU's caches, and one operator spread over all cores makes them wait for
-each other sixty times a pass. So each thread takes whole micro-batches, forward and backward, on a replica that shares the
+A minibatch of 2,048 frames does not fit the CPU's caches, and operators spread over all cores make these wait for each
+other sixty times a pass. So each thread takes whole micro-batches, forward and backward, on a replica that shares the
 parameters' memory and has gradients of its own. Gradients are added in the order of the micro-batches, whichever
 thread made them: the sum does not depend on timing, bit for bit.
 """

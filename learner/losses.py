@@ -5,9 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def policy_objective(
-    new_log_probs: Tensor, behavior_log_probs: Tensor, advantages: Tensor, clip_coef: float
-) -> Tensor:
+def policy_objective(new_log_probs: Tensor, behavior_log_probs: Tensor, advantages: Tensor, clip_coef: float) -> Tensor:
     """Equation 7, to be maximised: mean of min(ratio A, clip(ratio, 1 - eps, 1 + eps) A).
 
     All arguments float32 `[N]`; ratio = exp(new log-prob - behavior log-prob).

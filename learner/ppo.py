@@ -14,7 +14,13 @@ from common.process import autocast, choose_precision
 from common.seeding import derive_seed
 from learner.batch import StagedBatch, TrainingBatch, normalize
 from learner.gradients import MicroBatchGradients
-from learner.losses import clipped_value_loss, entropy, explained_variance, policy_objective, ratio_diagnostics
+from learner.losses import (
+    clipped_value_loss,
+    entropy,
+    explained_variance,
+    policy_objective,
+    ratio_diagnostics,
+)
 from learner.reward_transform import RewardTransform
 
 # On a CPU the activations of this many frames stay in the caches.
@@ -147,4 +153,3 @@ class PPOLearner:
         self.reward_transform.load_state_dict(state["reward_transform"])
         self.policy_version = state["policy_version"]
         self.frames = state["frames"]
-

@@ -22,13 +22,27 @@ RECORDED_PACKAGES = ("heldout", "torch", "ray", "procgen", "procgen-mirror", "nu
 
 @dataclass(frozen=True, slots=True)
 class PreparedRun:
-    """A run directory that is ours to write, with what goes into it. The last two are None for a new run."""
+    """A run that can start, with what it continues from; the last two are None for a new run."""
 
     config: Config
     run: RunDirectory
     device: torch.device
     checkpoint_path: Path | None = None
     learner_state: dict[str, Any] | None = None
+
+    def store(self) -> None:
+        """Makes the run directory, or moves away what a resumed run will make again; only now is anything written.
+
+        Raises:
+            ConfigError: the directory cannot be written, or another run took it meanwhile.
+        """
+        if self.learner_state is None:
+            self.run.create()
+            self.run.write_config(self.config, versions())
+            return
+        _set_aside_what_came_later(self.run, self.learner_state["policy_version"])
+        if self.run.read_config() != self.config:
+            self.run.write_config(self.config, versions())
 
 
 def prepare_run(command_line: CommandLine) -> PreparedRun:
@@ -43,8 +57,7 @@ def prepare_run(command_line: CommandLine) -> PreparedRun:
     device = choose_device(config.device)
     default = Path("runs") / f"{config.env_name}-{config.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = RunDirectory((command_line.run_dir or default).absolute())
-    run.create()
-    run.write_config(config, versions())
+    run.require_unused()
     return PreparedRun(config, run, device)
 
 
@@ -61,9 +74,6 @@ def _prepare_resume(command_line: CommandLine, path: Path) -> PreparedRun:
     device = choose_device(config.device)
     run.require_writable()
     checkpoint = _newest_complete_checkpoint(run)
-    _set_aside_what_came_later(run, checkpoint.policy_version)
-    if config != stored:
-        run.write_config(config, versions())
     return PreparedRun(config, run, device, checkpoint.path, checkpoint.learner_state)
 
 
@@ -72,7 +82,9 @@ def with_changes(stored: Config, given: dict[str, Any]) -> Config:
     changes = dict(given)
     if "num_actors" in given and "envs_per_actor" not in given and given["num_actors"] > 0:
         if stored.num_envs % given["num_actors"]:
-            raise ConfigError(f"--num-actors {given['num_actors']} does not divide the run's {stored.num_envs} environments")
+            raise ConfigError(
+                f"--num-actors {given['num_actors']} does not divide the run's {stored.num_envs} environments"
+            )
         changes["envs_per_actor"] = stored.num_envs // given["num_actors"]
     return dataclasses.replace(stored, **changes)
 

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -118,7 +118,11 @@ class Progress:
             "episode return", _number(row.get("episode_return")), "policy lag", _number(row.get("policy_lag")),
             "actors alive", alive,
         )  # fmt: skip
-        lines = [head, table, Text(f"last score  {scores_text(self.score)}" if self.score else "last score  -")]
+        lines: list[RenderableType] = [
+            head,
+            table,
+            Text(f"last score  {scores_text(self.score)}" if self.score else "last score  -"),
+        ]
         if self.warning:
             lines.append(Text(f"warning: {self.warning}", style="yellow"))
         return Group(*lines)

@@ -31,6 +31,8 @@ _POLL_SECONDS = 0.05
 class ActorFleet(Protocol):
     """What the stream needs of the actors; the wiring passes `actors.fleet.Fleet`."""
 
+    restarts: int
+
     def ready(self) -> list[int]: ...
     def collect(self, actor_id: int, weights: ray.ObjectRef, policy_version: int) -> "ray.ObjectRef[Rollout]": ...
     def replace(self, actor_id: int) -> None: ...
@@ -81,7 +83,13 @@ class RolloutStream:
     """Full batches in order. `publish` gives actors new weights, `next_batch` waits for what they made of them."""
 
     def __init__(
-        self, config: Config, fleet: ActorFleet, max_policy_lag: int, first_batch: int, num_batches: int, pinned: bool
+        self,
+        config: Config,
+        fleet: ActorFleet,
+        max_policy_lag: int,
+        first_batch: int,
+        num_batches: int,
+        pinned: bool,
     ):
         self.config = config
         self.fleet = fleet

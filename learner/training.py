@@ -1,8 +1,8 @@
 """The training loop: get a batch, update, publish weights, log, checkpoint. Everything else happens elsewhere.
 
-    stream.next_batch --StagedBatch--> learner.update --Weights--> stream.publish
-                                            |-- metrics.jsonl, TensorBoard, progress
-                                            '-- every checkpoint_interval: checkpoint --notice--> evaluator
+stream.next_batch --StagedBatch--> learner.update --Weights--> stream.publish
+                                        |-- metrics.jsonl, TensorBoard, progress
+                                        '-- every checkpoint_interval: checkpoint --notice--> evaluator
 """
 
 import math
@@ -142,6 +142,7 @@ class Training:
             "seconds_publishing": published - trained,
             "seconds_collecting": collect_seconds,
             "actors_alive": self.stream.counters.actors_ready,
+            "actor_restarts": self.stream.fleet.restarts,
             "lost_rollouts": self.stream.counters.lost_rollouts,
             "dropped_for_lag": self.stream.counters.dropped_for_lag,
             "time": time.time(),
@@ -209,4 +210,3 @@ class Training:
                 return None
         self.progress.warn(f"no score of the last checkpoint within {self.config.eval_timeout:.0f} s")
         return None
-

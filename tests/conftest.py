@@ -1,0 +1,68 @@
+"""What several test files share: the real `python -m learner` with settings so small that an update takes a second."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROJECT = Path(__file__).parent.parent
+
+# 2 actors x 2 environments x 16 steps = 64 frames an update.
+TINY = [
+    *("--num-actors", "2", "--envs-per-actor", "2", "--unroll-length", "16", "--num-minibatches", "2"),
+    *("--update-epochs", "1", "--num-levels", "2", "--checkpoint-interval", "2"),
+]
+TINY_BATCH = 64
+
+
+@pytest.fixture(scope="session")
+def tiny() -> list[str]:
+    """Flags of a run whose updates have 64 frames."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def start_learner() -> Callable[..., subprocess.Popen[str]]:
+    """Starts `python -m learner ARGS` in the project's root and returns the process."""
+
+    def start(*args: object, **environment: str) -> subprocess.Popen[str]:
+        import os
+
+        return subprocess.Popen(
+            [sys.executable, "-m", "learner", *map(str, args)],
+            cwd=PROJECT,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def run_learner(start_learner: Callable[..., subprocess.Popen[str]]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `python -m learner ARGS` to its end."""
+
+    def run(*args: object, timeout: float = 100, **environment: str) -> subprocess.CompletedProcess[str]:
+        process = start_learner(*args, **environment)
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+            pytest.fail(f"the learner did not end within {timeout} s:\n{out}\n{err}")
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def rows() -> Callable[[Path], list[dict[str, Any]]]:
+    """The objects of a JSON-lines file, every line of which must parse."""
+    return lambda path: [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,148 @@
+"""Every wrong input: one clear line on stderr, exit code 2, nothing lost."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from common.checkpoints import save_checkpoint
+from common.config import resolve
+from common.run_directory import RunDirectory
+from learner.__main__ import main
+from learner.ppo import PPOLearner
+
+SMALL = {"num_actors": 1, "envs_per_actor": 2, "unroll_length": 8, "num_minibatches": 2}
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs main in this process and returns its one line; these mistakes are found before Ray starts."""
+
+    def run(*args):
+        try:
+            exit_code = main([str(arg) for arg in args])
+        except SystemExit as end:
+            exit_code = end.code
+        out, err = capsys.readouterr()
+        assert exit_code == 2, (exit_code, out, err)
+        lines = err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("learner: "), err
+        return lines[0]
+
+    return run
+
+
+@pytest.fixture
+def stored_run(tmp_path):
+    """A run directory with two complete checkpoints, versions 0 and 1."""
+    run = RunDirectory(tmp_path / "stored")
+    config = resolve("lab", SMALL)
+    run.create()
+    run.write_config(config, {})
+    learner = PPOLearner(config, torch.device("cpu"), num_threads=1)
+    for version in (0, 1):
+        save_checkpoint(run.checkpoints, config, version, 16 * version, learner.weights(), learner.state_dict())
+    return run
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--env-name", "coinrum"], "did you mean 'coinrun'?"),
+        (["--distribution-mode", "esay"], "did you mean 'easy'?"),
+        (["--mode", "synk"], "did you mean 'sync'?"),
+        (["--preset", "labs"], "did you mean 'lab'?"),
+        (["--num-actors", "0"], "--num-actors 0 must be at least 1"),
+        (["--num-actors", "-3"], "--num-actors -3 must be at least 1"),
+        (["--envs-per-actor", "-1"], "--envs-per-actor -1 must be at least 1"),
+        (["--total-frames", "0"], "--total-frames 0 must be at least 1"),
+        (["--eval-episodes-per-level", "-1"], "--eval-episodes-per-level -1 must be at least 1"),
+        (["--checkpoint-interval", "0"], "--checkpoint-interval 0 must be at least 1"),
+        (["--num-actors", "3"], "--num-actors 3 does not divide the 64 environments"),
+        (["--num-minibatches", "7"], "--num-minibatches 7 does not divide the batch of 16384 frames"),
+        (["--gamma", "1.5"], "--gamma 1.5 must be between 0 and 1"),
+        (["--num-actors", "many"], "invalid whole number value: 'many'"),
+        (["--learning-rate", "nan"], "--learning-rate nan must be more than 0"),
+        (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_would_do(refused, tmp_path, args, said):
+    run_dir = tmp_path / "run"
+    assert said in refused("--run-dir", run_dir, *args)
+    assert not run_dir.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_cuda_without_a_gpu(refused, tmp_path):
+    assert "--device cuda: torch finds no CUDA GPU here" in refused("--run-dir", tmp_path / "run", "--device", "cuda")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_that_holds_a_run_is_not_touched(refused, stored_run):
+    before = {path: path.read_bytes() for path in stored_run.path.rglob("*") if path.is_file()}
+    assert f"already holds a run; continue it with --resume {stored_run.path}" in refused("--run-dir", stored_run.path)
+    assert {path: path.read_bytes() for path in stored_run.path.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_directory_that_cannot_be_made(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "is no directory we may write to" in refused("--run-dir", tmp_path / "file" / "run")
+
+
+def test_resuming_what_is_no_run(refused, tmp_path):
+    assert "holds no run" in refused("--resume", tmp_path / "nowhere")
+
+
+def test_resuming_with_contradicting_settings_lists_them(refused, stored_run):
+    line = refused("--resume", stored_run.path, "--gamma", "0.9", "--env-name", "maze", "--preset", "easy")
+    assert "--gamma (run has 0.999, asked for 0.9)" in line
+    assert "--env-name (run has coinrun, asked for maze)" in line
+    assert "--preset (run has lab, asked for easy)" in line
+
+
+def test_resuming_with_another_number_of_environments(refused, stored_run):
+    assert "run has 2 environments, asked for 8" in refused(
+        "--resume", stored_run.path, "--num-actors", "2", "--envs-per-actor", "4"
+    )
+
+
+def test_resuming_without_checkpoints(refused, stored_run):
+    shutil.rmtree(stored_run.checkpoints)
+    assert "there is no complete checkpoint" in refused("--resume", stored_run.path)
+
+
+def test_resuming_when_every_checkpoint_is_broken_names_the_files(stored_run, capsys):
+    damaged = [stored_run.checkpoints / name / "learner.pt" for name in ("00000000", "00000001")]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:100])
+    assert main(["--resume", str(stored_run.path)]) == 2
+    err = capsys.readouterr().err
+    assert all(str(path) in err for path in damaged) and "there is no complete checkpoint" in err
+
+
+def test_a_config_of_another_version_is_named(refused, stored_run):
+    stored = json.loads(stored_run.config.read_text())
+    del stored["settings"]["gamma"]
+    stored_run.config.write_text(json.dumps(stored))
+    assert "was written by another version of heldout (['gamma'])" in refused("--resume", stored_run.path)
+
+
+def test_no_cluster_at_the_address_within_the_deadline(refused, tmp_path):
+    line = refused("--run-dir", tmp_path / "run", "--address", "127.0.0.1:1", "--cluster-timeout", "1")
+    assert "no Ray cluster answers at --address 127.0.0.1:1 within 1 s" in line
+
+
+def test_an_address_that_is_none(refused, tmp_path):
+    assert "neither auto nor HOST:PORT" in refused("--run-dir", tmp_path / "run", "--address", "somewhere")
+
+
+def test_address_auto_without_a_cluster(refused, tmp_path):
+    assert "no Ray cluster" in refused("--run-dir", tmp_path / "run", "--address", "auto")
+
+
+def test_shared_memory_too_small_for_the_rollouts_in_flight(refused, tmp_path):
+    # 64 environments x 2^21 steps x 12 kB: more than any machine's shared memory
+    line = refused("--run-dir", tmp_path / "run", "--unroll-length", 2**21)
+    assert "/dev/shm has " in line and "the rollouts in flight need " in line
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,88 @@
+"""A cluster of two raylets on this host, started outside the learner, with one CPU each."""
+
+import signal
+import time
+
+import psutil
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+OBJECT_STORE = 200 << 20
+
+
+@pytest.fixture(scope="module")
+def two_nodes():
+    cluster = Cluster(
+        initialize_head=True,
+        connect=True,
+        head_node_args={"num_cpus": 1, "object_store_memory": OBJECT_STORE, "include_dashboard": False},
+    )
+    cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE)
+    cluster.wait_for_nodes()
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def free_cpus_per_node() -> list[float]:
+    from ray._private.state import available_resources_per_node
+
+    return sorted(resources.get("CPU", 0.0) for resources in available_resources_per_node().values())
+
+
+def wait_for(condition, process, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.1)
+
+
+def test_actors_work_on_both_nodes_and_a_killed_one_is_replaced(two_nodes, start_learner, tiny, tmp_path, rows):
+    run_dir = tmp_path / "run"
+    process = start_learner(
+        *tiny, "--run-dir", run_dir, "--address", two_nodes.address, "--no-evaluator", "--total-frames", 10**9
+    )
+    metrics = run_dir / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 2, process)
+    assert free_cpus_per_node() == [0.0, 0.0]
+
+    # This cluster's processes descend from this one: no other actor on the machine is touched.
+    family = psutil.Process().children(recursive=True)
+    actors = [p for p in family if p.is_running() and "RemoteRolloutActor" in " ".join(p.cmdline())]
+    assert len(actors) == 2
+    before = len(metrics.read_text().splitlines())
+    actors[0].kill()
+    wait_for(lambda: rows(metrics)[-1]["actor_restarts"] == 1 and rows(metrics)[-1]["actors_alive"] == 2, process)
+    wait_for(lambda: len(metrics.read_text().splitlines()) > before + 3, process)
+
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, out + err
+    frames = [row["frames"] for row in rows(metrics)]
+    assert frames == [64 * (n + 1) for n in range(len(frames))]
+    assert rows(metrics)[-1]["lost_rollouts"] >= 1
+    # the cluster is not ours to stop
+    assert len([node for node in ray.nodes() if node["Alive"]]) == 2
+
+
+def test_a_cluster_too_small_for_all_actors_trains_with_those_placed(two_nodes, run_learner, tmp_path, rows):
+    result = run_learner(
+        *("--run-dir", tmp_path / "run", "--address", two_nodes.address, "--no-evaluator"),
+        *("--num-actors", 4, "--envs-per-actor", 1, "--unroll-length", 16, "--num-minibatches", 2),
+        *("--update-epochs", 1, "--total-frames", 128, "--cluster-timeout", 30),
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "2 of 4 actors placed, 2 missing" in result.stdout
+    metrics = rows(tmp_path / "run" / "metrics.jsonl")
+    assert [row["frames"] for row in metrics] == [64, 128]
+    assert all(row["actors_alive"] == 2 and row["policy_lag"] == 0 for row in metrics)
+
+
+def test_an_object_store_too_small_is_refused_with_the_number_needed(two_nodes, run_learner, tmp_path):
+    result = run_learner("--run-dir", tmp_path / "run", "--address", two_nodes.address, "--unroll-length", 1024)
+    assert result.returncode == 2
+    assert "the cluster's object store has 400 MiB, the rollouts in flight need" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
