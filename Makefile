@@ -1,0 +1,42 @@
+# Every target but help and clean sets up .venv first; that is silent and quick when nothing changed.
+#   PYTHON=...  the Python (3.10 or 3.11) to make .venv with
+#   ARGS="..."  what follows the command of train, evaluate and test
+
+PYTHON ?=
+ARGS ?=
+python := .venv/bin/python
+packages := actors common evaluator learner
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup train evaluate test lint check format clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
+
+setup: ## make .venv, install everything pinned, step one Procgen environment
+	@PYTHON='$(PYTHON)' bash tools/setup.sh
+
+train: setup ## train: make train ARGS="--total-frames 200000"
+	@exec $(python) -m learner $(ARGS)
+
+evaluate: setup ## score a checkpoint or a run: make evaluate ARGS="RUN_DIR"
+	@exec $(python) -m evaluator $(ARGS)
+
+test: setup ## run the tests
+	@exec $(python) -m pytest $(ARGS)
+
+lint: setup ## ruff (lint and format) and mypy, changing nothing
+	@$(python) -m ruff check --quiet
+	@$(python) -m ruff format --check --quiet || { echo "some files are not formatted; run: make format" >&2; exit 1; }
+	@$(python) -m mypy --no-error-summary $(packages)
+
+check: lint test ## what CI runs: lint, then the tests
+
+format: setup ## rewrite the code as ruff formats it
+	@$(python) -m ruff check --quiet --fix-only
+	@$(python) -m ruff format
+
+clean: ## remove .venv and caches; runs/ stays
+	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	@find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +

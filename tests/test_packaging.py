@@ -1,0 +1,136 @@
+"""What is built and installed is what is in the repository, and every dependency is pinned."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = {"actors", "common", "evaluator", "learner"}
+PINNED_BY_TORCH = re.compile(r"nvidia-.*|cuda-.*|triton")  # torch names the versions of its CUDA packages
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """Standard output of a command that must succeed, run without the paths that this test process adds."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, f"{command} exited with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy of our directories with the pinned setuptools of this environment."""
+    tree = tmp_path_factory.mktemp("build") / "tree"
+    tree.mkdir()
+    for name in ["pyproject.toml", "README.md", "LICENSE"]:
+        shutil.copy(ROOT / name, tree)
+    for name in [*PACKAGES, "tests", "benchmarks"]:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    pip_wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"]
+    run(*pip_wheel, "--no-build-isolation", "--wheel-dir", tree.parent, tree, cwd=tree.parent)
+    (built,) = tree.parent.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def clean_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a new environment with the wheel in it.
+
+    Its dependencies come from this environment, by a .pth file. Python does not follow the .pth files of a
+    folder that it was led to like this, so the editable install of the repository stays out of reach.
+    """
+    environment = tmp_path_factory.mktemp("clean") / "venv"
+    run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=environment.parent)
+    python = environment / "bin" / "python"
+    pip_install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
+    run(*pip_install, "--no-deps", "--no-index", wheel, cwd=environment.parent)
+    (site_packages,) = environment.glob("lib/python*/site-packages")
+    paths = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    (site_packages / "dependencies.pth").write_text("\n".join(paths) + "\n")
+    return python
+
+
+def test_the_wheel_holds_our_four_packages_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        files = {name for name in archive.namelist() if ".dist-info/" not in name}
+    sources = [path for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
+    assert files == {path.relative_to(ROOT).as_posix() for path in sources}
+    assert wheel.name == "heldout-0.1.0-py3-none-any.whl"
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_an_installed_package_comes_from_the_wheel(package: str, clean_python: Path) -> None:
+    code = f"import {package}; print({package}.__file__)"
+    imported = Path(run(clean_python, "-c", code, cwd=Path("/")).strip())
+    assert imported.is_relative_to(clean_python.parents[1])
+
+
+@pytest.mark.parametrize(
+    ("package", "flags"),
+    [
+        ("learner", ["--preset", "--run-dir", "--resume", "--total-frames", "--num-actors", "--address"]),
+        ("evaluator", ["--eval-episodes-per-level"]),
+    ],
+)
+def test_the_installed_program_shows_its_help_from_another_directory(
+    package: str, flags: list[str], clean_python: Path
+) -> None:
+    shown = run(clean_python, "-m", package, "--help", cwd=Path("/"))
+    assert [flag for flag in flags if flag not in shown] == []
+
+
+def pins() -> dict[str, str]:
+    """Exact version by canonical name: pyproject.toml's (as installed) and constraints.txt's."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines() + (distribution("heldout").requires or [])
+    pinned = {}
+    for line in lines:
+        if not line or line.startswith("#"):
+            continue
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": "dev"}):
+            continue
+        (specifier,) = requirement.specifier  # one, and exact: a dependency without a pin fails here
+        assert specifier.operator == "==", line
+        assert canonicalize_name(requirement.name) not in pinned, f"{requirement.name} is pinned twice"
+        pinned[canonicalize_name(requirement.name)] = specifier.version
+    return pinned
+
+
+def installed_dependencies() -> dict[str, str]:
+    """Version by canonical name of everything that heldout[dev] needs here, directly or not."""
+    found: dict[str, str] = {}
+    waiting = [("heldout", {"dev"})]
+    while waiting:
+        name, extras = waiting.pop()
+        for line in distribution(name).requires or []:
+            requirement = Requirement(line)
+            marker, key = requirement.marker, canonicalize_name(requirement.name)
+            if marker is not None and not any(marker.evaluate({"extra": extra}) for extra in extras | {""}):
+                continue
+            if key in found or PINNED_BY_TORCH.fullmatch(key):
+                continue
+            found[key] = distribution(requirement.name).version.split("+")[0]  # without torch's +cpu
+            waiting.append((requirement.name, requirement.extras))
+    return found
+
+
+def test_everything_installed_for_the_project_is_pinned_and_at_its_pin() -> None:
+    installed = installed_dependencies()
+    assert {"torch", "ray", "numpy", "pytest"} <= set(installed)
+    pinned = pins()
+    assert {name: pinned.get(name) for name in installed} == installed
+
+
+def test_nothing_is_pinned_that_the_project_does_not_need() -> None:
+    assert sorted(set(pins()) - set(installed_dependencies())) == []

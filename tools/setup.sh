@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Makes .venv, installs everything pinned and steps one Procgen environment (`make setup`).
+# PYTHON names the interpreter to use. Silent when nothing changed. Interrupted, it is simply run again.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+libraries="libgl1 libglib2.0-0"
+say() { printf 'setup: %s\n' "$*"; }
+fail() {
+  printf 'setup: %s\n' "$*" >&2
+  exit 1
+}
+version() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
+supported() { [ "$1" = 3.10 ] || [ "$1" = 3.11 ]; }
+
+# One set-up at a time in this directory: a second one waits, then finds nothing left to do.
+if command -v flock >/dev/null; then
+  exec 9<tools/setup.sh
+  flock 9
+fi
+
+# Nothing to do? The stamp holds what .venv was made from: this directory (the editable install and the programs
+# in .venv/bin point at it) and the files that say what to install.
+directory=$(pwd -P)
+venv_version=$(version .venv/bin/python || true)
+wanted=$(printf '%s\n' "$directory" "$(cksum pyproject.toml constraints.txt tools/setup.sh tools/check_procgen.py)")
+if [ -n "${PYTHON:-}" ]; then
+  chosen_version=$(version "$PYTHON") || fail "PYTHON=$PYTHON does not run; name a Python 3.10 or 3.11"
+  supported "$chosen_version" || fail "PYTHON=$PYTHON is Python $chosen_version; Heldout needs 3.10 or 3.11"
+else
+  chosen_version=$venv_version
+fi
+if [ -n "$venv_version" ] && [ "$venv_version" = "$chosen_version" ] &&
+  [ "$(cat .venv/.heldout-setup 2>/dev/null)" = "$wanted" ]; then
+  exit 0
+fi
+
+# A .venv that an interrupted set-up left, that came from another directory, or that is of another or a vanished
+# Python, is made anew.
+if [ -e .venv/.heldout-incomplete ] || ! grep -qsF "$directory/.venv/" .venv/bin/pip ||
+  [ "$venv_version" != "$chosen_version" ] || ! supported "$venv_version"; then
+  rm -rf .venv
+fi
+if [ ! -e .venv ]; then
+  for python in ${PYTHON:-python3 python3.11 python3.10}; do
+    venv_version=$(version "$python" || true)
+    if supported "$venv_version"; then break; fi
+  done
+  supported "$venv_version" || fail "no Python 3.10 or 3.11 found; install one (Debian 12: sudo apt-get install -y" \
+    "python3 python3-venv) or name one: make setup PYTHON=/path/to/python3.11"
+  "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+    fail "$python has no venv module; run: sudo apt-get install -y python$venv_version-venv"
+  say "making .venv with Python $venv_version"
+  mkdir .venv
+  touch .venv/.heldout-incomplete
+  "$python" -m venv .venv || {
+    rm -rf .venv
+    fail "$python -m venv .venv failed"
+  }
+fi
+
+say "installing packages (several minutes the first time)"
+touch .venv/.heldout-incomplete
+rm -f .venv/.heldout-setup
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+pip=(.venv/bin/python -m pip install --constraint constraints.txt)
+[ -t 1 ] || pip+=(--quiet)
+# The builder comes first: with it in place nothing is built with a version that is not pinned.
+"${pip[@]}" "$(grep -o 'setuptools==[0-9.]*' pyproject.toml)"
+"${pip[@]}" --no-build-isolation --editable '.[dev]'
+rm .venv/.heldout-incomplete
+
+# Sets missing to the name of the system library that Procgen lacks; nothing when it runs.
+step_procgen() {
+  local status=0
+  missing=$(.venv/bin/python tools/check_procgen.py) || status=$?
+  [ "$status" = 0 ] || [ "$status" = 3 ] || fail "Procgen does not run (above)"
+}
+step_procgen
+if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  say "Procgen needs $missing: installing $libraries"
+  export DEBIAN_FRONTEND=noninteractive
+  install="apt-get install -y -qq --no-install-recommends $libraries"
+  $install >/dev/null 2>&1 || { apt-get update -qq && $install >/dev/null; } || true
+  step_procgen
+fi
+[ -z "$missing" ] || fail "Procgen needs $missing; run: sudo apt-get install -y $libraries"
+
+printf '%s\n' "$wanted" >.venv/.heldout-setup
+say "ready"
