@@ -125,7 +125,7 @@ def load_checkpoint(path: Path, policy_only: bool = False) -> Checkpoint:
         frames=manifest["frames"],
         config=config,
         weights=safetensors.numpy.load(data[POLICY_FILE]),
-        learner_state=None if policy_only else torch.load(io.BytesIO(data[LEARNER_FILE]), weights_only=True),
+        learner_state=None if policy_only else _load_learner_state(data[LEARNER_FILE]),
         policy_sha256=manifest["files"][POLICY_FILE]["sha256"],
     )
 
@@ -161,6 +161,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest.get("policy_version"), int) or not isinstance(manifest.get("files"), dict):
         raise CheckpointError(f"{path} is damaged")
     return manifest
+
+
+def _load_learner_state(data: bytes) -> dict[str, Any]:
+    """weights_only: no code of the file is executed. On the CPU: a GPU's checkpoint resumes anywhere."""
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 def _read_verified(path: Path, expected: dict[str, Any] | None) -> bytes:

@@ -3,11 +3,10 @@
 import os
 import sys
 
-from evaluator.remote import RemoteEvaluator
-
 from actors.fleet import Fleet, FleetError
 from common.config import ConfigError
 from common.process import prepare_process
+from evaluator.remote import RemoteEvaluator
 from learner import cluster, flags
 from learner.cluster import ClusterError
 from learner.ppo import PPOLearner
@@ -21,25 +20,34 @@ from learner.training import RunDirectoryFailed, Training
 def main(argv: list[str] | None = None) -> int:
     """Runs training and returns the exit code."""
     command_line = flags.parse(argv)
-    stop = StopSignals()
-    stop.install()
     try:
         prepared = prepare_run(command_line)
-        where = cluster.connect(prepared.config, command_line.address)
-        stop.install()  # Ray installed handlers of its own
-        try:
-            return train(prepared, stop, where)
-        finally:
-            cluster.disconnect()
+        with StopSignals() as stop:
+            return train_on_cluster(prepared, command_line.address, stop)
     except (ConfigError, ClusterError, FleetError, RunDirectoryFailed) as error:
-        print(f"learner: {error}", file=sys.stderr)
-        return 2
+        return fail(str(error), 2)
+
+
+def train_on_cluster(prepared: PreparedRun, address: str | None, stop: StopSignals) -> int:
+    """Trains on the cluster at `address`, or on an embedded one, and leaves it."""
+    try:
+        where = cluster.connect(prepared.config, address)
+        stop.install()  # Ray installed handlers of its own
+        return train(prepared, stop, where)
     except NoRollouts as error:
-        print(f"learner: {error}; continue with --resume {prepared.run.path}", file=sys.stderr)
-        return 1
+        return fail(f"{error}; continue with --resume {prepared.run.path}", 1)
     except StopRequested as request:
-        print(f"learner: stopped by {request}; continue with --resume {prepared.run.path}", file=sys.stderr)
-        return request.exit_code
+        can_resume = prepared.run.config.exists()
+        after = f"continue with --resume {prepared.run.path}" if can_resume else "training had not begun"
+        return fail(f"stopped by {request}; {after}", request.exit_code)
+    finally:
+        cluster.disconnect()
+
+
+def fail(message: str, exit_code: int) -> int:
+    """Says why in one line on stderr."""
+    print(f"learner: {message}", file=sys.stderr)
+    return exit_code
 
 
 def train(prepared: PreparedRun, stop: StopSignals, where: str) -> int:

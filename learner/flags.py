@@ -36,10 +36,11 @@ def parse(argv: list[str] | None) -> CommandLine:
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="learner",
+        usage="python -m learner [flags]",
         description="Trains a PPO agent on a Procgen game and has it scored on levels it never trained on.",
         epilog="Exit codes: 0 finished, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM (both after a checkpoint).",
         argument_default=argparse.SUPPRESS,
-        formatter_class=argparse.RawTextHelpFormatter,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=110),
         allow_abbrev=False,
     )
     where = parser.add_argument_group("where")

@@ -66,7 +66,7 @@ class Progress:
         if self.live:
             self.live.update(self._display())
         else:
-            self.note(f"evaluation of policy_version {row['policy_version']}: {scores_text(row)}")
+            self.note(f"evaluation of policy_version {row['policy_version']}: {scores_text(row)}{skipped_text(row)}")
 
     def stop(self) -> None:
         """Ends the live display; what it showed last stays on the screen."""
@@ -121,7 +121,7 @@ class Progress:
         lines: list[RenderableType] = [
             head,
             table,
-            Text(f"last score  {scores_text(self.score)}" if self.score else "last score  -"),
+            Text(f"last score  {scores_text(self.score)}{skipped_text(self.score)}" if self.score else "last score  -"),
         ]
         if self.warning:
             lines.append(Text(f"warning: {self.warning}", style="yellow"))
@@ -135,6 +135,11 @@ def scores_text(row: dict[str, Any]) -> str:
         f"train {_score(train)}, held-out {_score(held_out)} "
         f"({train['episodes']} + {held_out['episodes']} episodes, frames {row['frames']:,})"
     )
+
+
+def skipped_text(row: dict[str, Any]) -> str:
+    """How many checkpoints were passed over to score this one, if any."""
+    return f", {row['skipped']} skipped before it" if row.get("skipped") else ""
 
 
 def duration(seconds: float) -> str:

@@ -1,8 +1,10 @@
 """Ctrl-C and SIGTERM become one exception, raised where the training loop says it is safe."""
 
 import signal
-import threading
 from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequested(Exception):
@@ -14,23 +16,31 @@ class StopRequested(Exception):
 
 
 class StopSignals:
-    """Remembers the first SIGINT or SIGTERM; the second one ends the process at once."""
+    """Remembers the first SIGINT or SIGTERM; the second one ends the process at once. A context manager."""
 
     def __init__(self) -> None:
-        self.requested = threading.Event()
-        self.signum = 0
+        self.signum: int | None = None
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        self.previous = {signum: signal.getsignal(signum) for signum in SIGNALS}
+        self.install()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self.previous.items():
+            signal.signal(signum, handler)
 
     def install(self) -> None:
-        """From now on signals are remembered. After `ray.init`, which installs a handler of its own."""
-        signal.signal(signal.SIGINT, self._remember)
-        signal.signal(signal.SIGTERM, self._remember)
+        """From now on signals are remembered. Again after `ray.init`, which installs handlers of its own."""
+        for signum in SIGNALS:
+            signal.signal(signum, self._remember)
 
     def check(self) -> None:
         """Raises StopRequested if a signal came."""
-        if self.requested.is_set():
+        if self.signum is not None:
             raise StopRequested(self.signum)
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
-        self.requested.set()
         signal.signal(signum, signal.SIG_DFL)
