@@ -2,6 +2,7 @@
 
 import signal
 import time
+from functools import partial
 
 import psutil
 import pytest
@@ -39,30 +40,37 @@ def wait_for(condition, process, seconds=90):
         time.sleep(0.1)
 
 
-def test_actors_work_on_both_nodes_and_a_killed_one_is_replaced(two_nodes, start_learner, tiny, tmp_path, rows):
-    run_dir = tmp_path / "run"
+def actor_processes() -> list[psutil.Process]:
+    """This cluster's processes descend from this one: no other actor on the machine is touched."""
+    family = psutil.Process().children(recursive=True)
+    return [p for p in family if p.is_running() and "RemoteRolloutActor" in " ".join(p.cmdline())]
+
+
+def test_actors_work_on_both_nodes_and_dead_and_hung_ones_are_replaced(two_nodes, start_learner, tiny, tmp_path, rows):
+    metrics = tmp_path / "run" / "metrics.jsonl"
     process = start_learner(
-        *tiny, "--run-dir", run_dir, "--address", two_nodes.address, "--no-evaluator", "--total-frames", 10**9
+        *(*tiny, "--run-dir", tmp_path / "run", "--address", two_nodes.address, "--no-evaluator"),
+        *("--total-frames", 10**9, "--actor-timeout", 5),
     )
-    metrics = run_dir / "metrics.jsonl"
-    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 2, process)
+    wait_for(lambda: metrics.exists() and len(rows(metrics)) > 2, process)
     assert free_cpus_per_node() == [0.0, 0.0]
 
-    # This cluster's processes descend from this one: no other actor on the machine is touched.
-    family = psutil.Process().children(recursive=True)
-    actors = [p for p in family if p.is_running() and "RemoteRolloutActor" in " ".join(p.cmdline())]
-    assert len(actors) == 2
-    before = len(metrics.read_text().splitlines())
-    actors[0].kill()
-    wait_for(lambda: rows(metrics)[-1]["actor_restarts"] == 1 and rows(metrics)[-1]["actors_alive"] == 2, process)
-    wait_for(lambda: len(metrics.read_text().splitlines()) > before + 3, process)
+    def goes_on_with_both(restarts: int, rows_before: int) -> bool:
+        newest = rows(metrics)[-1]
+        recovered = newest["actor_restarts"] == restarts and newest["actors_alive"] == 2
+        return recovered and len(rows(metrics)) > rows_before + 3
+
+    for restarts, signum in ((1, signal.SIGKILL), (2, signal.SIGSTOP)):
+        actor_processes()[0].send_signal(signum)
+        wait_for(partial(goes_on_with_both, restarts, len(rows(metrics))), process)
+    assert len(actor_processes()) == 2
 
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 143, out + err
     frames = [row["frames"] for row in rows(metrics)]
     assert frames == [64 * (n + 1) for n in range(len(frames))]
-    assert rows(metrics)[-1]["lost_rollouts"] >= 1
+    assert rows(metrics)[-1]["lost_rollouts"] >= 2
     # the cluster is not ours to stop
     assert len([node for node in ray.nodes() if node["Alive"]]) == 2
 
