@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -71,7 +72,7 @@ def save_checkpoint(
     buffer = io.BytesIO()
     torch.save(learner_state, buffer)
     files = {POLICY_FILE: safetensors.numpy.save(weights), LEARNER_FILE: buffer.getvalue()}
-    manifest = {
+    manifest: dict[str, Any] = {
         "format": FORMAT,
         "policy_version": policy_version,
         "frames": frames,
@@ -80,6 +81,7 @@ def save_checkpoint(
             name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
         },
     }
+    manifest["sha256"] = manifest_sha256(manifest)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
@@ -114,7 +116,7 @@ def load_checkpoint(path: Path, policy_only: bool = False) -> Checkpoint:
     """
     manifest = _read_manifest(path / MANIFEST_FILE)
     names = [POLICY_FILE] if policy_only else [POLICY_FILE, LEARNER_FILE]
-    data = {name: _read_verified(path / name, manifest["files"].get(name)) for name in names}
+    data = {name: _read_verified(path / name, manifest["files"][name]) for name in names}
     try:
         config = config_from_dict(manifest["settings"], str(path / MANIFEST_FILE))
     except ConfigError as error:
@@ -124,8 +126,8 @@ def load_checkpoint(path: Path, policy_only: bool = False) -> Checkpoint:
         policy_version=manifest["policy_version"],
         frames=manifest["frames"],
         config=config,
-        weights=safetensors.numpy.load(data[POLICY_FILE]),
-        learner_state=None if policy_only else _load_learner_state(data[LEARNER_FILE]),
+        weights=_parse(path / POLICY_FILE, safetensors.numpy.load, data[POLICY_FILE]),
+        learner_state=None if policy_only else _parse(path / LEARNER_FILE, _load_learner_state, data[LEARNER_FILE]),
         policy_sha256=manifest["files"][POLICY_FILE]["sha256"],
     )
 
@@ -158,9 +160,31 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no manifest of format {FORMAT}")
-    if not isinstance(manifest.get("policy_version"), int) or not isinstance(manifest.get("files"), dict):
-        raise CheckpointError(f"{path} is damaged")
+    if manifest.get("sha256") != manifest_sha256(manifest):
+        raise CheckpointError(f"{path} is damaged: its sha256 differs from its contents'")
     return manifest
+
+
+def manifest_sha256(manifest: dict[str, Any]) -> str:
+    """Of everything in the manifest but this hash itself, in canonical JSON."""
+    contents = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
+
+
+def _parse(path: Path, parser: Callable[[bytes], dict[str, Any]], data: bytes) -> dict[str, Any]:
+    """Whatever a parser makes of bytes that were not ours: an error of this checkpoint, never of the run."""
+    try:
+        return parser(data)
+    except (
+        safetensors.SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        LookupError,
+    ) as error:
+        reason = str(error).strip().splitlines()
+        raise CheckpointError(f"{path} cannot be loaded: {reason[0] if reason else type(error).__name__}") from error
 
 
 def _load_learner_state(data: bytes) -> dict[str, Any]:
@@ -168,9 +192,7 @@ def _load_learner_state(data: bytes) -> dict[str, Any]:
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
-def _read_verified(path: Path, expected: dict[str, Any] | None) -> bytes:
-    if expected is None:
-        raise CheckpointError(f"{path} is not in the manifest")
+def _read_verified(path: Path, expected: dict[str, Any]) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -104,7 +104,10 @@ class Config:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _check_choice(flag(field.name), getattr(self, field.name), field.metadata["choices"])
+            value, kinds = getattr(self, field.name), (float, int) if field.type is float else (field.type,)
+            if type(value) not in kinds:
+                raise ConfigError(f"{flag(field.name)} {value!r} is no {getattr(field.type, '__name__', field.type)}")
+            _check_choice(flag(field.name), value, field.metadata["choices"])
         _check_choice("--env-name", self.env_name, tuple(GAMES))
         _check_choice("--distribution-mode", self.distribution_mode, DISTRIBUTION_MODES)
         for name in _AT_LEAST_ONE:
@@ -121,6 +124,12 @@ class Config:
             raise ConfigError(
                 f"--start-level {self.start_level} and --num-levels {self.num_levels} pass Procgen's last level "
                 f"{MAX_LEVEL_SEED - 1}"
+            )
+        next_level = self.start_level + self.num_levels
+        if self.held_out == "next" and next_level + self.held_out_levels > MAX_LEVEL_SEED:
+            raise ConfigError(
+                f"--held-out next: {self.held_out_levels} levels from {next_level} on pass Procgen's last level "
+                f"{MAX_LEVEL_SEED - 1}; give fewer --held-out-levels or --held-out sample"
             )
         if self.num_levels == 0 and self.held_out == "next":
             raise ConfigError("--num-levels 0 trains on every level, none comes next; give --held-out sample")
@@ -252,6 +261,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 PRESET_NUM_ENVS = {"lab": 64, "easy": 64, "hard": 256}
 SAMPLED_HELD_OUT_LEVELS = 200
+MAX_DEFAULT_ACTORS = 16
 
 
 def flag(name: str) -> str:
@@ -275,25 +285,31 @@ def resolve(preset: str, given: Mapping[str, Any], available_cores: int | None =
     if "held_out_levels" not in given:
         sampled = values["held_out"] == "sample"
         values["held_out_levels"] = SAMPLED_HELD_OUT_LEVELS if sampled else max(1, values["num_levels"])
-    num_envs = PRESET_NUM_ENVS[preset]
-    if "num_actors" not in given:
-        cores = available_cores or len(os.sched_getaffinity(0))
-        values["num_actors"] = (
-            max(n for n in range(1, min(cores, 16) + 1) if num_envs % n == 0)
-            if "envs_per_actor" not in given
-            else max(1, num_envs // max(1, values["envs_per_actor"]))
-        )
-    if "envs_per_actor" not in given:
-        num_actors = values["num_actors"]
-        if num_actors < 1:
-            raise ConfigError(f"--num-actors {num_actors} must be at least 1")
-        if num_envs % num_actors:
-            raise ConfigError(
-                f"--num-actors {num_actors} does not divide the {num_envs} environments of preset {preset}; "
-                "give --envs-per-actor too, or a number that does"
-            )
-        values["envs_per_actor"] = num_envs // num_actors
+    values |= _split_of_environments(PRESET_NUM_ENVS[preset], preset, given, available_cores)
     return Config(**values)
+
+
+def _split_of_environments(
+    num_envs: int, preset: str, given: Mapping[str, Any], available_cores: int | None
+) -> dict[str, int]:
+    """num_actors and envs_per_actor: as given, or so that they share the preset's environments."""
+    names = ("num_actors", "envs_per_actor")
+    chosen = {name: given[name] for name in names if name in given}
+    if len(chosen) == 2:
+        return chosen
+    if not chosen:
+        cores = available_cores or len(os.sched_getaffinity(0))
+        chosen["num_actors"] = max(n for n in range(1, min(cores, MAX_DEFAULT_ACTORS) + 1) if num_envs % n == 0)
+    ((name, number),) = chosen.items()
+    if number < 1:
+        raise ConfigError(f"{flag(name)} {number} must be at least 1")
+    other = names[1 - names.index(name)]
+    if num_envs % number:
+        raise ConfigError(
+            f"{flag(name)} {number} does not divide the {num_envs} environments of preset {preset}; "
+            f"give {flag(other)} too, or a number that does"
+        )
+    return {name: number, other: num_envs // number}
 
 
 def contradictions(stored: Config, requested: Config, given: Mapping[str, Any]) -> list[str]:

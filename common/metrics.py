@@ -57,6 +57,8 @@ def _finite(value: Any) -> Any:
     """JSON has no NaN: what is not a number becomes null."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

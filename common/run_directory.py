@@ -50,7 +50,11 @@ class RunDirectory:
 
     def require_unused(self) -> None:
         """Raises ConfigError if there is a run here, or no directory can be made."""
-        if self.config.exists() or self.checkpoints.exists() or self.metrics.exists():
+        try:
+            holds_run = self.config.exists() or self.checkpoints.exists() or self.metrics.exists()
+        except OSError as error:
+            raise ConfigError(f"--run-dir {self.path} cannot be made: {error.strerror}") from error
+        if holds_run:
             raise ConfigError(f"--run-dir {self.path} already holds a run; continue it with --resume {self.path}")
         existing = next(path for path in (self.path, *self.path.parents) if path.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):

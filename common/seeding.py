@@ -11,5 +11,6 @@ def derive_seed(seed: int, role: str, *index: int) -> int:
     Equal arguments give equal seeds; any difference gives an unrelated one (numpy's SeedSequence hashing).
     31 bits because Procgen's rand_seed is a signed int.
     """
-    entropy = [seed, zlib.crc32(role.encode()), *index]
+    # The number of indices is part of it: SeedSequence cannot tell [1] from [1, 0].
+    entropy = [seed, zlib.crc32(role.encode()), len(index), *index]
     return int(np.random.SeedSequence(entropy).generate_state(1)[0]) & 0x7FFFFFFF

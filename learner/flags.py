@@ -78,7 +78,7 @@ def whole_number(text: str) -> int:
         return int(text)
     except ValueError:
         number = float(text)
-        if number != int(number):
+        if not number.is_integer():  # nan and inf are none either
             raise
         return int(number)
 

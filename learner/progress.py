@@ -27,6 +27,7 @@ class Progress:
     console: Console = field(init=False)
     live: Live | None = field(init=False, default=None)
     times: deque[tuple[float, int]] = field(init=False)
+    started: float = field(init=False, default=0.0)
     score: dict[str, Any] | None = field(init=False, default=None)
     warning: str | None = field(init=False, default=None)
     row: dict[str, Any] | None = field(init=False, default=None)
@@ -37,9 +38,10 @@ class Progress:
 
     def start(self, frames: int) -> None:
         """Begins to measure speed from `frames`, and the live display where there is a terminal."""
-        self.times.append((time.monotonic(), frames))
+        self.started = time.monotonic()
+        self.times.append((self.started, frames))
         if self.console.is_terminal:
-            self.live = Live(self._display(), console=self.console, refresh_per_second=4)
+            self.live = Live(get_renderable=self._display, console=self.console, refresh_per_second=2)
             self.live.start()
 
     def note(self, text: str) -> None:
@@ -55,17 +57,13 @@ class Progress:
         """Shows the metrics of one completed update."""
         self.row = row
         self.times.append((time.monotonic(), row["frames"]))
-        if self.live:
-            self.live.update(self._display())
-        else:
+        if not self.live:
             self.note(self._line())
 
     def evaluated(self, row: dict[str, Any]) -> None:
         """Shows a new score."""
         self.score = row
-        if self.live:
-            self.live.update(self._display())
-        else:
+        if not self.live:
             self.note(f"evaluation of policy_version {row['policy_version']}: {scores_text(row)}{skipped_text(row)}")
 
     def stop(self) -> None:
@@ -103,7 +101,7 @@ class Progress:
         head.add_row(
             Text(f"{config.env_name} {config.distribution_mode}", style="bold"),
             ProgressBar(total=total, completed=frames, width=40),
-            f"{frames:,} of {total:,} frames",
+            f"{frames:,} of {total:,} frames, {duration(time.monotonic() - self.started)}",
         )
         table = Table.grid(padding=(0, 2))
         for _ in range(3):
