@@ -139,6 +139,9 @@ class Config:
                 f"({self.num_actors} actors x {self.envs_per_actor} environments x {self.unroll_length} steps)"
             )
 
+        if self.minibatch_size < 2:
+            raise ConfigError(f"--num-minibatches {self.num_minibatches} leaves minibatches of 1 frame: no deviation")
+
     def _require(self, name: str, holds: bool, condition: str) -> None:
         if not holds:
             raise ConfigError(f"{flag(name)} {getattr(self, name)} must be {condition}")
@@ -329,6 +332,6 @@ def contradictions(stored: Config, requested: Config, given: Mapping[str, Any]) 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if not choices or value in choices:
         return
-    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.7)
     hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(choices)}"
     raise ConfigError(f"{name} {value!r} is unknown; {hint}")

@@ -100,6 +100,8 @@ def train(prepared: PreparedRun, stop: StopSignals, where: str) -> int:
             evaluator.stop()
     if score is not None:
         progress.note(f"final score: {scores_text(score)}")
+    if (advice := training.advice()) is not None:
+        progress.note(advice)
     progress.note(f"results in {run.path}")
     progress.note(f"curves: tensorboard --logdir {run.tensorboard}")
     return 0

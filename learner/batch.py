@@ -1,6 +1,6 @@
 """One update's data: rollouts staged side by side, then seen as a flat batch on the device."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from common.config import Config
 from common.games import OBSERVATION_SHAPE
 from common.messages import Rollout
 from learner.gae import generalized_advantages
-from learner.reward_transform import RewardTransform
+from learner.reward_transform import RewardTransform, Wave
 
 
 class StagedBatch:
@@ -36,8 +36,14 @@ class StagedBatch:
         self.values = filled(float("nan"), *shape)
         self.bootstrap_value = filled(float("nan"), config.num_envs)
         self.sources: dict[int, RolloutSource] = {}
+        self.staging_seconds = 0.0
 
-    def stage(self, slot: int, rollout: Rollout) -> None:
+    def clear(self) -> None:
+        """Forgets where the last contents came from; the memory is used again."""
+        self.sources.clear()
+        self.staging_seconds = 0.0
+
+    def stage(self, slot: int, rollout: Rollout, transfer_seconds: float = 0.0) -> None:
         """Copies one rollout into its columns; nothing of it is referenced afterwards."""
         columns = slice(slot * self.envs_per_rollout, (slot + 1) * self.envs_per_rollout)
         for target, source in (
@@ -56,7 +62,24 @@ class StagedBatch:
             episode_returns=rollout.episodes.returns.copy(),
             episode_lengths=rollout.episodes.lengths.copy(),
             collect_seconds=rollout.seconds,
+            transfer_seconds=transfer_seconds,
         )
+
+    def waves(self) -> list[Wave]:
+        """Columns by environment: first every actor's first rollout, then the second ones, each in order of slots."""
+        by_wave: list[dict[int, int]] = []
+        for slot, source in self.sources.items():  # in order of arrival
+            wave = next((wave for wave in by_wave if source.actor_id not in wave.values()), None)
+            if wave is None:
+                by_wave.append(wave := {})
+            wave[slot] = source.actor_id
+        return [
+            (self._environments(sorted(wave)), self._environments([wave[s] for s in sorted(wave)])) for wave in by_wave
+        ]
+
+    def _environments(self, blocks: Sequence[int]) -> np.ndarray:
+        """int64 indices of blocks of `envs_per_rollout`: of columns, if blocks are slots, or of environments."""
+        return np.concatenate([np.arange(self.envs_per_rollout) + block * self.envs_per_rollout for block in blocks])
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +91,7 @@ class RolloutSource:
     episode_returns: np.ndarray
     episode_lengths: np.ndarray
     collect_seconds: float
+    transfer_seconds: float  # asked for until delivered, without collecting: queues, network, object store
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +113,8 @@ class TrainingBatch:
         staged: StagedBatch, reward_transform: RewardTransform, config: Config, device: torch.device
     ) -> "TrainingBatch":
         """Moves a full staged batch to `device` and computes advantages there."""
-        rewards = torch.from_numpy(reward_transform(staged.rewards.numpy(), staged.dones.numpy()))
+        raw_rewards, dones = staged.rewards.numpy(), staged.dones.numpy()
+        rewards = torch.from_numpy(reward_transform(raw_rewards, dones, staged.waves() or None))
         observations, actions, log_probs, values, dones_there, bootstrap_value, rewards = _to_device(
             (
                 staged.observations,

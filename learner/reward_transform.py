@@ -1,8 +1,13 @@
 """The reward that PPO is given, from raw reward."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+# (columns of a batch, the environments whose steps they are), int arrays of equal length. An actor that collected
+# several rollouts of one batch has one in each of several waves, in order of time.
+Wave = tuple[np.ndarray, np.ndarray]
 
 CLIP = 10.0
 EPSILON = 1e-8
@@ -22,18 +27,24 @@ class RewardTransform:
         # As in baselines: starts as if it had seen a ten-thousandth of a sample of variance 1.
         self.mean, self.variance, self.count = 0.0, 1.0, 1e-4
 
-    def __call__(self, rewards: np.ndarray, dones: np.ndarray) -> np.ndarray:
-        """Raw float32 rewards and bool dones `[T, B]` to float32 rewards `[T, B]`."""
+    def __call__(self, rewards: np.ndarray, dones: np.ndarray, waves: Sequence[Wave] | None = None) -> np.ndarray:
+        """Raw float32 rewards and bool dones `[T, B]` to float32 rewards `[T, B]`.
+
+        `waves` say whose steps the columns are; None: column i is environment i.
+        """
         if self.kind == "sign":
             return np.sign(rewards)
         if self.kind == "raw":
             return rewards
         transformed = np.empty_like(rewards)
-        for t in range(len(rewards)):
-            self.discounted_return = self.discounted_return * self.gamma + rewards[t]
-            self._observe(self.discounted_return)
-            transformed[t] = np.clip(rewards[t] / np.sqrt(self.variance + EPSILON), -CLIP, CLIP)
-            self.discounted_return[dones[t]] = 0.0
+        for columns, environments in waves or [(np.arange(rewards.shape[1]),) * 2]:
+            running = self.discounted_return[environments]
+            for t in range(len(rewards)):
+                running = running * self.gamma + rewards[t, columns]
+                self._observe(running)
+                transformed[t, columns] = np.clip(rewards[t, columns] / np.sqrt(self.variance + EPSILON), -CLIP, CLIP)
+                running[dones[t, columns]] = 0.0
+            self.discounted_return[environments] = running
         return transformed
 
     def _observe(self, sample: np.ndarray) -> None:

@@ -60,6 +60,7 @@ class Request:
     batch: FillingBatch
     slot: int
     policy_version: int
+    issued: float
     deadline: float
 
 
@@ -191,8 +192,9 @@ class RolloutStream:
             slot = actor_id if actor_id in batch.unassigned else min(batch.unassigned)
             batch.unassigned.remove(slot)
             reference = self.fleet.collect(actor_id, weights, version)
-            deadline = time.monotonic() + self.config.actor_timeout
-            self._in_flight[reference] = Request(actor_id, batch, slot, version, deadline)
+            now = time.monotonic()
+            deadline = now + self.config.actor_timeout
+            self._in_flight[reference] = Request(actor_id, batch, slot, version, now, deadline)
 
     def _batch_with_room(self) -> FillingBatch | None:
         for batch in self._filling:
@@ -203,7 +205,9 @@ class RolloutStream:
         if number > self._last_batch or published.version < number - self.max_policy_lag or not published.free_buffers:
             return None
         slots = set(range(self.config.num_actors))
-        self._filling.append(FillingBatch(number, published.free_buffers.popleft(), slots, set(slots)))
+        staged = published.free_buffers.popleft()
+        staged.clear()
+        self._filling.append(FillingBatch(number, staged, slots, set(slots)))
         self._next_number += 1
         return self._filling[-1]
 
@@ -245,7 +249,9 @@ class RolloutStream:
 
     def _stage(self, request: Request, rollout: Rollout) -> None:
         batch = request.batch
-        batch.staged.stage(request.slot, rollout)
+        started = time.monotonic()
+        batch.staged.stage(request.slot, rollout, transfer_seconds=started - request.issued - rollout.seconds)
+        batch.staged.staging_seconds += time.monotonic() - started
         batch.unfilled.remove(request.slot)
         with self._changed:
             while self._filling and not self._filling[0].unfilled:

@@ -20,6 +20,7 @@ from common.config import Config
 from common.messages import CheckpointNotice
 from common.metrics import append_jsonl
 from common.run_directory import RunDirectory
+from learner.advice import UpdateTimes, advice
 from learner.batch import StagedBatch
 from learner.ppo import PPOLearner
 from learner.progress import Progress
@@ -78,6 +79,7 @@ class Training:
     progress: Progress
     stop: StopSignals
     episodes: EpisodeAverages = field(default_factory=EpisodeAverages)
+    times: list[UpdateTimes] = field(default_factory=list)
     last_scored: int = -1
     last_checkpoint: int = -1
 
@@ -113,9 +115,16 @@ class Training:
                 f"training stopped, the newest checkpoint is {self._newest_checkpoint()}"
             ) from error
         finally:
+            if (line := self.advice()) is not None:
+                writer.add_text("learner/advice", line, learner.frames)
             writer.close()
         self._checkpoint()
         return self._last_score()
+
+    def advice(self) -> str | None:
+        """What bound this run so far, in one line."""
+        config = self.config
+        return advice(self.times, config.num_actors, config.envs_per_actor, self.stream.max_policy_lag > 0)
 
     def _one_update(self) -> dict[str, Any]:
         started = time.perf_counter()
@@ -125,9 +134,22 @@ class Training:
         statistics = self.learner.update(staged, self.stop.check)
         trained = time.perf_counter()
         num_episodes = self.episodes.add(staged)
-        collect_seconds = max(source.collect_seconds for source in staged.sources.values())
+        sources = staged.sources.values()
+        timing = {
+            "seconds_collecting": max(source.collect_seconds for source in sources),
+            "seconds_transfer": max(source.transfer_seconds for source in sources),
+            "seconds_staging": staged.staging_seconds,
+        }
         self.stream.publish(self.learner.weights(), self.learner.policy_version)
         published = time.perf_counter()
+        self.times.append(
+            UpdateTimes(
+                waiting=waited - started,
+                training=published - waited,
+                collecting=timing["seconds_collecting"],
+                transfer=timing["seconds_transfer"],
+            )
+        )
         return {
             "policy_version": self.learner.policy_version,
             "frames": self.learner.frames,
@@ -140,7 +162,7 @@ class Training:
             "seconds_waiting": waited - started,
             "seconds_training": trained - waited,
             "seconds_publishing": published - trained,
-            "seconds_collecting": collect_seconds,
+            **timing,
             "actors_alive": self.stream.counters.actors_ready,
             "actor_restarts": self.stream.fleet.restarts,
             "lost_rollouts": self.stream.counters.lost_rollouts,

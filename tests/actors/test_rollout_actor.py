@@ -1,0 +1,232 @@
+"""One actor on real Procgen: what it returns is what was played, from one rollout to the next."""
+
+import copy
+import itertools
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+
+from actors.rollout_actor import RolloutActor
+from common.config import resolve
+from common.messages import FinishedEpisodes
+from common.policy_network import PolicyNetwork
+from common.procgen_env import make_envs, observe
+from common.seeding import derive_seed
+
+GAME = "starpilot"
+T, B, ROLLOUTS = 64, 4, 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_torch_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny_config(**given):
+    # starpilot: random play shoots something and dies, all within a hundred steps or so.
+    sizes = {"num_actors": 2, "envs_per_actor": B, "unroll_length": T, "num_minibatches": 2}
+    return resolve("lab", {"env_name": GAME, "precision": "float32", **sizes, **given})
+
+
+@pytest.fixture(scope="module")
+def policy():
+    torch.manual_seed(0)
+    network = PolicyNetwork(tiny_config().network)
+    with torch.no_grad():  # an untrained policy hardly tells frames or actions apart
+        network.policy_head.weight.mul_(20)
+        network.value_head.weight.mul_(20)
+    return network
+
+
+def collect(config, policy, rollouts, actor_id=0, incarnation=0):
+    actor = RolloutActor(config, actor_id, incarnation)
+    try:
+        # The arrays are reused by the next call: copy.
+        return [copy.deepcopy(actor.collect(policy.weights(), version)) for version in range(rollouts)]
+    finally:
+        actor.close()
+
+
+@pytest.fixture(scope="module")
+def rollouts(policy):
+    return collect(tiny_config(), policy, ROLLOUTS)
+
+
+def joined(rollouts, name):
+    return np.concatenate([getattr(rollout, name) for rollout in rollouts])
+
+
+def test_a_rollout_has_the_shapes_and_types_of_the_contract(rollouts):
+    expected = {
+        "observations": (np.uint8, (T, B, 64, 64, 3)),
+        "actions": (np.int32, (T, B)),
+        "rewards": (np.float32, (T, B)),
+        "dones": (np.bool_, (T, B)),
+        "behavior_log_probs": (np.float32, (T, B)),
+        "values": (np.float32, (T, B)),
+        "bootstrap_value": (np.float32, (B,)),
+    }
+    for version, rollout in enumerate(rollouts):
+        assert {f.name for f in fields(rollout)} == {*expected, "policy_version", "actor_id", "episodes", "seconds"}
+        for name, (dtype, shape) in expected.items():
+            array = getattr(rollout, name)
+            assert (array.dtype, array.shape) == (dtype, shape), name
+        assert (rollout.policy_version, rollout.actor_id) == (version, 0)
+        assert rollout.seconds > 0
+        assert [getattr(rollout.episodes, f.name).dtype for f in fields(FinishedEpisodes)] == [
+            np.float32,
+            np.int32,
+            np.int32,
+        ]
+    actions = joined(rollouts, "actions")
+    assert actions.min() >= 0 and actions.max() <= 14 and len(np.unique(actions)) > 3
+
+
+def test_values_and_log_probs_are_what_the_policy_says_of_the_observations(rollouts, policy):
+    for rollout in rollouts[:2]:
+        with torch.no_grad():
+            logits, values = policy(torch.from_numpy(rollout.observations).flatten(0, 1))
+        log_probs = torch.log_softmax(logits, 1)[
+            torch.arange(T * B), torch.from_numpy(rollout.actions).flatten().long()
+        ]
+        np.testing.assert_allclose(rollout.values.ravel(), values.numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(rollout.behavior_log_probs.ravel(), log_probs.numpy(), rtol=1e-4, atol=1e-5)
+        assert values.std() > 1e-3 and log_probs.std() > 0.1  # else any order would pass
+
+
+def test_the_bootstrap_value_is_that_of_the_next_rollouts_first_observation(rollouts, policy):
+    for rollout, following in itertools.pairwise(rollouts):
+        np.testing.assert_allclose(rollout.bootstrap_value, following.values[0], rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            _, values = policy(torch.from_numpy(following.observations[0]))
+        np.testing.assert_allclose(rollout.bootstrap_value, values.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_replaying_the_actions_gives_the_observations_rewards_and_dones_without_a_reset_between_rollouts(rollouts):
+    config = tiny_config()
+    envs = make_envs(B, GAME, "easy", 0, 20, rand_seed=derive_seed(config.seed, "levels", 0, 0))
+    observations, actions = joined(rollouts, "observations"), joined(rollouts, "actions")
+    rewards, dones = joined(rollouts, "rewards"), joined(rollouts, "dones")
+    _, frames, _ = observe(envs)
+    for t in range(ROLLOUTS * T):
+        np.testing.assert_array_equal(observations[t], frames)
+        envs.act(actions[t])
+        reward, frames, first = observe(envs)
+        np.testing.assert_array_equal(rewards[t], reward)  # raw, and paid for the action at t
+        np.testing.assert_array_equal(dones[t], first)
+    envs.close()
+    assert dones.sum() >= 4 and np.count_nonzero(rewards) >= 4
+
+
+def test_episode_statistics_add_up_the_rewards_between_dones_across_rollouts(rollouts):
+    expected = []
+    returns, lengths = [0.0] * B, [0] * B
+    for rollout in rollouts:
+        of_rollout = []
+        for t in range(T):
+            for b in range(B):
+                returns[b] += float(rollout.rewards[t, b])
+                lengths[b] += 1
+                if rollout.dones[t, b]:
+                    of_rollout.append((returns[b], lengths[b]))
+                    returns[b], lengths[b] = 0.0, 0
+        expected.append(of_rollout)
+    for rollout, of_rollout in zip(rollouts, expected, strict=True):
+        assert len(rollout.episodes.returns) == rollout.dones.sum() == len(of_rollout)
+        np.testing.assert_allclose(rollout.episodes.returns, [r for r, _ in of_rollout], rtol=1e-5)
+        np.testing.assert_array_equal(rollout.episodes.lengths, [length for _, length in of_rollout])
+    assert any(length > T for of_rollout in expected for _, length in of_rollout)  # one that began a rollout earlier
+    assert any(episode_return != 0 for of_rollout in expected for episode_return, _ in of_rollout)
+
+
+def test_the_level_of_a_finished_episode_is_the_one_that_was_played(policy):
+    one_level = collect(tiny_config(start_level=7, num_levels=1), policy, 3)
+    levels = np.concatenate([rollout.episodes.levels for rollout in one_level])
+    assert len(levels) > 0 and (levels == 7).all()
+    # With many levels the next one differs from the one that was played: replay and compare.
+    config = tiny_config(start_level=500, num_levels=1000)
+    played = collect(config, policy, 3)
+    envs = make_envs(B, GAME, "easy", 500, 1000, rand_seed=derive_seed(config.seed, "levels", 0, 0))
+    expected, current = [], [info["level_seed"] for info in envs.get_info()]
+    for action in joined(played, "actions"):
+        envs.act(action)
+        first = observe(envs)[2].copy()
+        expected += [current[b] for b in np.flatnonzero(first)]
+        current = [info["level_seed"] for info in envs.get_info()]
+    envs.close()
+    levels = np.concatenate([rollout.episodes.levels for rollout in played])
+    assert len(set(expected)) > 1
+    np.testing.assert_array_equal(levels, expected)
+
+
+def test_at_the_end_of_an_episode_the_next_value_is_the_next_episodes_and_must_be_masked(policy):
+    # One level: an episode's first frame is always the same, so its value shows where an episode begins. A rollout
+    # of one step puts every end of an episode at the rollout's end.
+    config = tiny_config(start_level=3, num_levels=1, unroll_length=1)
+    rollouts = collect(config, policy, 250)
+    first_value = rollouts[0].values[0]
+    dones = joined(rollouts, "dones")
+    assert dones.sum() >= 3
+    for rollout in rollouts:
+        at_end = rollout.dones[0]
+        np.testing.assert_allclose(rollout.bootstrap_value[at_end], first_value[at_end], rtol=1e-4, atol=1e-5)
+    others = np.array([r.bootstrap_value for r in rollouts])[~dones]
+    assert (np.abs(others - first_value[0]) < 1e-5).mean() < 0.2
+
+
+def first_observations_and_levels(policy, actor_id, incarnation=0, **given):
+    config = tiny_config(num_levels=1000, **given)
+    rollouts = collect(config, policy, 1, actor_id, incarnation)
+    return rollouts[0].observations[0], rollouts[0].actions, rollouts[0].episodes.levels
+
+
+def test_actors_draw_the_same_again_for_the_same_seed_and_number_and_other_levels_for_any_other(policy):
+    base = first_observations_and_levels(policy, 0)
+    again = first_observations_and_levels(policy, 0)
+    for one, other in zip(base, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+    others = (
+        first_observations_and_levels(policy, 1),
+        first_observations_and_levels(policy, 0, incarnation=1),
+        first_observations_and_levels(policy, 0, seed=1),
+    )
+    for frames, actions, _ in others:
+        different = (frames != base[0]).any(axis=(1, 2, 3))
+        assert different.sum() >= B - 1  # of 1,000 levels two slots may draw the same one
+        assert not np.array_equal(actions, base[1])
+
+
+def test_the_noise_of_the_actions_differs_between_actors_even_on_the_same_level(policy):
+    config = tiny_config(num_levels=1)
+    one, other = (collect(config, policy, 1, actor_id)[0] for actor_id in (0, 1))
+    np.testing.assert_array_equal(one.observations[0], other.observations[0])
+    assert not np.array_equal(one.actions[0:4], other.actions[0:4])
+    assert not np.array_equal(one.actions[0:8, 0], one.actions[0:8, 1])  # nor do the slots of one actor act alike
+
+
+def test_each_collect_acts_with_the_weights_it_is_given(policy):
+    actor = RolloutActor(tiny_config(unroll_length=4), 0)
+    one_action = {name: array.copy() for name, array in policy.weights().items()}
+    one_action["policy_head.weight"][:] = 0
+    one_action["policy_head.bias"][:] = 0
+    one_action["policy_head.bias"][9] = 50
+    before = actor.collect(policy.weights(), 4).actions.copy()
+    after = actor.collect(one_action, 5)
+    actor.close()
+    assert (after.actions == 9).all() and not (before == 9).all()
+    assert after.policy_version == 5
+    np.testing.assert_allclose(after.behavior_log_probs, 0, atol=1e-6)
+
+
+def test_bfloat16_changes_the_values_a_little_and_the_types_not_at_all(policy):
+    (rollout,) = collect(tiny_config(precision="bfloat16", unroll_length=8), policy, 1)
+    assert rollout.values.dtype == rollout.behavior_log_probs.dtype == rollout.bootstrap_value.dtype == np.float32
+    with torch.no_grad():
+        _, values = policy(torch.from_numpy(rollout.observations).flatten(0, 1))
+    difference = np.abs(rollout.values.ravel() - values.numpy())
+    assert 0 < difference.max() < 0.1

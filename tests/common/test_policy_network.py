@@ -1,0 +1,249 @@
+"""The network against numbers worked out by hand and a numpy twin; sampling against probabilities."""
+
+import numpy as np
+import pytest
+import torch
+
+from common.policy_network import NetworkSettings, PolicyNetwork, sample_actions
+
+LAB = NetworkSettings(observation_scale=256, relu_before_linear=False, orthogonal_heads=False)
+EASY = NetworkSettings(observation_scale=255, relu_before_linear=True, orthogonal_heads=True)
+
+
+@pytest.fixture(autouse=True)
+def one_torch_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def random_network(settings, seed=0):
+    torch.manual_seed(seed)
+    return PolicyNetwork(settings)
+
+
+def random_frames(n, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, 64, 64, 3), dtype=np.uint8))
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def slow_conv(x, weight, bias):
+    """3 x 3, stride 1, zero padding 1: out[o, y, x] = bias[o] + sum of weight[o, i, dy, dx] in[i, y + dy - 1, ...]."""
+    _, height, width = x.shape
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
+    out = np.zeros((len(weight), height, width)) + bias[:, None, None]
+    for dy in range(3):
+        for dx in range(3):
+            window = padded[:, dy : dy + height, dx : dx + width]
+            out += np.einsum("oi,ihw->ohw", weight[:, :, dy, dx], window)
+    return out
+
+
+def slow_max_pool(x):
+    """3 x 3 windows, stride 2, padding 1 that never wins."""
+    channels, height, width = x.shape
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
+    out = np.zeros((channels, height // 2, width // 2))
+    for y in range(height // 2):
+        for column in range(width // 2):
+            out[:, y, column] = padded[:, 2 * y : 2 * y + 3, 2 * column : 2 * column + 3].max(axis=(1, 2))
+    return out
+
+
+def slow_forward(weights, frame, scale, relu_before_linear):
+    """Logits and value of one uint8 frame, in float64, as issue 2 describes the network."""
+    w = {name: array.astype(np.float64) for name, array in weights.items()}
+
+    def conv(name, x):
+        return slow_conv(x, w[f"{name}.weight"], w[f"{name}.bias"])
+
+    x = frame.astype(np.float64).transpose(2, 0, 1) / scale
+    for stage in range(3):
+        x = slow_max_pool(conv(f"stages.{stage}.conv", x))
+        for block in ("block1", "block2"):
+            y = conv(f"stages.{stage}.{block}.conv1", relu(x))
+            x = x + conv(f"stages.{stage}.{block}.conv2", relu(y))
+    if relu_before_linear:
+        x = relu(x)
+    hidden = relu(w["hidden.weight"] @ x.reshape(-1) + w["hidden.bias"])
+    logits = w["policy_head.weight"] @ hidden + w["policy_head.bias"]
+    return logits, (w["value_head.weight"] @ hidden + w["value_head.bias"])[0]
+
+
+def test_there_are_626256_parameters():
+    def conv(inputs, outputs):
+        return inputs * outputs * 3 * 3 + outputs
+
+    def linear(inputs, outputs):
+        return inputs * outputs + outputs
+
+    stage1 = conv(3, 16) + 4 * conv(16, 16)  # 448 + 4 x 2,320 = 9,728
+    stage2 = conv(16, 32) + 4 * conv(32, 32)  # 4,640 + 4 x 9,248 = 41,632
+    stage3 = conv(32, 32) + 4 * conv(32, 32)  # 5 x 9,248 = 46,240
+    hidden = linear(8 * 8 * 32, 256)  # 64 pixels halve three times to 8: 2,048 x 256 + 256 = 524,544
+    heads = linear(256, 15) + linear(256, 1)  # 3,855 + 257
+    assert stage1 + stage2 + stage3 + hidden + heads == 626_256
+    assert sum(p.numel() for p in PolicyNetwork(LAB).parameters()) == 626_256
+    assert sum(p.numel() for p in PolicyNetwork(EASY).parameters()) == 626_256
+
+
+@pytest.mark.parametrize("settings", [LAB, EASY], ids=["lab", "easy"])
+def test_the_output_equals_the_network_written_out_in_numpy(settings):
+    network = random_network(settings)
+    with torch.no_grad():  # larger than the initial ones, so that every relu and every bias matters
+        for parameter in network.parameters():
+            parameter.mul_(1.5 if parameter.dim() > 1 else 3)
+    frames = random_frames(2)
+    with torch.no_grad():
+        logits, values = network(frames)
+    outputs = [
+        slow_forward(network.weights(), f, settings.observation_scale, settings.relu_before_linear)
+        for f in frames.numpy()
+    ]
+    np.testing.assert_allclose(logits.numpy(), [logits for logits, _ in outputs], rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(values.numpy(), [value for _, value in outputs], rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("changed", [{"observation_scale": 255}, {"relu_before_linear": True}])
+def test_each_setting_changes_the_output(changed):
+    other = NetworkSettings(
+        **{"observation_scale": 256, "relu_before_linear": False, "orthogonal_heads": False, **changed}
+    )
+    frames = random_frames(1)
+    with torch.no_grad():
+        one, two = (random_network(settings)(frames)[0] for settings in (LAB, other))
+    assert (one - two).abs().max() > 1e-5
+
+
+def test_frames_of_a_batch_do_not_touch_each_other():
+    network, frames = random_network(LAB), random_frames(3)
+    with torch.no_grad():
+        together = network(frames)
+        alone = network(frames[1:2])
+    torch.testing.assert_close(together[0][1:2], alone[0])
+    torch.testing.assert_close(together[1][1:2], alone[1])
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_logits_and_values_are_float32_also_under_autocast(bfloat16):
+    network, frames = random_network(LAB), random_frames(2)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        logits, values = network(frames)
+    assert logits.dtype == values.dtype == torch.float32
+    assert logits.shape == (2, 15) and values.shape == (2,)
+    # Heads in bfloat16 would round their output to 8 bits.
+    assert not torch.equal(logits, logits.bfloat16().float())
+    with torch.no_grad():
+        exact, _ = network(frames)
+    assert torch.equal(logits, exact) is not bfloat16
+    torch.testing.assert_close(logits, exact, rtol=0.05, atol=0.02)
+
+
+def test_the_observations_are_left_as_they_were():
+    network, frames = random_network(LAB), random_frames(1)
+    before = frames.clone()
+    with torch.no_grad():
+        network(frames)
+    assert torch.equal(frames, before)
+
+
+def test_lab_keeps_pytorchs_default_heads():
+    weights = random_network(LAB).weights()
+    for head in ("policy_head", "value_head"):
+        # PyTorch's default is uniform in +-1/sqrt(256), bias too.
+        assert 0.9 / 16 < np.abs(weights[f"{head}.weight"]).max() <= 1 / 16
+        assert 0 < np.abs(weights[f"{head}.bias"]).max() <= 1 / 16
+
+
+def test_easy_has_orthogonal_heads_of_gains_a_hundredth_and_one():
+    weights = random_network(EASY).weights()
+    policy, value = weights["policy_head.weight"], weights["value_head.weight"]
+    np.testing.assert_allclose(policy @ policy.T, 0.01**2 * np.eye(15), atol=1e-9)
+    np.testing.assert_allclose(value @ value.T, [[1.0]], atol=1e-5)
+    assert not weights["policy_head.bias"].any() and not weights["value_head.bias"].any()
+    assert weights["hidden.bias"].any()  # only the heads differ from PyTorch's default
+
+
+def test_weights_are_a_copy():
+    network = random_network(LAB)
+    weights = network.weights()
+    before = {name: array.copy() for name, array in weights.items()}
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(1)
+    for name, array in weights.items():
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, before[name])
+    weights["value_head.bias"][:] = 77
+    assert network.value_head.bias.item() != 77
+
+
+def test_loaded_weights_make_an_equal_network_that_shares_nothing_with_them():
+    source, target = random_network(LAB, seed=0), random_network(LAB, seed=1)
+    weights = source.weights()
+    for array in weights.values():
+        array.setflags(write=False)  # as Ray gives them
+    frames = random_frames(1)
+    target.load_weights(weights)
+    with torch.no_grad():
+        assert torch.equal(target(frames)[0], source(frames)[0])
+        target.value_head.bias.add_(1)
+    assert weights["value_head.bias"][0] == source.value_head.bias.item()
+
+
+def test_weights_of_another_shape_or_name_are_refused_and_named():
+    network = random_network(LAB)
+    weights = network.weights()
+    with pytest.raises(RuntimeError, match=r"size mismatch for hidden\.weight"):
+        network.load_weights({**weights, "hidden.weight": np.zeros((256, 1024), np.float32)})
+    with pytest.raises(RuntimeError, match=r"[Mm]issing.*value_head\.bias"):
+        network.load_weights({name: array for name, array in weights.items() if name != "value_head.bias"})
+    with pytest.raises(RuntimeError, match=r"[Uu]nexpected.*extra"):
+        network.load_weights({**weights, "extra": np.zeros(1, np.float32)})
+
+
+def test_actions_are_drawn_as_often_as_their_probabilities_say():
+    n = 50_000
+    logits = torch.randn(15, generator=torch.Generator().manual_seed(1)) * 1.5
+    uniform = torch.rand(n, generator=torch.Generator().manual_seed(2))
+    actions, _ = sample_actions(logits.expand(n, 15), uniform)
+    counts = np.bincount(actions.numpy(), minlength=15)
+    expected = torch.softmax(logits, 0).numpy().astype(np.float64) * n
+    assert expected.min() > 20
+    # Chi-square with 14 degrees of freedom passes 36.1 once in a thousand times; the generators are fixed.
+    assert ((counts - expected) ** 2 / expected).sum() < 36.1
+
+
+def test_an_action_is_where_its_uniform_falls_in_the_distribution_function():
+    logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(6, 4)
+    uniform = torch.tensor([0.05, 0.15, 0.29, 0.31, 0.59, 0.61])
+    assert sample_actions(logits, uniform)[0].tolist() == [0, 1, 1, 2, 2, 3]
+
+
+def test_the_smallest_and_the_largest_uniform_draw_actions_that_are_possible():
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(2000, 15, generator=generator) * torch.rand(2000, 1, generator=generator) * 20
+    logits[:, [0, 14]] = -200.0  # impossible: exp underflows to 0
+    first, _ = sample_actions(logits, torch.zeros(2000))
+    last, log_probs = sample_actions(logits, torch.full((2000,), 0.99999994))
+    assert (first == 1).all() or (torch.softmax(logits, 1).gather(1, first[:, None]) > 0).all()
+    assert ((first > 0) & (first < 14) & (last > 0) & (last < 14)).all()
+    assert (log_probs > -100).all()
+    flat = torch.zeros(1, 15)
+    assert sample_actions(flat, torch.tensor([0.0]))[0].item() == 0
+    assert sample_actions(flat, torch.tensor([0.99999994]))[0].item() == 14
+
+
+def test_the_log_probabilities_are_those_of_the_actions_drawn():
+    generator = torch.Generator().manual_seed(4)
+    logits, uniform = torch.randn(100, 15, generator=generator) * 3, torch.rand(100, generator=generator)
+    actions, log_probs = sample_actions(logits, uniform)
+    assert actions.dtype == torch.int64 and log_probs.dtype == torch.float32
+    for n in range(100):
+        row = logits[n].double()
+        expected = row[actions[n]] - torch.log(torch.exp(row).sum())
+        assert log_probs[n].item() == pytest.approx(expected.item(), abs=1e-5)
