@@ -32,8 +32,9 @@ class Member:
 class Fleet:
     """`num_actors` places, each held by an actor that is ready, starting, or waiting for the cluster to have room."""
 
-    def __init__(self, config: Config):
-        self.config = config
+    def __init__(self, config: Config, started_at: int):
+        """`started_at` is the policy_version the run starts or is resumed at."""
+        self.started_at = started_at
         self.config_ref = ray.put(config)
         self.restarts = 0
         self.members = {i: self._start(i, incarnation=0) for i in range(config.num_actors)}
@@ -84,7 +85,9 @@ class Fleet:
             ray.kill(member.handle, no_restart=True)
 
     def _start(self, actor_id: int, incarnation: int, failed_starts: int = 0) -> Member:
-        handle = RemoteRolloutActor.remote(self.config_ref, actor_id, incarnation)  # type: ignore[attr-defined]
+        handle = RemoteRolloutActor.remote(  # type: ignore[attr-defined]
+            self.config_ref, actor_id, incarnation, self.started_at
+        )
         return Member(actor_id, handle, incarnation, handle.place.remote(), failed_starts)
 
     def _finish_start(self, member: Member, started: ray.ObjectRef) -> None:

@@ -15,9 +15,9 @@ from common.process import prepare_process
 class RemoteRolloutActor:
     """Lives in a process of its own, on any node of the cluster."""
 
-    def __init__(self, config: Config, actor_id: int, incarnation: int):
+    def __init__(self, config: Config, actor_id: int, incarnation: int, started_at: int):
         prepare_process(num_threads=1, sees_gpu=False)
-        self.actor = RolloutActor(config, actor_id, incarnation)
+        self.actor = RolloutActor(config, actor_id, incarnation, started_at)
 
     def place(self) -> tuple[str, int]:
         """(host, process id): answering proves that the environments were built."""

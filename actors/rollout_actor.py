@@ -27,25 +27,27 @@ class Finished:
 class RolloutActor:
     """One batch of environments that is never reset between rollouts, and the policy that acts in it.
 
-    `incarnation` counts replacements of a lost actor: each gets level orders and action noise of its own.
+    `incarnation` counts replacements of a lost actor, `started_at` is the policy_version at which the run was started
+    or resumed: each gets level orders and action noise of its own.
     """
 
-    def __init__(self, config: Config, actor_id: int, incarnation: int = 0):
+    def __init__(self, config: Config, actor_id: int, incarnation: int = 0, started_at: int = 0):
         self.actor_id = actor_id
         self.unroll_length = config.unroll_length
         self.num_envs = config.envs_per_actor
         self.device = torch.device("cpu")
         self.precision = choose_precision(config.precision, self.device)
         self.policy = PolicyNetwork(config.network).eval()
+        life = (actor_id, incarnation, started_at)
         self.envs = make_envs(
             self.num_envs,
             config.env_name,
             config.distribution_mode,
             config.start_level,
             config.num_levels,
-            rand_seed=derive_seed(config.seed, "levels", actor_id, incarnation),
+            rand_seed=derive_seed(config.seed, "levels", *life),
         )
-        self.generator = torch.Generator().manual_seed(derive_seed(config.seed, "actions", actor_id, incarnation))
+        self.generator = torch.Generator().manual_seed(derive_seed(config.seed, "actions", *life))
         self.running_return = np.zeros(self.num_envs, np.float64)
         self.running_length = np.zeros(self.num_envs, np.int32)
         # One set of arrays for the actor's life: Ray copies them out when `collect` returns.

@@ -69,7 +69,7 @@ def train(prepared: PreparedRun, stop: StopSignals, where: str) -> int:
     if prepared.learner_state is not None:
         progress.note(f"resumed at policy_version {learner.policy_version}, {learner.frames:,} frames")
 
-    fleet = Fleet(config)
+    fleet = Fleet(config, started_at=learner.policy_version)
     evaluator, stream = None, None
     try:
         placed = fleet.wait_until_placed(config.cluster_timeout, stop.check)

@@ -43,8 +43,8 @@ def policy():
     return network
 
 
-def collect(config, policy, rollouts, actor_id=0, incarnation=0):
-    actor = RolloutActor(config, actor_id, incarnation)
+def collect(config, policy, rollouts, actor_id=0, incarnation=0, started_at=0):
+    actor = RolloutActor(config, actor_id, incarnation, started_at)
     try:
         # The arrays are reused by the next call: copy.
         return [copy.deepcopy(actor.collect(policy.weights(), version)) for version in range(rollouts)]
@@ -179,9 +179,9 @@ def test_at_the_end_of_an_episode_the_next_value_is_the_next_episodes_and_must_b
     assert (np.abs(others - first_value[0]) < 1e-5).mean() < 0.2
 
 
-def first_observations_and_levels(policy, actor_id, incarnation=0, **given):
+def first_observations_and_levels(policy, actor_id, incarnation=0, started_at=0, **given):
     config = tiny_config(num_levels=1000, **given)
-    rollouts = collect(config, policy, 1, actor_id, incarnation)
+    rollouts = collect(config, policy, 1, actor_id, incarnation, started_at)
     return rollouts[0].observations[0], rollouts[0].actions, rollouts[0].episodes.levels
 
 
@@ -193,6 +193,7 @@ def test_actors_draw_the_same_again_for_the_same_seed_and_number_and_other_level
     others = (
         first_observations_and_levels(policy, 1),
         first_observations_and_levels(policy, 0, incarnation=1),
+        first_observations_and_levels(policy, 0, started_at=1),
         first_observations_and_levels(policy, 0, seed=1),
     )
     for frames, actions, _ in others:
