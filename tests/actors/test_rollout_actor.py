@@ -109,7 +109,7 @@ def test_the_bootstrap_value_is_that_of_the_next_rollouts_first_observation(roll
 
 def test_replaying_the_actions_gives_the_observations_rewards_and_dones_without_a_reset_between_rollouts(rollouts):
     config = tiny_config()
-    envs = make_envs(B, GAME, "easy", 0, 20, rand_seed=derive_seed(config.seed, "levels", 0, 0))
+    envs = make_envs(B, GAME, "easy", 0, 20, rand_seed=derive_seed(config.seed, "levels", 0, 0, 0))
     observations, actions = joined(rollouts, "observations"), joined(rollouts, "actions")
     rewards, dones = joined(rollouts, "rewards"), joined(rollouts, "dones")
     _, frames, _ = observe(envs)
@@ -151,7 +151,7 @@ def test_the_level_of_a_finished_episode_is_the_one_that_was_played(policy):
     # With many levels the next one differs from the one that was played: replay and compare.
     config = tiny_config(start_level=500, num_levels=1000)
     played = collect(config, policy, 3)
-    envs = make_envs(B, GAME, "easy", 500, 1000, rand_seed=derive_seed(config.seed, "levels", 0, 0))
+    envs = make_envs(B, GAME, "easy", 500, 1000, rand_seed=derive_seed(config.seed, "levels", 0, 0, 0))
     expected, current = [], [info["level_seed"] for info in envs.get_info()]
     for action in joined(played, "actions"):
         envs.act(action)

@@ -1,0 +1,37 @@
+"""A small untrained leaper policy: its episodes last about a hundred steps, so real games are over in a second."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from common.config import Config, resolve
+from common.policy_network import PolicyNetwork
+
+
+@pytest.fixture(scope="session")
+def config() -> Config:
+    """Training levels 0 and 1, held-out levels 2 and 3."""
+    return resolve("lab", {"env_name": "leaper", "num_levels": 2, "seed": 7}, available_cores=1)
+
+
+@pytest.fixture(scope="session")
+def save(config: Config) -> Callable[[Path, int], Path]:
+    """Writes an untrained checkpoint of a policy version below a directory."""
+    torch.manual_seed(0)
+    weights = PolicyNetwork(config.network).weights()
+    return lambda directory, version: save_checkpoint(directory, config, version, version * 1000, weights, {})
+
+
+@pytest.fixture(scope="session")
+def checkpoint(save: Callable[[Path, int], Path], tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """Policy version 5, loaded."""
+    return load_checkpoint(save(tmp_path_factory.mktemp("checkpoints"), 5), policy_only=True)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """As in the evaluator's process."""
+    torch.set_num_threads(1)

@@ -1,0 +1,99 @@
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from common.config import Config
+from common.messages import CheckpointNotice
+from common.process import prepare_ray_environment
+from common.run_directory import RunDirectory
+from evaluator.remote import RemoteEvaluator
+
+DEADLINE = 90
+Save = Callable[[Path, int], Path]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A local Ray whose only CPU is taken: the evaluator must not need one."""
+    prepare_ray_environment()
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    occupant = Occupant.options(num_cpus=1).remote()  # type: ignore[attr-defined]
+    ray.get(occupant.ready.remote(), timeout=DEADLINE)
+    yield
+    ray.shutdown()
+
+
+@ray.remote
+class Occupant:
+    def ready(self) -> None:
+        """Answers once it holds the CPU."""
+
+
+@pytest.fixture
+def evaluator(cluster: None, config: Config, tmp_path: Path) -> Iterator[RemoteEvaluator]:
+    remote = RemoteEvaluator.start(tmp_path, config)
+    yield remote
+    remote.stop()
+
+
+def notify(evaluator: RemoteEvaluator, path: Path) -> None:
+    evaluator.notify(CheckpointNotice(str(path), int(path.name), 0))
+
+
+def evaluator_processes() -> list[psutil.Process]:
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "RemoteEvaluator" in " ".join(child.cmdline())]
+
+
+def test_checkpoints_are_scored_while_the_driver_goes_on_and_a_killed_evaluator_is_only_reported(
+    evaluator: RemoteEvaluator, save: Save, tmp_path: Path
+) -> None:
+    run = RunDirectory(tmp_path)
+    paths = [save(run.checkpoints, version) for version in (0, 10, 20)]
+    notify(evaluator, paths[0])  # the first call also exports the class
+    started = time.perf_counter()
+    notify(evaluator, paths[1])
+    assert evaluator.latest() is None
+    assert time.perf_counter() - started < 0.1
+    assert evaluator.finish(0.0) is None and evaluator.problem is None
+    last = evaluator.finish(DEADLINE) or evaluator.finish(DEADLINE)  # the first may answer finish(0.0)'s question
+    assert last is not None and last["policy_version"] == 10
+    assert evaluator.latest() == last and evaluator.problem is None
+    assert len(run.evaluations.read_text().splitlines()) == 2
+
+    (process,) = evaluator_processes()
+    os.kill(process.pid, signal.SIGKILL)
+    notify(evaluator, paths[2])
+    assert evaluator.finish(DEADLINE) is None
+    assert evaluator.problem is not None and evaluator.problem.startswith("the evaluator stopped: ")
+    assert "\n" not in evaluator.problem and len(evaluator.problem) < 200
+    notify(evaluator, paths[2])
+    assert evaluator.latest() == last
+
+
+def test_a_frozen_evaluator_does_not_hold_up_the_driver(evaluator: RemoteEvaluator, save: Save, tmp_path: Path) -> None:
+    path = save(tmp_path, 0)
+    assert evaluator.finish(DEADLINE) is None  # nothing was notified: it is up and idle
+    (process,) = evaluator_processes()
+    process.suspend()
+    started = time.perf_counter()
+    notify(evaluator, path)
+    assert evaluator.latest() is None and evaluator.finish(0.2) is None
+    assert time.perf_counter() - started < 3
+    evaluator.stop()
+    process.wait(timeout=DEADLINE)
+
+
+def test_an_evaluator_that_cannot_start_says_why_in_one_line(cluster: None, config: Config, tmp_path: Path) -> None:
+    (tmp_path / "levels.csv").mkdir()
+    evaluator = RemoteEvaluator.start(tmp_path, config)
+    assert evaluator.finish(DEADLINE) is None
+    assert evaluator.problem is not None and "\n" not in evaluator.problem
+    assert evaluator.problem.startswith("the evaluator stopped: IsADirectoryError")
+    evaluator.stop()
