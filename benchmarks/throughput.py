@@ -1,0 +1,302 @@
+"""`python -m benchmarks.throughput`: how close the service comes to its parts, and how far beyond the notebook.
+
+In one run on one machine, preset `lab` on CoinRun, in frames/s:
+
+    a  environments stepped with random actions, nothing else, on all cores
+    b  policy inference alone, on all cores
+    c  forward, backward and optimizer alone, samples/s, on all cores
+    p  the service's own parts in one process: actors on threads, then an update, no Ray
+    d  the service: `python -m learner`, several updates after the first
+    e  the notebook's data path in one process; e' the same with an allocator that keeps its memory
+
+    ideal    1 / (1/a + 1/b + epochs/c)    where actors and learner share the cores (sync)
+
+Nothing else should run on the machine: figures of a busy one are worthless.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from actors.rollout_actor import RolloutActor
+from common.config import Config, resolve
+from common.games import NUM_ACTIONS
+from common.messages import Rollout
+from common.metrics import read_jsonl
+from common.policy_network import PolicyNetwork
+from common.process import autocast, choose_precision, prepare_process
+from common.procgen_env import make_envs, observe
+from learner.batch import StagedBatch
+from learner.ppo import PPOLearner
+
+CPU = torch.device("cpu")
+# What CPU users set who know about it: glibc then keeps freed memory.
+KEEPING_ALLOCATOR = {
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+    "MALLOC_TOP_PAD_": str(256 << 20),
+    "MALLOC_MMAP_MAX_": "0",
+}
+
+
+def rate(work: Callable[[], int], seconds: float) -> float:
+    """Units of work a second; `work` does some and returns how much. The first call is not counted."""
+    work()
+    done, started = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds:
+        done += work()
+    return done / elapsed
+
+
+def on_all_cores(make_work: Callable[[int], Callable[[], int]], cores: int, seconds: float) -> float:
+    """The sum of `rate` over as many threads as cores, all at once."""
+    with ThreadPoolExecutor(cores) as threads:
+        works = [make_work(core) for core in range(cores)]
+        return sum(threads.map(lambda work: rate(work, seconds), works))
+
+
+def env_stepping(config: Config, cores: int, seconds: float) -> float:
+    """a: the C++ threads of one batch step all environments."""
+    envs = make_envs(config.num_envs, config.env_name, config.distribution_mode, 0, 20, rand_seed=1, num_threads=cores)
+    generator = np.random.default_rng(0)
+
+    def work() -> int:
+        for _ in range(64):
+            envs.act(generator.integers(0, NUM_ACTIONS, config.num_envs, dtype=np.int32))
+            observe(envs)
+        return 64 * config.num_envs
+
+    return rate(work, seconds)
+
+
+def inference(config: Config, cores: int, seconds: float) -> float:
+    """b: one policy a core, each with its share of the environments as the batch."""
+    precision = choose_precision(config.precision, CPU)
+
+    def make_work(core: int) -> Callable[[], int]:
+        policy = PolicyNetwork(config.network).eval()
+        frames = torch.randint(0, 256, (config.num_envs // cores, 64, 64, 3), dtype=torch.uint8)
+
+        def work() -> int:
+            with torch.inference_mode(), autocast(CPU, precision):
+                for _ in range(16):
+                    policy(frames)
+            return 16 * len(frames)
+
+        return work
+
+    return on_all_cores(make_work, cores, seconds)
+
+
+def random_batch(config: Config) -> StagedBatch:
+    """A full staged batch of random numbers."""
+    staged = StagedBatch(config, pinned=False)
+    staged.observations.random_(0, 256)
+    staged.actions.random_(0, NUM_ACTIONS)
+    staged.dones.bernoulli_(0.01)
+    for tensor in (staged.rewards, staged.values, staged.bootstrap_value):
+        tensor.normal_()
+    staged.behavior_log_probs.fill_(-np.log(NUM_ACTIONS))
+    return staged
+
+
+def updating(config: Config, cores: int) -> float:
+    """c: samples/s of a whole update after one of the same size."""
+    learner = PPOLearner(config, CPU, cores)
+    staged = random_batch(config)
+    learner.update(staged, lambda: None)
+    started = time.perf_counter()
+    learner.update(staged, lambda: None)
+    seconds = time.perf_counter() - started
+    learner.close()
+    return config.batch_size * config.update_epochs / seconds
+
+
+def parts_in_one_process(config: Config, cores: int) -> float:
+    """p: the same actors and learner without Ray; rollouts are collected on threads."""
+    actors = [RolloutActor(config, actor_id) for actor_id in range(config.num_actors)]
+    learner = PPOLearner(config, CPU, cores)
+    staged = StagedBatch(config, pinned=False)
+
+    def one_update() -> None:
+        weights = learner.weights()
+
+        def collect(actor: RolloutActor) -> Rollout:
+            return actor.collect(weights, learner.policy_version)
+
+        for slot, rollout in enumerate(threads.map(collect, actors)):
+            staged.stage(slot, rollout)
+        learner.update(staged, lambda: None)
+
+    with ThreadPoolExecutor(config.num_actors) as threads:
+        one_update()
+        started = time.perf_counter()
+        one_update()
+        seconds = time.perf_counter() - started
+    learner.close()
+    return config.batch_size / seconds
+
+
+def service(updates: int, *flags: str) -> dict[str, Any]:
+    """d: `python -m learner` from outside; frames/s over the updates after the first."""
+    with tempfile.TemporaryDirectory() as directory:
+        run_dir = Path(directory) / "run"
+        frames = resolve("lab", {}).batch_size * (updates + 1)
+        arguments = ["--run-dir", str(run_dir), "--total-frames", str(frames), *flags]
+        peaks = run_and_watch([sys.executable, "-m", "learner", *arguments], {})[1]
+        rows = read_jsonl(run_dir / "metrics.jsonl")
+    first, last, counted = rows[0], rows[-1], rows[1:]
+    names = ("seconds_waiting", "seconds_staging", "seconds_training", "seconds_publishing", "seconds_collecting")
+    return {
+        "frames_per_second": (last["frames"] - first["frames"]) / (last["time"] - first["time"]),
+        **{name: float(np.mean([row[name] for row in counted])) for name in names if name in last},
+        "peak_memory_mib": peaks,
+    }
+
+
+def run_and_watch(command: list[str], environment: Mapping[str, str]) -> tuple[str, dict[str, float]]:
+    """Runs a command to its end; its stdout, and the peak memory in MiB of each kind of process and of all together.
+
+    Proportional set size: memory that n processes share counts a n-th in each.
+    """
+    process = psutil.Popen(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True)
+    peaks: dict[str, float] = {}
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(1.0):
+            now: dict[str, float] = {}
+            for member in family(process):
+                try:
+                    name = "driver" if member == process else member.name().split(":")[-1].strip() or "ray"
+                    now[name] = now.get(name, 0.0) + member.memory_full_info().pss / 2**20
+                except psutil.Error:
+                    continue
+            now["all together"] = sum(now.values())
+            for name, value in now.items():
+                peaks[name] = max(peaks.get(name, 0.0), value)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    out, _ = process.communicate()
+    ended.set()
+    watcher.join()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with exit code {process.returncode}")
+    return out, {name: round(value) for name, value in peaks.items() if value >= 50}
+
+
+def family(process: psutil.Process) -> list[psutil.Process]:
+    """A process and all it started, as far as they live."""
+    try:
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def notebook(environment: Mapping[str, str]) -> dict[str, Any]:
+    """e: one iteration of the notebook's data path in a process of its own."""
+    out, _ = run_and_watch([sys.executable, "-m", "benchmarks.notebook_path"], environment)
+    return json.loads(out)
+
+
+def measure(updates: int, seconds: float) -> dict[str, Any]:
+    """Everything, one after the other."""
+    cores = len(os.sched_getaffinity(0))
+    config = resolve("lab", {})
+    prepare_process(num_threads=1, sees_gpu=False)
+    a = env_stepping(config, cores, seconds)
+    b = inference(config, cores, seconds)
+    c = updating(config, cores)
+    p = parts_in_one_process(config, cores)
+    d = service(updates, "--no-evaluator")
+    e = notebook({})
+    e_keeping = notebook(KEEPING_ALLOCATOR)
+    ideal = 1 / (1 / a + 1 / b + config.update_epochs / c)
+    speed = d["frames_per_second"]
+    return {
+        "machine": machine(cores),
+        "precision": choose_precision(config.precision, CPU),
+        "a_env_stepping": a,
+        "b_inference": b,
+        "c_update_samples": c,
+        "p_one_process": p,
+        "d_service": d,
+        "e_notebook": e,
+        "e_notebook_keeping_memory": e_keeping,
+        "ideal": ideal,
+        "d_over_ideal": speed / ideal,
+        "d_over_p": speed / p,
+        "d_over_e": speed / e["frames_per_second"],
+        "d_over_e_keeping_memory": speed / e_keeping["frames_per_second"],
+    }
+
+
+def machine(cores: int) -> dict[str, Any]:
+    """Processor, cores and versions."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": models[0] if models else platform.processor(),
+        "cores": cores,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """The table a person reads, on stderr."""
+    table = Table(title="preset lab, frames/s")
+    table.add_column("part")
+    table.add_column("frames/s", justify="right")
+    service_figures, plain, keeping = (result[k] for k in ("d_service", "e_notebook", "e_notebook_keeping_memory"))
+    for name, value in (
+        ("a environments alone", result["a_env_stepping"]),
+        ("b inference alone", result["b_inference"]),
+        ("c update alone (samples/s)", result["c_update_samples"]),
+        ("ideal of a, b, c", result["ideal"]),
+        ("p parts in one process, no Ray", result["p_one_process"]),
+        ("d service", service_figures["frames_per_second"]),
+        ("e notebook", plain["frames_per_second"]),
+        ("e' notebook, memory kept", keeping["frames_per_second"]),
+    ):
+        table.add_row(name, f"{value:,.0f}")
+    for name in ("d_over_ideal", "d_over_p", "d_over_e", "d_over_e_keeping_memory"):
+        table.add_row(name.replace("_", " "), f"{result[name]:.2f}")
+    for name, value in service_figures.items():
+        if name.startswith("seconds_"):
+            table.add_row(f"service, {name.replace('_', ' ')} an update", f"{value:.2f}")
+    for name, value in service_figures["peak_memory_mib"].items():
+        table.add_row(f"service, peak MiB of {name}", f"{value:,.0f}")
+    Console(stderr=True).print(table)
+
+
+def main() -> None:
+    """Prints the JSON on stdout and the table on stderr."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--updates", type=int, default=3, help="updates of the service to time, after one (3)")
+    parser.add_argument("--seconds", type=float, default=8, help="for each part alone (8)")
+    arguments = parser.parse_args()
+    result = measure(arguments.updates, arguments.seconds)
+    show(result)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
