@@ -110,4 +110,5 @@ def _wait_for_port(address: str, timeout: float) -> None:
 
 
 def _mib(count: float) -> int:
-    return int(count) >> 20
+    """Rounded up: as much memory is enough."""
+    return -(-int(count) // 2**20)
