@@ -29,8 +29,8 @@ def advice(times: Sequence[UpdateTimes], num_actors: int, envs_per_actor: int, o
     waiting, training = (sum(getattr(t, name) for t in counted) for name in ("waiting", "training"))
     collecting, transfer = (sum(getattr(t, name) for t in counted) for name in ("collecting", "transfer"))
     idle = waiting / (waiting + training)
-    if idle <= WELL_FED:
-        return f"bound by the learner: it trained {1 - idle:.0%} of the time; more actors would not make it faster"
+    if idle <= WELL_FED or (not overlap and waiting <= training):
+        return f"bound by the learner: it trained {1 - idle:.0%} of the time and waited {idle:.0%}"
     if transfer > collecting:
         return (
             f"bound by transfer: learner idle {idle:.0%}; a rollout took {collecting / len(counted):.2f} s to collect "

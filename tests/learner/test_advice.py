@@ -13,7 +13,11 @@ def told(waiting, training, collecting, transfer, overlap=True, num_actors=2):
 
 
 def test_a_learner_that_hardly_waits_is_the_bound():
-    assert told(0.5, 9.5, 9, 0.1).startswith("bound by the learner: it trained 95% of the time")
+    assert told(0.5, 9.5, 9, 0.1) == "bound by the learner: it trained 95% of the time and waited 5%"
+
+
+def test_in_sync_mode_waiting_while_actors_collect_is_no_fault_unless_it_is_the_longer_part():
+    assert told(3, 7, 2.9, 0.1, overlap=False) == "bound by the learner: it trained 70% of the time and waited 30%"
 
 
 def test_a_starved_learner_asks_for_as_many_actors_as_would_fill_it():
@@ -26,7 +30,7 @@ def test_one_missing_actor_is_one():
 
 
 def test_sync_mode_is_told_of_overlap():
-    assert "--mode overlap" in told(5, 5, 4.9, 0.1, overlap=False)
+    assert "--mode overlap" in told(6, 4, 5.9, 0.1, overlap=False)
 
 
 def test_slow_arrival_is_transfer_not_actors():
