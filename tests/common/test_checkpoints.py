@@ -1,5 +1,6 @@
 """Checkpoints are whole or not there: damage is noticed, named and passed over, and nothing in them is run."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -235,25 +236,28 @@ def test_the_planted_code_would_run_if_it_were_let(tmp_path):
     assert (tmp_path / "ran").is_dir()
 
 
-@pytest.fixture
-def files_end_at():
-    """Limits the size of files this process can write, as a full disk would; undone at the end."""
+@contextlib.contextmanager
+def files_end_at(size):
+    """Limits the size of files this process can write, as a full disk would. No longer than needed: the test
+    runner's own output may go to a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("exists", [False, True])
 @pytest.mark.parametrize("file", FILES)
-def test_a_full_disk_leaves_the_older_checkpoints_and_nothing_half_written(tmp_path, files_end_at, file, exists):
+def test_a_full_disk_leaves_the_older_checkpoints_and_nothing_half_written(tmp_path, file, exists):
     save(tmp_path, 1)
     if exists:
         save(tmp_path, 2, seed=9)
     before = everything_below(tmp_path)
     sizes = {name: (tmp_path / "00000001" / name).stat().st_size for name in FILES}
     state = {} if file == "manifest.json" else tiny_state(2)  # what comes before the file must fit
-    files_end_at(sizes[file] - 1)
-    with pytest.raises(OSError, match="too large"):
+    with files_end_at(sizes[file] - 1), pytest.raises(OSError, match="too large"):
         save_checkpoint(tmp_path, resolve("lab", {"num_actors": 2, "seed": 7}), 2, 2000, tiny_weights(2), state)
     assert everything_below(tmp_path) == before
     assert not list(tmp_path.glob(".*"))
@@ -268,11 +272,9 @@ def test_a_directory_that_cannot_be_made_is_an_os_error_and_changes_nothing(tmp_
     assert occupied.read_bytes() == b"a file is in the way"
 
 
-def test_saving_works_again_after_the_disk_was_full(tmp_path, files_end_at):
-    files_end_at(10)
-    with pytest.raises(OSError, match="too large"):
+def test_saving_works_again_after_the_disk_was_full(tmp_path):
+    with files_end_at(10), pytest.raises(OSError, match="too large"):
         save(tmp_path, 1)
-    files_end_at(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
     save(tmp_path, 1)
     assert newest(tmp_path) == (1, [])
 
