@@ -29,7 +29,7 @@ test: setup ## run the tests
 lint: setup ## ruff (lint and format) and mypy, changing nothing
 	@$(python) -m ruff check --quiet
 	@$(python) -m ruff format --check --quiet || { echo "some files are not formatted; run: make format" >&2; exit 1; }
-	@$(python) -m mypy --no-error-summary $(packages)
+	@$(python) -m mypy --no-error-summary $(packages) benchmarks
 
 check: lint test ## what CI runs: lint, then the tests
 

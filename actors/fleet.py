@@ -9,6 +9,7 @@ from ray.actor import ActorHandle
 
 from actors.remote import RemoteRolloutActor
 from common.config import Config
+from common.errors import cause_in_one_line
 from common.messages import Rollout
 
 MAX_FAILED_STARTS = 5
@@ -98,7 +99,8 @@ class Fleet:
         except ray.exceptions.RayError as error:
             member.failed_starts += 1
             if member.failed_starts >= MAX_FAILED_STARTS:
+                cause = cause_in_one_line(error)
                 raise FleetError(
-                    f"actor {member.actor_id} failed to start {MAX_FAILED_STARTS} times: {error}"
+                    f"actor {member.actor_id} failed to start {MAX_FAILED_STARTS} times: {cause}"
                 ) from error
             self.replace(member.actor_id)

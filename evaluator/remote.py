@@ -14,6 +14,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from common.config import Config
+from common.errors import cause_in_one_line
 from common.messages import CheckpointNotice
 from common.process import prepare_process
 from common.run_directory import RunDirectory
@@ -119,11 +120,4 @@ class RemoteEvaluator:
 
     def _bury(self, error: RayError) -> None:
         self._is_dead = True
-        self.problem = f"the evaluator stopped: {_one_line(error)}"
-
-
-def _one_line(error: RayError) -> str:
-    """The last line of a Ray error is the original exception; those before it are traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    last = lines[-1] if lines else type(error).__name__
-    return last.split(" Worker exit type")[0]  # then follows a page of common causes
+        self.problem = f"the evaluator stopped: {cause_in_one_line(error)}"

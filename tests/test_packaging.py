@@ -80,7 +80,7 @@ def test_an_installed_package_comes_from_the_wheel(package: str, clean_python: P
     ("package", "flags"),
     [
         ("learner", ["--preset", "--run-dir", "--resume", "--total-frames", "--num-actors", "--address"]),
-        ("evaluator", ["--eval-episodes-per-level"]),
+        ("evaluator", ["RUN_DIR_OR_CHECKPOINT", "--episodes-per-level", "--gif", "--json"]),
     ],
 )
 def test_the_installed_program_shows_its_help_from_another_directory(

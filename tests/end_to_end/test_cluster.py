@@ -42,8 +42,15 @@ def wait_for(condition, process, seconds=90):
 
 def actor_processes() -> list[psutil.Process]:
     """This cluster's processes descend from this one: no other actor on the machine is touched."""
-    family = psutil.Process().children(recursive=True)
-    return [p for p in family if p.is_running() and "RemoteRolloutActor" in " ".join(p.cmdline())]
+    return [p for p in psutil.Process().children(recursive=True) if "RemoteRolloutActor" in command(p)]
+
+
+def command(process: psutil.Process) -> str:
+    """Empty for one that has ended, reaped or not."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def test_actors_work_on_both_nodes_and_dead_and_hung_ones_are_replaced(two_nodes, start_learner, tiny, tmp_path, rows):

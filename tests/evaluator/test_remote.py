@@ -48,7 +48,15 @@ def notify(evaluator: RemoteEvaluator, path: Path) -> None:
 
 def evaluator_processes() -> list[psutil.Process]:
     children = psutil.Process().children(recursive=True)
-    return [child for child in children if "RemoteEvaluator" in " ".join(child.cmdline())]
+    return [child for child in children if "RemoteEvaluator" in command(child)]
+
+
+def command(process: psutil.Process) -> str:
+    """Empty for one that has ended, reaped or not."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def test_checkpoints_are_scored_while_the_driver_goes_on_and_a_killed_evaluator_is_only_reported(
