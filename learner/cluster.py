@@ -1,10 +1,13 @@
 """Joining a Ray cluster or starting an embedded one, and checking that it can carry the run."""
 
+import contextlib
 import logging
 import os
 import shutil
 import socket
+import sys
 import time
+from collections.abc import Iterator
 
 import ray
 
@@ -67,16 +70,34 @@ def disconnect() -> None:
 
 def _init(address: str, object_store_memory: int | None = None) -> None:
     try:
-        ray.init(
-            address=address,
-            object_store_memory=object_store_memory,
-            include_dashboard=False if address == "local" else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _silent_stderr():
+            ray.init(
+                address=address,
+                object_store_memory=object_store_memory,
+                include_dashboard=False if address == "local" else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ClusterError(f"no Ray cluster could be used at --address {address}: {reason}") from error
+        # Ray shows its token to a local cluster and to `auto`, but to HOST:PORT only when told to.
+        told = address in ("auto", "local") or "RAY_AUTH_MODE" in os.environ
+        hint = "" if told else "; if it asks for a token, set RAY_AUTH_MODE=token"
+        raise ClusterError(f"no Ray cluster could be used at --address {address}: {reason}{hint}") from error
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Ray's C++ repeats a refused connection on file descriptor 2 every second; the exception says it once."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _check_shared_memory(needed: int) -> None:
