@@ -73,7 +73,12 @@ def train(prepared: PreparedRun, stop: StopSignals, where: str) -> int:
 
     fleet = Fleet(config, started_at=learner.policy_version)
     evaluator, stream = None, None
+    is_new = prepared.learner_state is None
     try:
+        if not is_new:
+            prepared.store()  # before the evaluator reads which versions are scored
+        # While actors start: on two cores that brings the first score several seconds forward.
+        evaluator = RemoteEvaluator.start(run.path, config) if config.evaluator else None
         placed = fleet.wait_until_placed(config.cluster_timeout, stop.check)
         if placed < config.num_actors:
             progress.warn(
@@ -88,8 +93,8 @@ def train(prepared: PreparedRun, stop: StopSignals, where: str) -> int:
             num_batches=config.num_updates,
             pinned=device.type == "cuda",
         )
-        prepared.store()
-        evaluator = RemoteEvaluator.start(run.path, config) if config.evaluator else None
+        if is_new:
+            prepared.store()
         training = Training(config, run, learner, stream, evaluator, progress, stop)
         score = training.run_to_end(resumed_from=prepared.checkpoint_path)
     finally:
