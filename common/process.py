@@ -46,8 +46,8 @@ def prepare_process(num_threads: int | None, sees_gpu: bool) -> None:
 def prepare_ray_environment() -> None:
     """Variables Ray reads when it starts: no usage reports, no guessing that `uv run` launched us.
 
-    Workers get the learner's priority instead of nice 15: on a machine whose cores the learner fills, the evaluator
-    would else get a thirtieth of one, and the first score would come after an hour.
+    Workers get the learner's priority instead of nice 15, at which the evaluator starves on a machine whose cores the
+    learner fills.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
