@@ -20,7 +20,7 @@ def keep_freed_memory() -> bool:
     """Tell glibc to keep freed memory instead of giving it back to the kernel; False where there is no glibc.
 
     PyTorch frees and allocates the same activations for every minibatch. By default glibc returns each of them to
-    the kernel, which zeroes the pages again on the next use: a third of the CPU time of a training step.
+    the kernel, which zeroes the pages again on the next use.
     One arena, so that every thread reuses the same memory.
     """
     try:
