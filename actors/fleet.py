@@ -37,11 +37,12 @@ class Fleet:
         """`started_at` is the policy_version the run starts or is resumed at."""
         self.started_at = started_at
         self.config_ref = ray.put(config)
+        self.gpus_each = config.actor_gpus
         self.restarts = 0
         self.members = {i: self._start(i, incarnation=0) for i in range(config.num_actors)}
 
     def wait_until_placed(self, timeout: float, stop_check: Callable[[], None]) -> int:
-        """Waits until every actor that the cluster's CPUs can hold is ready; returns how many are.
+        """Waits until every actor that the cluster's CPUs and GPUs can hold is ready; returns how many are.
 
         The others join when there is room. `stop_check` runs while waiting and may raise.
 
@@ -49,17 +50,13 @@ class Fleet:
             FleetError: none was ready within `timeout` seconds, or one keeps failing to start.
         """
         deadline = time.monotonic() + timeout
-        placeable = min(len(self.members), int(ray.cluster_resources().get("CPU", 0)))
+        placeable = min(len(self.members), self._room())
         while len(self.ready()) < placeable and time.monotonic() < deadline:
             stop_check()
             ray.wait([m.starting for m in self.members.values() if m.starting], num_returns=1, timeout=0.2)
         ready = len(self.ready())
         if not ready:
-            raise FleetError(
-                f"no actor could be placed within {timeout:.0f} s: each of --num-actors {len(self.members)} needs "
-                f"one CPU, the cluster has {ray.cluster_resources().get('CPU', 0):.0f} and "
-                f"{ray.available_resources().get('CPU', 0):.0f} of them are free"
-            )
+            raise FleetError(f"no actor could be placed within {timeout:.0f} s: {self._shortage()}")
         return ready
 
     def ready(self) -> list[int]:
@@ -85,10 +82,24 @@ class Fleet:
         for member in self.members.values():
             ray.kill(member.handle, no_restart=True)
 
-    def _start(self, actor_id: int, incarnation: int, failed_starts: int = 0) -> Member:
-        handle = RemoteRolloutActor.remote(  # type: ignore[attr-defined]
-            self.config_ref, actor_id, incarnation, self.started_at
+    def _room(self) -> int:
+        """Actors that the whole cluster can hold."""
+        resources = ray.cluster_resources()
+        by_cpus = int(resources.get("CPU", 0))
+        return by_cpus if not self.gpus_each else min(by_cpus, int(resources.get("GPU", 0) / self.gpus_each + 1e-6))
+
+    def _shortage(self) -> str:
+        needs = f"one CPU and {self.gpus_each:g} of a GPU" if self.gpus_each else "one CPU"
+        there, free = ray.cluster_resources(), ray.available_resources()
+        have = " and ".join(
+            f"{there.get(kind, 0):g} {kind}s, {free.get(kind, 0):g} of them free"
+            for kind in (["CPU", "GPU"] if self.gpus_each else ["CPU"])
         )
+        return f"each of --num-actors {len(self.members)} needs {needs}; the cluster has {have}"
+
+    def _start(self, actor_id: int, incarnation: int, failed_starts: int = 0) -> Member:
+        actor_class = RemoteRolloutActor.options(num_gpus=self.gpus_each)  # type: ignore[attr-defined]
+        handle = actor_class.remote(self.config_ref, actor_id, incarnation, self.started_at)
         return Member(actor_id, handle, incarnation, handle.place.remote(), failed_starts)
 
     def _finish_start(self, member: Member, started: ray.ObjectRef) -> None:

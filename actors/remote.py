@@ -16,7 +16,7 @@ class RemoteRolloutActor:
     """Lives in a process of its own, on any node of the cluster."""
 
     def __init__(self, config: Config, actor_id: int, incarnation: int, started_at: int):
-        prepare_process(num_threads=1, sees_gpu=False)
+        prepare_process(num_threads=1, sees_gpu=config.actor_gpus > 0)
         self.actor = RolloutActor(config, actor_id, incarnation, started_at)
 
     def place(self) -> tuple[str, int]:

@@ -57,6 +57,12 @@ class Config:
     num_actors: int = setting(COLLECT, "Ray actors; the batch of an update stays the same")
     envs_per_actor: int = setting(COLLECT, "environments stepped by each actor")
     unroll_length: int = setting(COLLECT, "steps of every environment in one rollout")
+    half_batches: str = setting(
+        COLLECT,
+        "Procgen steps half of an actor's environments while the policy acts for the others; auto: with --actor-gpus",
+        ("auto", "yes", "no"),
+    )
+    actor_gpus: float = setting(COLLECT, "share of a GPU that each actor's policy runs on; 0: on its CPU")
     mode: str = setting(
         COLLECT,
         "sync: collect, then train (lag 0); overlap: collect while training (lag 1); auto: overlap with a GPU",
@@ -96,6 +102,8 @@ class Config:
     micro_batch: int = setting(
         NETWORK, "samples in one forward and backward pass; gradients of a minibatch add up; 0: device's best"
     )
+    cuda_graphs: bool = setting(NETWORK, "replay actors' inference and the learner's optimizer step as CUDA graphs")
+    compile: bool = setting(NETWORK, "torch.compile the learner's network (GPU only, needs a C compiler)")
     learner_threads: int = setting(NETWORK, "CPU threads of the learner; 0: all cores")
 
     evaluator: bool = setting(EVALUATE, "score checkpoints while training, in a process of its own")
@@ -116,6 +124,7 @@ class Config:
             self._require(name, 0 < getattr(self, name) < float("inf"), "more than 0")
         for name in ("gamma", "gae_lambda"):
             self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        self._require("actor_gpus", 0 <= self.actor_gpus <= 1, "between 0 and 1")
         for name in ("ent_coef", "vf_coef"):
             self._require(name, 0 <= getattr(self, name) < float("inf"), "0 or more")
         for name in ("seed", "start_level", "num_levels", "micro_batch", "learner_threads"):
@@ -195,7 +204,11 @@ FREE_ON_RESUME = frozenset(
         "num_actors",
         "envs_per_actor",
         "precision",
+        "half_batches",
+        "actor_gpus",
         "micro_batch",
+        "cuda_graphs",
+        "compile",
         "learner_threads",
         "evaluator",
         *_SECONDS,
@@ -213,6 +226,8 @@ _LAB: dict[str, Any] = {
     "num_levels": 20,
     "held_out": "next",
     "unroll_length": 256,
+    "half_batches": "auto",
+    "actor_gpus": 0.0,
     "mode": "auto",
     "actor_timeout": 600.0,
     "cluster_timeout": 60.0,
@@ -234,6 +249,8 @@ _LAB: dict[str, Any] = {
     "orthogonal_heads": False,
     "precision": "auto",
     "micro_batch": 0,
+    "cuda_graphs": False,
+    "compile": False,
     "learner_threads": 0,
     "evaluator": True,
     "eval_episodes_per_level": 1,

@@ -65,8 +65,11 @@ def choose_precision(requested: str, device: torch.device) -> Precision:
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
 
 
-def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager:
-    """Convolutions and large matrix products in `precision`; the network keeps its heads in float32."""
+def autocast(device: torch.device, precision: Precision, cache: bool = True) -> contextlib.AbstractContextManager:
+    """Convolutions and large matrix products in `precision`; the network keeps its heads in float32.
+
+    With `cache` each parameter is rounded once in the whole region, without it at each use.
+    """
     if precision == "float32":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=cache)

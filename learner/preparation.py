@@ -54,7 +54,7 @@ def prepare_run(command_line: CommandLine) -> PreparedRun:
     if command_line.resume is not None:
         return _prepare_resume(command_line, command_line.resume)
     config = resolve(command_line.preset or "lab", command_line.given)
-    device = choose_device(config.device)
+    device = choose_device(config)
     default = Path("runs") / f"{config.env_name}-{config.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = RunDirectory((command_line.run_dir or default).absolute())
     run.require_unused()
@@ -71,7 +71,7 @@ def _prepare_resume(command_line: CommandLine, path: Path) -> PreparedRun:
     differing = contradictions(stored, config, given)
     if differing:
         raise ConfigError(f"--resume {path} contradicts its config: {'; '.join(differing)}")
-    device = choose_device(config.device)
+    device = choose_device(config)
     run.require_writable()
     checkpoint = _newest_complete_checkpoint(run)
     return PreparedRun(config, run, device, checkpoint.path, checkpoint.learner_state)
@@ -110,11 +110,15 @@ def _set_aside_what_came_later(run: RunDirectory, policy_version: int) -> None:
         set_aside_rows(log, lambda row: row.get("policy_version", 0) <= policy_version)
 
 
-def choose_device(requested: str) -> torch.device:
-    """The learner's device; ConfigError where a GPU was asked for and there is none."""
-    if requested == "cuda" and not torch.cuda.is_available():
+def choose_device(config: Config) -> torch.device:
+    """The learner's device; ConfigError where settings ask for a GPU and there is none to use."""
+    if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch finds no CUDA GPU here; give --device cpu or auto")
-    use_gpu = requested == "cuda" or (requested == "auto" and torch.cuda.is_available())
+    use_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    if config.compile and not use_gpu:
+        raise ConfigError("--compile: the learner uses no GPU; leave it out")
+    if config.cuda_graphs and not use_gpu and not config.actor_gpus:
+        raise ConfigError("--cuda-graphs: neither the learner nor the actors (--actor-gpus) use a GPU; leave it out")
     return torch.device("cuda" if use_gpu else "cpu")
 
 

@@ -231,3 +231,50 @@ def test_bfloat16_changes_the_values_a_little_and_the_types_not_at_all(policy):
         _, values = policy(torch.from_numpy(rollout.observations).flatten(0, 1))
     difference = np.abs(rollout.values.ravel() - values.numpy())
     assert 0 < difference.max() < 0.1
+
+
+def test_half_batches_play_the_same_rollouts(policy, rollouts):
+    for whole, halved in zip(rollouts, collect(tiny_config(half_batches="yes"), policy, ROLLOUTS), strict=True):
+        for name in ("observations", "actions", "rewards", "dones"):
+            np.testing.assert_array_equal(getattr(halved, name), getattr(whole, name), name)
+        for name in ("behavior_log_probs", "values", "bootstrap_value"):
+            np.testing.assert_allclose(getattr(halved, name), getattr(whole, name), rtol=1e-5, atol=1e-6)
+        for name in ("returns", "lengths", "levels"):
+            np.testing.assert_array_equal(getattr(halved.episodes, name), getattr(whole.episodes, name), name)
+
+
+def test_half_batches_step_on_threads_of_their_own_and_an_odd_environment_is_not_lost(policy):
+    sizes = {"envs_per_actor": 5, "unroll_length": 8}
+    actor = RolloutActor(tiny_config(**sizes, half_batches="yes"), 0)
+    assert [group.columns for group in actor.groups] == [slice(0, 2), slice(2, 5)]
+    halved = copy.deepcopy(actor.collect(policy.weights(), 0))
+    actor.close()
+    (whole,) = collect(tiny_config(**sizes), policy, 1)
+    np.testing.assert_array_equal(halved.actions, whole.actions)
+    np.testing.assert_array_equal(halved.observations, whole.observations)
+
+
+def test_by_default_only_a_policy_on_a_gpu_gets_half_batches():
+    actor = RolloutActor(tiny_config(), 0)
+    assert len(actor.groups) == 1
+    actor.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("captured", [False, True])
+def test_on_a_gpu_values_and_log_probs_are_the_policys_for_every_new_weights(policy, captured):
+    config = tiny_config(actor_gpus=0.1, cuda_graphs=captured, unroll_length=8)
+    actor = RolloutActor(config, 0)
+    weights = policy.weights()
+    for version in range(2):
+        weights = {name: array * (1 + 0.5 * version) for name, array in weights.items()}
+        rollout = actor.collect(weights, version)
+        policy_on_cpu = PolicyNetwork(config.network)
+        policy_on_cpu.load_weights(weights)
+        with torch.no_grad():
+            logits, values = policy_on_cpu(torch.from_numpy(rollout.observations).flatten(0, 1))
+        log_probs = torch.log_softmax(logits, 1).gather(1, torch.from_numpy(rollout.actions).long().view(-1, 1))
+        np.testing.assert_allclose(rollout.values.ravel(), values.numpy(), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(rollout.behavior_log_probs.ravel(), log_probs.squeeze(1), rtol=1e-3, atol=1e-3)
+    actor.close()

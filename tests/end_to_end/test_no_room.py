@@ -18,7 +18,15 @@ def test_no_actor_placed_stops_the_run_with_one_line(no_cpus, run_learner, tiny,
     result = run_learner(*tiny, "--run-dir", tmp_path / "run", "--address", no_cpus.address, "--cluster-timeout", "3")
     assert result.returncode == 2, result.stdout + result.stderr
     assert result.stderr.splitlines() == [
-        "learner: no actor could be placed within 3 s: each of --num-actors 2 needs one CPU, "
-        "the cluster has 0 and 0 of them are free"
+        "learner: no actor could be placed within 3 s: each of --num-actors 2 needs one CPU; "
+        "the cluster has 0 CPUs, 0 of them free"
     ]
     assert not (tmp_path / "run").exists()
+
+
+def test_actors_that_ask_for_gpus_of_a_cluster_without_are_told_so(run_learner, tiny, tmp_path):
+    result = run_learner(*tiny, "--run-dir", tmp_path / "run", "--actor-gpus", "0.25", "--cluster-timeout", "3")
+    assert result.returncode == 2, result.stdout + result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("learner: no actor could be placed within 3 s: each of --num-actors 2 needs one CPU and")
+    assert "0.25 of a GPU" in line and "0 GPUs, 0 of them free" in line

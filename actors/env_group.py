@@ -1,0 +1,61 @@
+"""Some of an actor's environments: one Procgen batch, its columns in the rollout, its running episodes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from common.config import Config
+from common.procgen_env import envs_from_states, make_envs
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """One episode that ended, as the bookkeeping collects them."""
+
+    episode_return: float
+    length: int
+    level: int
+
+
+class EnvGroup:
+    """A Procgen batch that is never reset between rollouts. `columns` are its places in the actor's `[T, B]` arrays."""
+
+    def __init__(self, envs: Any, columns: slice):
+        self.envs = envs
+        self.columns = columns
+        num_envs = columns.stop - columns.start
+        self.running_return = np.zeros(num_envs, np.float64)
+        self.running_length = np.zeros(num_envs, np.int32)
+
+    def count_episodes(self, rewards: np.ndarray, dones: np.ndarray, finished: list[Finished]) -> None:
+        """Takes in one step's float32 rewards and bool dones `[N]`; adds the episodes that it ended to `finished`."""
+        self.running_return += rewards
+        self.running_length += 1
+        if not dones.any():
+            return
+        info = self.envs.get_info()
+        for i in np.flatnonzero(dones):
+            level = info[i]["prev_level_seed"]
+            finished.append(Finished(float(self.running_return[i]), int(self.running_length[i]), level))
+        self.running_return[dones] = 0
+        self.running_length[dones] = 0
+
+
+def make_env_groups(config: Config, rand_seed: int, halves: bool) -> list[EnvGroup]:
+    """All `envs_per_actor` environments in one group that steps on the caller's thread, or in two halves that step on
+    a C++ thread each. What each environment plays is the same either way.
+    """
+    num_envs = config.envs_per_actor
+    level_range = config.start_level, config.num_levels
+    envs = make_envs(num_envs, config.env_name, config.distribution_mode, *level_range, rand_seed=rand_seed)
+    if not halves or num_envs < 2:
+        return [EnvGroup(envs, slice(0, num_envs))]
+    envs.observe()
+    states = envs.callmethod("get_state")
+    envs.close()
+    middle = num_envs // 2
+    return [
+        EnvGroup(envs_from_states(config.env_name, config.distribution_mode, states[columns], num_threads=1), columns)
+        for columns in (slice(0, middle), slice(middle, num_envs))
+    ]
