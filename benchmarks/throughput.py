@@ -43,6 +43,7 @@ from common.metrics import read_jsonl
 from common.policy_network import PolicyNetwork
 from common.process import autocast, choose_precision, prepare_process
 from common.procgen_env import make_envs, observe
+from learner import flags as command_line
 from learner.batch import StagedBatch
 from learner.ppo import PPOLearner
 
@@ -104,9 +105,9 @@ def inference(config: Config, cores: int, seconds: float) -> float:
     return on_all_cores(make_work, cores, seconds)
 
 
-def random_batch(config: Config) -> StagedBatch:
+def random_batch(config: Config, device: torch.device) -> StagedBatch:
     """A full staged batch of random numbers."""
-    staged = StagedBatch(config, pinned=False)
+    staged = StagedBatch(config, device)
     staged.observations.random_(0, 256)
     staged.actions.random_(0, NUM_ACTIONS)
     staged.dones.bernoulli_(0.01)
@@ -120,7 +121,7 @@ def updating(config: Config, cores: int) -> float:
     """c: samples/s of one epoch over a batch, after one to warm up."""
     config = dataclasses.replace(config, update_epochs=1)
     learner = PPOLearner(config, CPU, cores)
-    staged = random_batch(config)
+    staged = random_batch(config, CPU)
     learner.update(staged, lambda: None)
     started = time.perf_counter()
     learner.update(staged, lambda: None)
@@ -133,7 +134,7 @@ def parts_in_one_process(config: Config, cores: int) -> float:
     """p: the same actors and learner without Ray; rollouts are collected on threads."""
     actors = [RolloutActor(config, actor_id) for actor_id in range(config.num_actors)]
     learner = PPOLearner(config, CPU, cores)
-    staged = StagedBatch(config, pinned=False)
+    staged = StagedBatch(config, CPU)
 
     def one_update() -> None:
         weights = learner.weights()
@@ -155,11 +156,12 @@ def parts_in_one_process(config: Config, cores: int) -> float:
 
 
 def service(updates: int, *flags: str) -> dict[str, Any]:
-    """d: `python -m learner` from outside; frames/s over the updates after the first."""
+    """d: `python -m learner` from outside, without evaluator; frames/s over the updates after the first."""
+    given = command_line.parse(list(flags))
+    frames = resolve(given.preset or "lab", given.given).batch_size * (updates + 1)
     with tempfile.TemporaryDirectory() as directory:
         run_dir = Path(directory) / "run"
-        frames = resolve("lab", {}).batch_size * (updates + 1)
-        arguments = ["--run-dir", str(run_dir), "--total-frames", str(frames), *flags]
+        arguments = [*flags, "--no-evaluator", "--run-dir", str(run_dir), "--total-frames", str(frames)]
         peaks = run_and_watch([sys.executable, "-m", "learner", *arguments], {})[1]
         rows = read_jsonl(run_dir / "metrics.jsonl")
     first, last, counted = rows[0], rows[-1], rows[1:]
@@ -226,7 +228,7 @@ def measure(updates: int, seconds: float) -> dict[str, Any]:
     b = inference(config, cores, seconds)
     c = updating(config, cores)
     p = parts_in_one_process(config, cores)
-    d = service(updates, "--no-evaluator")
+    d = service(updates)
     e = notebook({})
     e_keeping = notebook(KEEPING_ALLOCATOR)
     ideal = 1 / (1 / a + 1 / b + config.update_epochs / c)

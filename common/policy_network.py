@@ -76,22 +76,28 @@ class PolicyNetwork(nn.Module):
         """uint8 `[N, 64, 64, 3]` to float32 logits `[N, 15]` and values `[N]`.
 
         Procgen's bytes are NHWC: seen as NCHW they are channels-last already, so nothing is copied or moved.
-        The heads run in float32 whatever autocast says: log-probabilities must not be rounded.
+        The heads run in the parameters' own type, float32, whatever autocast says: log-probabilities must not be
+        rounded.
         """
         x = observations.permute(0, 3, 1, 2)
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else torch.float32
-        x = x.to(dtype).mul_(1.0 / self.settings.observation_scale)
+        exact = self.policy_head.weight.dtype
+        x = x.to(torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else exact)
+        x = x.mul_(1.0 / self.settings.observation_scale)
         x = self.stages(x)
         if self.settings.relu_before_linear:
             x = F.relu(x)
         x = F.relu(self.hidden(x.flatten(1)))
         with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
+            x = x.to(exact)
             return self.policy_head(x), self.value_head(x).squeeze(1)
 
     def weights(self) -> Weights:
         """A copy of every parameter as float32 numpy arrays, by name."""
-        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.state_dict().items()}
+        tensors = self.state_dict()
+        # One tensor, so that leaving a GPU takes one copy.
+        flat = torch.cat([tensor.flatten() for tensor in tensors.values()]).cpu().numpy()
+        parts = np.split(flat, np.cumsum([tensor.numel() for tensor in tensors.values()])[:-1])
+        return {name: part.reshape(tensors[name].shape) for name, part in zip(tensors, parts, strict=True)}
 
     def load_weights(self, weights: Weights) -> None:
         """Copies `weights` in; RuntimeError names what is missing or has another shape."""

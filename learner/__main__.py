@@ -91,7 +91,7 @@ def train(prepared: PreparedRun, stop: StopSignals, where: str) -> int:
             max_policy_lag=1 if overlap else 0,
             first_batch=learner.policy_version,
             num_batches=config.num_updates,
-            pinned=device.type == "cuda",
+            device=device,
         )
         if is_new:
             prepared.store()

@@ -1,7 +1,7 @@
 """One update's data: rollouts staged side by side, then seen as a flat batch on the device."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -15,13 +15,14 @@ from learner.reward_transform import RewardTransform, Wave
 
 
 class StagedBatch:
-    """Preallocated host memory for `num_actors` rollouts, `[T, B of all actors]`; pinned where a GPU reads it.
+    """Preallocated memory for `num_actors` rollouts, `[T, B of all actors]`: on the host and, for a GPU, there too.
 
     Rollout k fills columns [k * envs_per_actor, (k + 1) * envs_per_actor).
     """
 
-    def __init__(self, config: Config, pinned: bool):
+    def __init__(self, config: Config, device: torch.device):
         self.envs_per_rollout = config.envs_per_actor
+        pinned = device.type == "cuda"  # only from pinned memory does a copy run beside the GPU's work
         shape = (config.unroll_length, config.num_envs)
 
         def filled(value: float, *dims: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -35,8 +36,29 @@ class StagedBatch:
         self.behavior_log_probs = filled(float("nan"), *shape)
         self.values = filled(float("nan"), *shape)
         self.bootstrap_value = filled(float("nan"), config.num_envs)
+        self.upload = _Upload(self.host_tensors(), device) if pinned else None
         self.sources: dict[int, RolloutSource] = {}
         self.staging_seconds = 0.0
+
+    def host_tensors(self) -> list[Tensor]:
+        """What the learner's device needs; raw rewards stay on the host."""
+        return [
+            self.observations,
+            self.actions,
+            self.behavior_log_probs,
+            self.values,
+            self.dones,
+            self.bootstrap_value,
+        ]
+
+    def start_upload(self) -> None:
+        """Called when the batch is full, while the learner may still train on the one before."""
+        if self.upload is not None:
+            self.upload.start()
+
+    def device_tensors(self) -> list[Tensor]:
+        """`host_tensors` on the learner's device, there before anything that is launched from now on."""
+        return self.host_tensors() if self.upload is None else self.upload.finish()
 
     def clear(self) -> None:
         """Forgets where the last contents came from; the memory is used again."""
@@ -82,6 +104,26 @@ class StagedBatch:
         return np.concatenate([np.arange(self.envs_per_rollout) + block * self.envs_per_rollout for block in blocks])
 
 
+class _Upload:
+    """Copies pinned tensors to their twins on a GPU, on a stream of its own."""
+
+    def __init__(self, sources: list[Tensor], device: torch.device):
+        self.sources = sources
+        self.targets = [torch.empty_like(source, device=device) for source in sources]
+        self.stream = torch.cuda.Stream(device)
+        self.done = torch.cuda.Event()
+
+    def start(self) -> None:
+        with torch.cuda.stream(self.stream):
+            for target, source in zip(self.targets, self.sources, strict=True):
+                target.copy_(source, non_blocking=True)
+            self.done.record(self.stream)
+
+    def finish(self) -> list[Tensor]:
+        torch.cuda.current_stream().wait_event(self.done)
+        return self.targets
+
+
 @dataclass(frozen=True, slots=True)
 class RolloutSource:
     """Where one slot of a staged batch came from, and the episodes that ended in it."""
@@ -108,25 +150,17 @@ class TrainingBatch:
     def __len__(self) -> int:
         return len(self.actions)
 
+    def columns(self) -> dict[str, Tensor]:
+        """Every tensor by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     @staticmethod
-    def prepare(
-        staged: StagedBatch, reward_transform: RewardTransform, config: Config, device: torch.device
-    ) -> "TrainingBatch":
-        """Moves a full staged batch to `device` and computes advantages there."""
+    def prepare(staged: StagedBatch, reward_transform: RewardTransform, config: Config) -> "TrainingBatch":
+        """Sees a full staged batch on its device as samples and computes advantages there."""
         raw_rewards, dones = staged.rewards.numpy(), staged.dones.numpy()
         rewards = torch.from_numpy(reward_transform(raw_rewards, dones, staged.waves() or None))
-        observations, actions, log_probs, values, dones_there, bootstrap_value, rewards = _to_device(
-            (
-                staged.observations,
-                staged.actions,
-                staged.behavior_log_probs,
-                staged.values,
-                staged.dones,
-                staged.bootstrap_value,
-                rewards,
-            ),
-            device,
-        )
+        observations, actions, log_probs, values, dones_there, bootstrap_value = staged.device_tensors()
+        rewards = rewards.to(values.device)
         advantages, target_values = generalized_advantages(
             rewards, dones_there, values, bootstrap_value, config.gamma, config.gae_lambda
         )
@@ -145,7 +179,3 @@ class TrainingBatch:
 def normalize(advantages: Tensor) -> Tensor:
     """Mean 0, deviation 1 (unbiased), over all elements."""
     return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-
-
-def _to_device(tensors: Iterable[Tensor], device: torch.device) -> list[Tensor]:
-    return [tensor.to(device, non_blocking=True) for tensor in tensors]

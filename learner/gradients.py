@@ -23,11 +23,14 @@ LossFunction = Callable[[PolicyNetwork, Tensor], tuple[Tensor, Tensor]]
 class MicroBatchGradients:
     """Writes the sum of micro-batch gradients into `policy`'s `.grad` and returns the sum of their statistics."""
 
-    def __init__(self, policy: PolicyNetwork, num_threads: int):
+    def __init__(self, policy: PolicyNetwork, num_threads: int, compiled: bool = False):
         self.policy = policy
         self.replicas: SimpleQueue[PolicyNetwork] = SimpleQueue()
         for _ in range(num_threads):
-            self.replicas.put(_replica_sharing_memory(policy))
+            replica = _replica_sharing_memory(policy)
+            if compiled:
+                replica.compile(dynamic=False)
+            self.replicas.put(replica)
         self.threads = ThreadPoolExecutor(num_threads, "gradients") if num_threads > 1 else None
 
     def accumulate(self, micro_batches: Sequence[Tensor], loss_function: LossFunction) -> Tensor:

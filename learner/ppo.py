@@ -13,6 +13,7 @@ from common.policy_network import PolicyNetwork
 from common.process import autocast, choose_precision
 from common.seeding import derive_seed
 from learner.batch import StagedBatch, TrainingBatch, normalize
+from learner.captured_step import CapturedStep
 from learner.gradients import MicroBatchGradients
 from learner.losses import (
     clipped_value_loss,
@@ -25,7 +26,7 @@ from learner.reward_transform import RewardTransform
 
 # On a CPU the activations of this many frames stay in the caches.
 CPU_MICRO_BATCH = 128
-STATISTICS = ("policy_objective", "value_loss", "entropy", "approx_kl", "clip_fraction", "ratio_error")
+STATISTICS = ("policy_objective", "value_loss", "entropy", "approx_kl", "clip_fraction", "ratio_error", "grad_norm")
 
 
 class PPOLearner:
@@ -37,16 +38,26 @@ class PPOLearner:
         self.precision = choose_precision(config.precision, device)
         torch.manual_seed(derive_seed(config.seed, "initial weights"))
         self.policy = PolicyNetwork(config.network).to(device)
+        on_gpu = device.type == "cuda"
+        self.uses_graph = on_gpu and config.cuda_graphs
         self.optimizer = torch.optim.Adam(
-            self.policy.parameters(), lr=config.learning_rate, eps=config.adam_eps, fused=True
+            self.policy.parameters(),
+            lr=config.learning_rate,
+            eps=config.adam_eps,
+            fused=True,
+            capturable=self.uses_graph,
         )
         self.permutations = torch.Generator().manual_seed(derive_seed(config.seed, "permutations"))
         self.reward_transform = RewardTransform(config.reward_transform, config.num_envs, config.gamma)
         self.policy_version = 0
         self.frames = 0
-        on_cpu = device.type == "cpu"
-        self.gradients = MicroBatchGradients(self.policy, num_threads if on_cpu else 1)
-        self.micro_batch = config.micro_batch or (CPU_MICRO_BATCH if on_cpu else config.minibatch_size)
+        self.gradients = MicroBatchGradients(self.policy, 1 if on_gpu else num_threads, config.compile)
+        self.micro_batch = config.micro_batch or (config.minibatch_size if on_gpu else CPU_MICRO_BATCH)
+        self.captured_step: CapturedStep | None = None
+        if on_gpu:
+            torch.backends.cudnn.benchmark = True  # shapes never change
+        if self.uses_graph:
+            self._prepare_optimizer_for_capture()
 
     def update(self, staged: StagedBatch, stop_check: Callable[[], None]) -> dict[str, float]:
         """GAE, then `update_epochs` passes over the batch in `num_minibatches` optimizer steps each.
@@ -66,34 +77,51 @@ class PPOLearner:
 
     def _update(self, staged: StagedBatch, stop_check: Callable[[], None]) -> dict[str, float]:
         config = self.config
-        batch = TrainingBatch.prepare(staged, self.reward_transform, config, self.device)
+        batch = TrainingBatch.prepare(staged, self.reward_transform, config)
         learning_rate = self.learning_rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        self._set_learning_rate(learning_rate)
+        step = self._step_on(batch)
         totals = torch.zeros(len(STATISTICS), device=self.device)
-        first_minibatch: Tensor | None = None
-        grad_norms: list[Tensor] = []
-        for _ in range(config.update_epochs):
-            permutation = torch.randperm(len(batch), generator=self.permutations).to(self.device)
+        first: Tensor | None = None
+        # Nothing from here to the end waits for a GPU.
+        for permutation in self._permutations(len(batch)):
             for indices in permutation.split(config.minibatch_size):
                 stop_check()
-                statistics, grad_norm = self._optimizer_step(batch, indices)
-                totals += statistics
-                grad_norms.append(grad_norm)
-                first_minibatch = statistics if first_minibatch is None else first_minibatch
-        assert first_minibatch is not None
-        named = dict(zip(STATISTICS, (totals / len(grad_norms)).tolist(), strict=True))
+                totals += step(indices)
+                first = totals.clone() if first is None else first
+        assert first is not None
+        steps = config.update_epochs * config.num_minibatches
         return {
-            **named,
+            **dict(zip(STATISTICS, (totals / steps).tolist(), strict=True)),
             # Before any step the ratio is 1 but for the difference between actors' and learner's arithmetic.
-            "ratio_error": float(first_minibatch[STATISTICS.index("ratio_error")]),
-            "grad_norm": float(torch.stack(grad_norms).mean()),
+            "ratio_error": float(first[STATISTICS.index("ratio_error")]),
             "explained_variance": float(explained_variance(batch.values, batch.target_values)),
             "learning_rate": learning_rate,
         }
 
-    def _optimizer_step(self, batch: TrainingBatch, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """One minibatch. Returns its mean statistics `[6]` and the gradient's norm before clipping."""
+    def _permutations(self, size: int) -> Tensor:
+        """int64 `[update_epochs, size]` on the device, drawn on the host: the same on every device."""
+        permutations = [torch.randperm(size, generator=self.permutations) for _ in range(self.config.update_epochs)]
+        return torch.stack(permutations).to(self.device)
+
+    def _step_on(self, batch: TrainingBatch) -> Callable[[Tensor], Tensor]:
+        """What makes one optimizer step on a minibatch of `batch`, given its indices, and returns its statistics."""
+        if not self.uses_graph:
+
+            def step(indices: Tensor) -> Tensor:
+                statistics = self._gradient(batch, indices)
+                self.optimizer.step()
+                return statistics
+
+            return step
+        if self.captured_step is None:
+            self.captured_step = CapturedStep(self._gradient, self.optimizer.step, batch, self.config.minibatch_size)
+        else:
+            self.captured_step.load(batch)
+        return self.captured_step
+
+    def _gradient(self, batch: TrainingBatch, indices: Tensor) -> Tensor:
+        """The clipped gradient of one minibatch, in the parameters' `.grad`. Returns `STATISTICS` `[7]`."""
         config = self.config
         advantages = batch.advantages[indices]
         if config.advantage_normalization == "minibatch":
@@ -102,7 +130,8 @@ class PPOLearner:
 
         def loss_and_statistics(policy: PolicyNetwork, part: Tensor) -> tuple[Tensor, Tensor]:
             share = len(part) / len(indices)
-            with autocast(self.device, self.precision):
+            # Each parameter is used once: nothing to keep, and a graph must not keep anything.
+            with autocast(self.device, self.precision, cache=False):
                 logits, values = policy(batch.observations[part])
             log_probs = torch.log_softmax(logits, dim=1).gather(1, batch.actions[part].unsqueeze(1)).squeeze(1)
             behavior_log_probs = batch.behavior_log_probs[part]
@@ -116,8 +145,27 @@ class PPOLearner:
 
         statistics = self.gradients.accumulate(indices.split(self.micro_batch), loss_and_statistics)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), config.max_grad_norm)
-        self.optimizer.step()
-        return statistics, grad_norm
+        return torch.cat([statistics, grad_norm.reshape(1)])
+
+    def _set_learning_rate(self, value: float) -> None:
+        for group in self.optimizer.param_groups:
+            if self.uses_graph:  # a graph reads it from the device
+                group["lr"].fill_(value)
+            else:
+                group["lr"] = value
+
+    def _prepare_optimizer_for_capture(self) -> None:
+        """Everything that Adam reads must be on the device, and exist, before a graph is captured."""
+        for group in self.optimizer.param_groups:
+            group["capturable"] = True
+            group["lr"] = torch.tensor(float(group["lr"]), device=self.device)
+        if not self.optimizer.state:
+            # A step along a gradient of zero makes the moments and moves nothing; then it is forgotten.
+            for parameter in self.policy.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            self.optimizer.step()
+            for state in self.optimizer.state.values():
+                state["step"].zero_()
 
     def learning_rate(self) -> float:
         """Of the next update: constant, or falling linearly to 0 after the run's last update."""
@@ -138,7 +186,7 @@ class PPOLearner:
         """Everything but the policy's settings; only tensors and plain values, so that it loads without pickle."""
         return {
             "policy": self.policy.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": _portable(self.optimizer.state_dict()),
             "permutations": self.permutations.get_state(),
             "reward_transform": self.reward_transform.state_dict(),
             "policy_version": self.policy_version,
@@ -149,7 +197,16 @@ class PPOLearner:
         """Continues exactly where `state_dict` was taken."""
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.uses_graph:
+            self.captured_step = None  # the optimizer's state has moved
+            self._prepare_optimizer_for_capture()
         self.permutations.set_state(state["permutations"].cpu())
         self.reward_transform.load_state_dict(state["reward_transform"])
         self.policy_version = state["policy_version"]
         self.frames = state["frames"]
+
+
+def _portable(optimizer_state: dict[str, Any]) -> dict[str, Any]:
+    """The same for every device: what only a captured optimizer keeps as a tensor is a number again."""
+    groups = [{**group, "lr": float(group["lr"]), "capturable": False} for group in optimizer_state["param_groups"]]
+    return {**optimizer_state, "param_groups": groups}

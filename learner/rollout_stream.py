@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import ray
+import torch
 
 from common.config import Config
 from common.messages import Rollout, Weights
@@ -90,7 +91,7 @@ class RolloutStream:
         max_policy_lag: int,
         first_batch: int,
         num_batches: int,
-        pinned: bool,
+        device: torch.device,
     ):
         self.config = config
         self.fleet = fleet
@@ -100,7 +101,7 @@ class RolloutStream:
         self._next_number = first_batch
         self._changed = threading.Condition()
         self._published = _Published()
-        self._published.free_buffers.extend(StagedBatch(config, pinned) for _ in range(max_policy_lag + 1))
+        self._published.free_buffers.extend(StagedBatch(config, device) for _ in range(max_policy_lag + 1))
         self._filling: deque[FillingBatch] = deque()
         self._full: deque[StagedBatch] = deque()
         self._handed_out: StagedBatch | None = None
@@ -253,6 +254,8 @@ class RolloutStream:
         batch.staged.stage(request.slot, rollout, transfer_seconds=started - request.issued - rollout.seconds)
         batch.staged.staging_seconds += time.monotonic() - started
         batch.unfilled.remove(request.slot)
+        if not batch.unfilled:
+            batch.staged.start_upload()
         with self._changed:
             while self._filling and not self._filling[0].unfilled:
                 self._full.append(self._filling.popleft().staged)

@@ -247,3 +247,13 @@ def test_the_log_probabilities_are_those_of_the_actions_drawn():
         row = logits[n].double()
         expected = row[actions[n]] - torch.log(torch.exp(row).sum())
         assert log_probs[n].item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("settings", [LAB, EASY])
+def test_the_network_can_be_compiled_as_one_graph_and_then_computes_the_same(settings):
+    network, frames = random_network(settings), random_frames(3)
+    compiled = torch.compile(network, backend="eager", fullgraph=True)  # raises at the first break
+    for precision in (torch.autocast("cpu", torch.bfloat16), torch.autocast("cpu", enabled=False)):
+        with torch.no_grad(), precision:
+            for one, other in zip(compiled(frames), network(frames), strict=True):
+                torch.testing.assert_close(one, other)

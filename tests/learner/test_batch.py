@@ -10,6 +10,7 @@ from learner.batch import RolloutSource, StagedBatch, TrainingBatch, normalize
 from learner.gae import generalized_advantages
 from learner.reward_transform import RewardTransform
 
+CPU = torch.device("cpu")
 T, ENVS, ACTORS = 3, 2, 3
 ARRAYS = ("observations", "actions", "rewards", "dones", "behavior_log_probs", "values")
 
@@ -41,7 +42,7 @@ def random_rollout(seed):
 
 
 def test_each_rollout_fills_its_own_columns_in_any_order_of_arrival():
-    staged = StagedBatch(tiny_config(), pinned=False)
+    staged = StagedBatch(tiny_config(), CPU)
     rollouts = [random_rollout(seed) for seed in range(ACTORS)]
     for slot in (2, 0, 1):
         staged.stage(slot, rollouts[slot])
@@ -53,7 +54,7 @@ def test_each_rollout_fills_its_own_columns_in_any_order_of_arrival():
 
 
 def test_the_source_of_each_slot_is_remembered():
-    staged = StagedBatch(tiny_config(), pinned=False)
+    staged = StagedBatch(tiny_config(), CPU)
     rollout = random_rollout(7)
     staged.stage(1, rollout)
     source = staged.sources[1]
@@ -63,7 +64,7 @@ def test_the_source_of_each_slot_is_remembered():
 
 
 def test_nothing_of_a_rollout_is_referenced_after_staging():
-    staged = StagedBatch(tiny_config(), pinned=False)
+    staged = StagedBatch(tiny_config(), CPU)
     rollout, same = random_rollout(4), random_rollout(4)
     staged.stage(1, rollout)
     for array in [getattr(rollout, name) for name in ARRAYS] + [
@@ -81,7 +82,7 @@ def test_nothing_of_a_rollout_is_referenced_after_staging():
 
 
 def test_slots_nobody_wrote_hold_absurd_values():
-    staged = StagedBatch(tiny_config(), pinned=False)
+    staged = StagedBatch(tiny_config(), CPU)
     staged.stage(1, random_rollout(0))
     untouched = [0, 1, 4, 5]
     for name in ("rewards", "behavior_log_probs", "values"):
@@ -93,17 +94,17 @@ def test_slots_nobody_wrote_hold_absurd_values():
 
 
 def test_a_rollout_of_another_length_is_refused():
-    staged = StagedBatch(tiny_config(unroll_length=4), pinned=False)
+    staged = StagedBatch(tiny_config(unroll_length=4), CPU)
     with pytest.raises(ValueError, match="broadcast"):
         staged.stage(0, random_rollout(0))
 
 
 def prepared(config):
-    staged = StagedBatch(config, pinned=False)
+    staged = StagedBatch(config, CPU)
     for slot in range(ACTORS):
         staged.stage(slot, random_rollout(slot))
     transform = RewardTransform(config.reward_transform, config.num_envs, config.gamma)
-    return staged, TrainingBatch.prepare(staged, transform, config, torch.device("cpu"))
+    return staged, TrainingBatch.prepare(staged, transform, config)
 
 
 def test_sample_n_is_step_t_of_environment_b_for_n_equal_to_t_times_b_plus_b():
@@ -160,7 +161,7 @@ def test_normalize_divides_by_the_unbiased_deviation():
 
 def test_waves_follow_each_actor_through_the_rollouts_it_gave_one_batch():
     config = resolve("lab", {"num_actors": 3, "envs_per_actor": 2, "unroll_length": 4, "num_minibatches": 2})
-    staged = StagedBatch(config, pinned=False)
+    staged = StagedBatch(config, CPU)
     for slot, actor_id in ((1, 1), (2, 0), (0, 1)):  # in order of arrival: actor 1 came twice, actor 2 never
         staged.sources[slot] = RolloutSource(actor_id, 0, np.zeros(0), np.zeros(0), 0.0, 0.0)
     first, second = staged.waves()

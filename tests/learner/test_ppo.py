@@ -35,8 +35,8 @@ def tiny_config(preset="lab", **given):
     return resolve(preset, {**sizes, **work, "total_frames": 10 * T * B, **given})
 
 
-def new_learner(config, num_threads=1):
-    learner = PPOLearner(config, CPU, num_threads)
+def new_learner(config, num_threads=1, device=CPU):
+    learner = PPOLearner(config, device, num_threads)
     if config.orthogonal_heads:  # gain .01 makes every action equally likely: a test would see too little
         with torch.no_grad():
             learner.policy.policy_head.weight.mul_(100)
@@ -49,10 +49,10 @@ def random_frames(rng, *dims):
     return blocks.astype(np.uint8).repeat(8, axis=-3).repeat(8, axis=-2)
 
 
-def staged_batch(config, policy, seed=0, off_policy=0.3):
+def staged_batch(config, policy, seed=0, off_policy=0.3, device=CPU):
     """Random data, with log-probs and values as `policy` gives them, moved by noise of deviation `off_policy`."""
     rng = np.random.default_rng(seed)
-    staged = StagedBatch(config, pinned=False)
+    staged = StagedBatch(config, device)
     envs = config.envs_per_actor
     for slot in range(config.num_actors):
         observations = random_frames(rng, T, envs)
@@ -75,6 +75,7 @@ def staged_batch(config, policy, seed=0, off_policy=0.3):
             seconds=0.0,
         )
         staged.stage(slot, rollout)
+    staged.start_upload()
     return staged
 
 
@@ -368,3 +369,45 @@ def test_equal_seeds_give_equal_learners_and_other_seeds_give_others():
     one, other = new_learner(tiny_config(seed=3)), new_learner(tiny_config(seed=4))
     assert largest_difference(one.weights(), other.weights()) > 0
     assert not torch.equal(one.permutations.get_state(), other.permutations.get_state())
+
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.mark.gpu
+@on_gpu
+@pytest.mark.parametrize(
+    "lever", [{}, {"cuda_graphs": True}, {"compile": True}, {"cuda_graphs": True, "compile": True}]
+)
+def test_updates_on_a_gpu_move_the_weights_as_on_the_cpu_with_every_lever(lever):
+    config = tiny_config(adam_eps=1e-5)
+    on_cpu = new_learner(config)
+    there = new_learner(replace(config, **lever), device=torch.device("cuda"))
+    there.load_state_dict(on_cpu.state_dict())
+    for seed in range(2):  # a captured step must take over the second batch too
+        before = on_cpu.weights()
+        behavior = copy.deepcopy(on_cpu.policy)
+        expected = on_cpu.update(staged_batch(config, behavior, seed), never)
+        statistics = there.update(staged_batch(config, behavior, seed, device=there.device), never)
+        assert_same_move(there.weights(), on_cpu.weights(), before)
+        for name, value in expected.items():
+            assert statistics[name] == pytest.approx(value, rel=1e-2, abs=1e-4), name
+
+
+@pytest.mark.gpu
+@on_gpu
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_on_a_gpu_too_a_stopped_update_never_happened_and_a_checkpoint_is_portable(cuda_graphs):
+    config = tiny_config(cuda_graphs=cuda_graphs, learning_rate_schedule="linear")
+    learner = new_learner(config, device=torch.device("cuda"))
+    staged = staged_batch(config, new_learner(config).policy, device=learner.device)
+    learner.update(staged, never)
+    before = copy.deepcopy(learner.state_dict())
+    with pytest.raises(Stop):
+        learner.update(staged, stop_at(STEPS))
+    assert_same_state(learner.state_dict(), before)
+    elsewhere = new_learner(config)
+    elsewhere.load_state_dict(before)
+    elsewhere.update(staged_batch(config, elsewhere.policy), never)
+    learner.update(staged, never)
+    assert learner.policy_version == elsewhere.policy_version == 2
