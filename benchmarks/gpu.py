@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from actors.inference import make_inference
-from benchmarks.throughput import machine, random_batch, rate, service
+from benchmarks.processes import machine
+from benchmarks.throughput import random_batch, rate, service
 from common.config import Config, resolve
 from common.errors import cause_in_one_line
 from common.policy_network import PolicyNetwork

@@ -18,11 +18,8 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -30,12 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from actors.rollout_actor import RolloutActor
+from benchmarks.peers import measure_peers
+from benchmarks.processes import machine, run_and_watch
 from common.config import Config, resolve
 from common.games import NUM_ACTIONS
 from common.messages import Rollout
@@ -173,49 +171,9 @@ def service(updates: int, *flags: str) -> dict[str, Any]:
     }
 
 
-def run_and_watch(command: list[str], environment: Mapping[str, str]) -> tuple[str, dict[str, float]]:
-    """Runs a command to its end; its stdout, and the peak memory in MiB of each kind of process and of all together.
-
-    Proportional set size: memory that n processes share counts a n-th in each.
-    """
-    process = psutil.Popen(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True)
-    peaks: dict[str, float] = {}
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(1.0):
-            now: dict[str, float] = {}
-            for member in family(process):
-                try:
-                    name = "driver" if member == process else member.name().split(":")[-1].strip() or "ray"
-                    now[name] = now.get(name, 0.0) + member.memory_full_info().pss / 2**20
-                except psutil.Error:
-                    continue
-            now["all together"] = sum(now.values())
-            for name, value in now.items():
-                peaks[name] = max(peaks.get(name, 0.0), value)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    out, _ = process.communicate()
-    ended.set()
-    watcher.join()
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with exit code {process.returncode}")
-    return out, {name: round(value) for name, value in peaks.items() if value >= 50}
-
-
-def family(process: psutil.Process) -> list[psutil.Process]:
-    """A process and all it started, as far as they live."""
-    try:
-        return [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
-
-
 def notebook(environment: Mapping[str, str]) -> dict[str, Any]:
-    """e: one iteration of the notebook's data path in a process of its own."""
-    out, _ = run_and_watch([sys.executable, "-m", "benchmarks.notebook_path"], environment)
+    """e: one iteration of the notebook's data path, half as long, in a process of its own."""
+    out, _ = run_and_watch([sys.executable, "-m", "benchmarks.notebook_path", "--steps", "128"], environment)
     return json.loads(out)
 
 
@@ -251,19 +209,6 @@ def measure(updates: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def machine(cores: int) -> dict[str, Any]:
-    """Processor, cores and versions."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": models[0] if models else platform.processor(),
-        "cores": cores,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
-
-
 def show(result: Mapping[str, Any]) -> None:
     """The table a person reads, on stderr."""
     table = Table(title="preset lab, frames/s")
@@ -281,6 +226,8 @@ def show(result: Mapping[str, Any]) -> None:
         ("e' notebook, memory kept", keeping["frames_per_second"]),
     ):
         table.add_row(name, f"{value:,.0f}")
+    for peer, figures in result.get("peers", {}).items():
+        table.add_row(peer, f"{figures['frames_per_second']:,.0f}")
     for name in ("d_over_ideal", "d_over_p", "d_over_e", "d_over_e_keeping_memory"):
         table.add_row(name.replace("_", " "), f"{result[name]:.2f}")
     for name, value in service_figures.items():
@@ -296,8 +243,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=2, help="updates of the service to time, after one (2)")
     parser.add_argument("--seconds", type=float, default=5, help="for each part alone (5)")
+    parser.add_argument("--peers", action="store_true", help="measure Stable-Baselines3 and RLlib too, where installed")
     arguments = parser.parse_args()
     result = measure(arguments.updates, arguments.seconds)
+    if arguments.peers:
+        result["peers"] = measure_peers()
     show(result)
     print(json.dumps(result, indent=2))
 

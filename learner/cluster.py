@@ -18,6 +18,8 @@ from common.process import prepare_ray_environment
 SHARED_MEMORY = "/dev/shm"
 # Weights, Ray's own objects and the slack its allocator needs.
 OBJECT_STORE_SLACK = 128 << 20
+# Beyond this share of the object store Ray begins to move objects to the disk.
+SPILLING_BEGINS = 0.8
 
 
 class ClusterError(RuntimeError):
@@ -27,7 +29,7 @@ class ClusterError(RuntimeError):
 def object_store_bytes_needed(config: Config) -> int:
     """Every actor may hold one finished rollout, and the one before it may not be freed yet."""
     per_rollout = rollout_bytes(config.unroll_length, config.envs_per_actor)
-    return per_rollout * (config.num_actors + 1) + OBJECT_STORE_SLACK
+    return int((per_rollout * (config.num_actors + 1) + OBJECT_STORE_SLACK) / SPILLING_BEGINS)
 
 
 def connect(config: Config, address: str | None) -> str:

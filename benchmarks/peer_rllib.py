@@ -1,0 +1,141 @@
+"""RLlib PPO as its users write it today: new API stack, a gymnasium environment, an RLModule, `PPOConfig`.
+
+Its own defaults stay: environments in a `SyncVectorEnv`, samples as episodes through its connectors, advantages
+normalised over the batch. Env runners sample on all cores at once, then the learner trains on all of them.
+"""
+
+import logging
+import os
+import time
+from typing import Any
+
+import gymnasium
+import numpy as np
+import ray
+import torch
+from gymnasium import spaces
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.apis.value_function_api import ValueFunctionAPI
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from torch import Tensor
+
+from benchmarks.peers import Iteration, warm_up
+from common.config import Config
+from common.games import NUM_ACTIONS, OBSERVATION_SHAPE
+from common.policy_network import PolicyNetwork
+from common.process import prepare_ray_environment
+from common.procgen_env import make_envs, observe
+
+
+class ProcgenEnv(gymnasium.Env):
+    """One Procgen environment. Rewards are signs; the frame of the next episode is what its reset returns.
+
+    RLlib resets one environment while the others step. A Procgen batch steps all or none, so each environment is a
+    batch of one, on the caller's thread; 64 of these take no longer than one batch of 64.
+    """
+
+    observation_space = spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8)
+    action_space = spaces.Discrete(NUM_ACTIONS)
+
+    def __init__(self, env_config: dict[str, Any]):
+        config = env_config["config"]
+        game = (config.env_name, config.distribution_mode, config.start_level, config.num_levels)
+        self.env = make_envs(1, *game, rand_seed=np.random.randint(2**31 - 1))  # RLlib seeds numpy in each runner
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        return observe(self.env)[1][0], {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.env.act(np.array([action], np.int32))
+        rewards, frames, first = observe(self.env)
+        return frames[0], float(np.sign(rewards[0])), bool(first[0]), False, {}
+
+    def close(self) -> None:
+        self.env.close()
+
+
+class ProcgenModule(TorchRLModule, ValueFunctionAPI):
+    """Our network, frames in as Procgen's bytes."""
+
+    def setup(self) -> None:
+        assert isinstance(self.model_config, dict)
+        self.network = PolicyNetwork(self.model_config["settings"])
+
+    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:
+        return {Columns.ACTION_DIST_INPUTS: self.network(batch[Columns.OBS])[0]}
+
+    def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:
+        # The loss asks for values next and hands back these "embeddings": no second pass.
+        logits, values = self.network(batch[Columns.OBS])
+        return {Columns.ACTION_DIST_INPUTS: logits, Columns.EMBEDDINGS: values}
+
+    def compute_values(self, batch: dict[str, Any], embeddings: Tensor | None = None) -> Tensor:
+        if embeddings is not None:
+            return embeddings
+        # Before an update RLlib wants the values of the whole batch, with gradients: its activations fill gigabytes.
+        with torch.no_grad():
+            return torch.cat([self.network(frames)[1] for frames in batch[Columns.OBS].split(2048)])
+
+
+def make_ppo(config: Config) -> Algorithm:
+    """RLlib's PPO with the preset's settings; the learner is in this process."""
+    return (
+        PPOConfig()
+        .environment(ProcgenEnv, env_config={"config": config})
+        .env_runners(
+            num_env_runners=config.num_actors,  # one a core, like our actors
+            num_envs_per_env_runner=config.envs_per_actor,
+            rollout_fragment_length=config.unroll_length,
+            sample_timeout_s=3600,  # 60 by default: with too few samples by then the iteration is cut short
+        )
+        .learners(num_learners=0)
+        .training(
+            train_batch_size_per_learner=config.batch_size,
+            minibatch_size=config.minibatch_size,
+            num_epochs=config.update_epochs,
+            lr=config.learning_rate,
+            gamma=config.gamma,
+            lambda_=config.gae_lambda,
+            clip_param=config.clip_coef,
+            vf_clip_param=config.clip_coef,  # in RLlib a bound of the squared error: as costly, not the same
+            entropy_coeff=config.ent_coef,
+            vf_loss_coeff=config.vf_coef,
+            grad_clip=config.max_grad_norm,
+            grad_clip_by="global_norm",
+            use_kl_loss=False,
+        )
+        .rl_module(rl_module_spec=RLModuleSpec(module_class=ProcgenModule, model_config={"settings": config.network}))
+        .debugging(seed=config.seed, log_level="ERROR")
+        .build_algo()
+    )
+
+
+def measure(config: Config) -> Iteration:
+    """The first iteration of an algorithm, after one of another, short one."""
+    prepare_ray_environment()
+    ray.init(
+        "local",
+        num_cpus=len(os.sched_getaffinity(0)),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    warming = make_ppo(warm_up(config))
+    warming.train()
+    warming.stop()
+    ppo = make_ppo(config)
+    started = time.perf_counter()
+    result = ppo.train()
+    seconds = time.perf_counter() - started
+    ppo.stop()
+    ray.shutdown()
+    timers = result["timers"]  # running means, so of this one iteration
+    return Iteration(
+        frames=int(result["num_env_steps_sampled_lifetime"]),
+        seconds=seconds,
+        seconds_collecting=timers["env_runner_sampling_timer"],
+        seconds_training=timers["learner_update_timer"],
+    )

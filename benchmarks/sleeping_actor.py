@@ -1,0 +1,143 @@
+"""Actors that sleep where the service's step Procgen; everything around the sleep is real. For `benchmarks.scaling`.
+
+No torch here: it would cost each of 64 processes several hundred MB.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+
+import numpy as np
+import ray
+
+from common.games import OBSERVATION_SHAPE
+from common.messages import FinishedEpisodes, Rollout, Weights
+
+START_TIMEOUT = 300.0  # seconds for all actors that are started at once
+
+
+def make_rollout(actor_id: int, unroll_length: int, num_envs: int) -> Rollout:
+    """A rollout of real shapes and dtypes. All of its memory was written to, as that of a real one."""
+    shape = (unroll_length, num_envs)
+    return Rollout(
+        policy_version=-1,
+        actor_id=actor_id,
+        observations=np.full((*shape, *OBSERVATION_SHAPE), 7, np.uint8),
+        actions=np.ones(shape, np.int32),
+        rewards=np.ones(shape, np.float32),
+        dones=np.full(shape, False),
+        behavior_log_probs=np.ones(shape, np.float32),
+        values=np.ones(shape, np.float32),
+        bootstrap_value=np.ones(num_envs, np.float32),
+        episodes=FinishedEpisodes(np.ones(0, np.float32), np.ones(0, np.int32), np.ones(0, np.int32)),
+        seconds=0.0,
+    )
+
+
+def sleep_until(moment: float) -> None:
+    """Sleeps until `moment` of `time.perf_counter`; not at all if it has passed."""
+    time.sleep(max(0.0, moment - time.perf_counter()))
+
+
+# It asks for no CPU: sleeping needs none, and 64 of them are to fit on any machine.
+@ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)
+class SleepingActor:
+    """In a process of its own; called as `RemoteRolloutActor` is."""
+
+    def __init__(self, actor_id: int):
+        self.actor_id = actor_id
+
+    def place(self) -> int:
+        """The process id; answering proves that the process is there."""
+        return os.getpid()
+
+    def arrange(self, unroll_length: int, num_envs: int, collect_seconds: float) -> None:
+        """From now on rollouts have this shape and take this long."""
+        self.rollout = make_rollout(self.actor_id, unroll_length, num_envs)
+        self.collect_seconds = collect_seconds
+
+    def collect(self, weights: Weights, policy_version: int) -> Rollout:
+        """Copies the weights, writes every pixel and sleeps for what is left of `collect_seconds`.
+
+        Where nothing is left, pixels stay as they are: what is sought then is the limit of moving them.
+        """
+        started = time.perf_counter()
+        self.weights = {name: np.array(array) for name, array in weights.items()}
+        if self.collect_seconds:
+            self.rollout.observations.fill(policy_version % 256)
+            sleep_until(started + self.collect_seconds)
+        return dataclasses.replace(self.rollout, policy_version=policy_version, seconds=time.perf_counter() - started)
+
+    def put_seconds(self, repeats: int) -> float:
+        """Seconds of copying one rollout into the object store: the median, after two copies that are not counted."""
+        seconds = []
+        for _ in range(2 + repeats):
+            started = time.perf_counter()
+            ray.put(self.rollout)
+            seconds.append(time.perf_counter() - started)
+        return float(np.median(seconds[2:]))
+
+
+@dataclasses.dataclass(slots=True)
+class InFlight:
+    """Rollouts that were asked for and are not staged. Only the rollout stream's thread writes it."""
+
+    now: int = 0
+    peak: int = 0
+
+    def asked(self) -> None:
+        self.now += 1
+        self.peak = max(self.peak, self.now)
+
+    def staged(self) -> None:
+        self.now -= 1
+
+
+class SleepingFleet:
+    """What the rollout stream needs of `actors.fleet.Fleet`, with actors that sleep. It only ever grows."""
+
+    def __init__(self) -> None:
+        self.restarts = 0
+        self.handles: list[ray.actor.ActorHandle] = []
+        self.pids: set[int] = set()
+        self.in_flight = InFlight()
+
+    def grow_to(self, size: int, stop_check: Callable[[], None]) -> None:
+        """Starts the actors that are missing, all at once, and waits for them; `stop_check` may raise meanwhile.
+
+        Raises:
+            TimeoutError: they are not all there after `START_TIMEOUT`.
+        """
+        first = len(self.handles)
+        started = [SleepingActor.remote(actor_id) for actor_id in range(first, size)]  # type: ignore[attr-defined]
+        self.handles += started
+        starting = [handle.place.remote() for handle in started]
+        deadline = time.monotonic() + START_TIMEOUT
+        while starting:
+            stop_check()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{len(starting)} actors did not start within {START_TIMEOUT:.0f} s")
+            placed, starting = ray.wait(starting, num_returns=len(starting), timeout=0.2)
+            self.pids.update(ray.get(placed))
+
+    def arrange(self, unroll_length: int, num_envs: int, collect_seconds: float) -> None:
+        """Gives all actors rollouts of this shape and duration, and counts rollouts in flight from zero."""
+        ray.get([handle.arrange.remote(unroll_length, num_envs, collect_seconds) for handle in self.handles])
+        self.in_flight = InFlight()
+
+    def put_seconds(self, repeats: int) -> float:
+        """Seconds of one producer's copy into the object store while all producers copy."""
+        seconds = ray.get([handle.put_seconds.remote(repeats) for handle in self.handles])
+        return float(np.mean(seconds))
+
+    def ready(self) -> list[int]:
+        return list(range(len(self.handles)))
+
+    def collect(self, actor_id: int, weights: ray.ObjectRef, policy_version: int) -> "ray.ObjectRef[Rollout]":
+        self.in_flight.asked()
+        return self.handles[actor_id].collect.remote(weights, policy_version)
+
+    def replace(self, actor_id: int) -> None:
+        """A figure measured around a lost actor would mean nothing."""
+        raise RuntimeError(f"actor {actor_id} was lost")
