@@ -2,7 +2,8 @@
 
 `measure_peers` is `python -m benchmarks.throughput --peers`; `python -m benchmarks.peers sb3` (or `rllib`) prints one
 peer's figures. Same game, environments, batch, minibatches, epochs, network and coefficients; float32, as both peers
-compute by default. What is left is theirs: how they collect, store, cut and feed the same frames.
+compute by default. They even get our network's channels-last convolutions, which their users rarely ask for. What is
+left is theirs: how they collect, store, cut and feed the same frames.
 
 They are not part of the project's environment: `pip install -e '.[peers]'`.
 """
@@ -72,6 +73,13 @@ def is_installed(peer: Peer) -> bool:
     return all(importlib.util.find_spec(module) for module in peer.needs)
 
 
+def lab(steps: int) -> Config:
+    """Preset `lab` with rollouts of so many steps; its minibatches stay as large where there are frames enough."""
+    preset = resolve("lab", {})
+    num_minibatches = max(1, preset.num_envs * steps // preset.minibatch_size)
+    return dataclasses.replace(preset, unroll_length=steps, num_minibatches=num_minibatches)
+
+
 def warm_up(config: Config) -> Config:
     """One minibatch of full size, or less in a trial with fewer steps, for one epoch."""
     steps = min(WARM_UP_STEPS, config.unroll_length)
@@ -87,8 +95,7 @@ def main() -> None:
     peer = PEERS[arguments.peer]
     if not is_installed(peer):
         sys.exit(f"{peer.title} is not installed: pip install -e '.[peers]'")
-    config = resolve("lab", {"unroll_length": arguments.steps})
-    iteration = importlib.import_module(peer.module).measure(config)
+    iteration = importlib.import_module(peer.module).measure(lab(arguments.steps))
     result = {
         "frames_per_second": iteration.frames / iteration.seconds,
         **dataclasses.asdict(iteration),

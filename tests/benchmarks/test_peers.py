@@ -14,8 +14,7 @@ from common.policy_network import PolicyNetwork
 from common.procgen_env import make_envs, observe
 
 PARAMETERS = 626_256
-# At least 2 samples in a minibatch.
-LAB = resolve("lab", {"unroll_length": 2})
+LAB = peers.lab(steps=2)
 FRAMES = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
 
 
@@ -59,8 +58,10 @@ def test_each_peer_runs_in_a_process_of_its_own_and_its_last_line_counts(monkeyp
     assert commands == [["-m", "benchmarks.peers", name, "--steps", "8"] for name in ("sb3", "rllib")]
 
 
-def test_the_peers_get_the_presets_network_and_warm_up_on_one_minibatch() -> None:
+def test_the_peers_get_the_presets_network_and_work_and_warm_up_on_one_minibatch() -> None:
     lab = resolve("lab", {})
+    assert peers.lab(peers.STEPS) == lab
+    assert peers.lab(64) == resolve("lab", {"unroll_length": 64, "num_minibatches": 2})
     small = peers.warm_up(lab)
     assert parameters(PolicyNetwork(small.network)) == PARAMETERS
     assert small.batch_size == small.minibatch_size == lab.minibatch_size == 2048
