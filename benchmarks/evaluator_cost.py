@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.processes import machine, run_and_watch
+from benchmarks.processes import end_on_sigterm, machine, run_and_watch
 from common.checkpoints import save_checkpoint
 from common.config import flag, resolve
 from common.messages import CheckpointNotice
@@ -121,6 +121,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=6, help="timed updates of a run (6)")
     parser.add_argument("--rounds", type=int, default=2, help="pairs of runs (2)")
     arguments = parser.parse_args()
+    end_on_sigterm()
     result = measure(arguments.updates, arguments.rounds)
     show(result)
     print(json.dumps(result, indent=2))

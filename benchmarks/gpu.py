@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from actors.inference import make_inference
-from benchmarks.processes import machine
+from benchmarks.processes import end_on_sigterm, machine
 from benchmarks.throughput import random_batch, rate, service
 from common.config import Config, resolve
 from common.errors import cause_in_one_line
@@ -225,6 +225,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5, help="for each figure (5)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the script; its figures say nothing")
     arguments = parser.parse_args()
+    end_on_sigterm()
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no CUDA GPU; --device cpu --quick tries the script without one")

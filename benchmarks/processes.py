@@ -1,8 +1,11 @@
 """Running a command under watch, and what machine it ran on."""
 
+import contextlib
 import os
 import platform
+import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,12 +40,21 @@ def run_and_watch(command: list[str], environment: Mapping[str, str]) -> tuple[s
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    out, _ = process.communicate()
-    ended.set()
-    watcher.join()
+    try:
+        out, _ = process.communicate()
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended, as it should
+            process.terminate()
+        ended.set()
+        watcher.join()
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with exit code {process.returncode}")
     return out, {name: round(value) for name, value in peaks.items() if value >= 50}
+
+
+def end_on_sigterm() -> None:
+    """A benchmark that is ended takes what it started along: otherwise that would disturb the next one."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def family(process: psutil.Process) -> list[psutil.Process]:

@@ -33,7 +33,7 @@ from rich.table import Table
 
 from actors.rollout_actor import RolloutActor
 from benchmarks.peers import measure_peers
-from benchmarks.processes import machine, run_and_watch
+from benchmarks.processes import end_on_sigterm, machine, run_and_watch
 from common.config import Config, resolve
 from common.games import NUM_ACTIONS
 from common.messages import Rollout
@@ -245,6 +245,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5, help="for each part alone (5)")
     parser.add_argument("--peers", action="store_true", help="measure Stable-Baselines3 and RLlib too, where installed")
     arguments = parser.parse_args()
+    end_on_sigterm()
     result = measure(arguments.updates, arguments.seconds)
     if arguments.peers:
         result["peers"] = measure_peers()
