@@ -49,10 +49,10 @@ class Config:
     num_levels: int = setting(GAME, "number of training levels; 0 trains on every level there is")
     held_out: str = setting(
         GAME,
-        "held-out levels: those right after the training levels, or a fixed sample of all others",
+        "held-out levels: those after the training levels (test, then validation), or fixed samples of all others",
         ("next", "sample"),
     )
-    held_out_levels: int = setting(GAME, "number of held-out levels")
+    held_out_levels: int = setting(GAME, "number of validation levels, and of test levels")
 
     num_actors: int = setting(COLLECT, "Ray actors; the batch of an update stays the same")
     envs_per_actor: int = setting(COLLECT, "environments stepped by each actor")
@@ -108,6 +108,10 @@ class Config:
 
     evaluator: bool = setting(EVALUATE, "score checkpoints while training, in a process of its own")
     eval_episodes_per_level: int = setting(EVALUATE, "episodes on each training and each held-out level")
+    live_split: str = setting(
+        EVALUATE, "held-out levels shown while training; test spoils them for a last judgement", ("validation", "test")
+    )
+    backfill: bool = setting(EVALUATE, "at the end, score the checkpoints that were skipped while training")
     eval_timeout: float = setting(EVALUATE, "seconds to wait at the end for the last checkpoint's score")
 
     def __post_init__(self) -> None:
@@ -135,9 +139,9 @@ class Config:
                 f"{MAX_LEVEL_SEED - 1}"
             )
         next_level = self.start_level + self.num_levels
-        if self.held_out == "next" and next_level + self.held_out_levels > MAX_LEVEL_SEED:
+        if self.held_out == "next" and next_level + 2 * self.held_out_levels > MAX_LEVEL_SEED:
             raise ConfigError(
-                f"--held-out next: {self.held_out_levels} levels from {next_level} on pass Procgen's last level "
+                f"--held-out next: 2 x {self.held_out_levels} levels from {next_level} on pass Procgen's last level "
                 f"{MAX_LEVEL_SEED - 1}; give fewer --held-out-levels or --held-out sample"
             )
         if self.num_levels == 0 and self.held_out == "next":
@@ -211,6 +215,7 @@ FREE_ON_RESUME = frozenset(
         "compile",
         "learner_threads",
         "evaluator",
+        "backfill",
         *_SECONDS,
     }
 )
@@ -254,10 +259,13 @@ _LAB: dict[str, Any] = {
     "learner_threads": 0,
     "evaluator": True,
     "eval_episodes_per_level": 1,
+    "live_split": "test",
+    "backfill": False,
     "eval_timeout": 600.0,
 }
 _PUBLISHED: dict[str, Any] = {
     "held_out": "sample",
+    "live_split": "validation",
     "adam_eps": 1e-5,
     "vf_coef": 0.5,
     "max_grad_norm": 0.5,

@@ -33,6 +33,14 @@ class RunDirectory:
         return self.path / "levels.csv"
 
     @property
+    def level_sets(self) -> Path:
+        return self.path / "levels.json"
+
+    @property
+    def test_uses(self) -> Path:
+        return self.path / "test_uses.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -43,6 +51,19 @@ class RunDirectory:
     @property
     def scores_plot(self) -> Path:
         return self.path / "scores.png"
+
+    @property
+    def levels_plot(self) -> Path:
+        return self.path / "levels.png"
+
+    @property
+    def best(self) -> Path:
+        """A link to the checkpoint that is best on the validation levels."""
+        return self.checkpoints / "best"
+
+    @property
+    def evaluator_lock(self) -> Path:
+        return self.path / ".evaluator.lock"
 
     @property
     def videos(self) -> Path:

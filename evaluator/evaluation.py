@@ -5,43 +5,52 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from common.checkpoints import Checkpoint
 from evaluator.level_sets import Split
 from evaluator.scoring import load_policy, play
-from evaluator.statistics import Episode, LevelScore, SplitScore, generalization_gap, level_scores, split_scores
-
-
-@dataclass(frozen=True, slots=True)
-class Film:
-    """One episode as the policy saw it: uint8 frames `[64, 64, 3]`, the terminal one is never shown."""
-
-    frames: list[np.ndarray]
-    episode: Episode
+from evaluator.statistics import (
+    Episode,
+    LevelScore,
+    SplitScore,
+    generalization_gap,
+    level_scores,
+    split_scores,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The scores of one checkpoint."""
+    """What one checkpoint played, and its scores. `seconds` is the time it took to play."""
 
     checkpoint: Checkpoint
+    episodes: list[Episode]
     levels: list[LevelScore]
     splits: dict[Split, SplitScore]
     seconds: float
-    film: Film | None
 
-    def row(self) -> dict[str, Any]:
-        """As it is stored in evaluations.jsonl. A split that was not scored is missing from it."""
+    def row(self, held_out: Split) -> dict[str, Any]:
+        """As it is stored in evaluations.jsonl; a split that was not played is missing.
+
+        `held_out` is the split that stands under that name, for the gap too.
+        """
+        gap = generalization_gap(self.episodes, held_out)
         return {
             "policy_version": self.checkpoint.policy_version,
             "frames": self.checkpoint.frames,
-            **{split: asdict(score) for split, score in self.splits.items()},
-            "generalization_gap": generalization_gap(self.splits),
+            **{split: _as_json(score) for split, score in self.splits.items()},
+            **({"held_out": _as_json(self.splits[held_out])} if held_out in self.splits else {}),
+            "held_out_split": held_out,
+            "generalization_gap": None if gap is None else gap.value,
+            "generalization_gap_interval": None if gap is None or gap.interval is None else list(gap.interval),
             "seconds": round(self.seconds, 3),
             "checkpoint": self.checkpoint.path.name,
             "policy_sha256": self.checkpoint.policy_sha256,
         }
+
+
+def _as_json(score: SplitScore) -> dict[str, Any]:
+    """JSON has no tuples: a row is the same before and after it was stored."""
+    return asdict(score) | {"interval": None if score.interval is None else list(score.interval)}
 
 
 def evaluate(
@@ -50,33 +59,17 @@ def evaluate(
     episodes_per_level: int,
     seed: int,
     greedy: bool = False,
-    film_level: int | None = None,
 ) -> Evaluation:
-    """Scores `checkpoint` on the levels of `slots`; films the first episode on `film_level`, one of them."""
+    """Plays `checkpoint` on the levels of `slots`."""
     started = time.perf_counter()
     config = checkpoint.config
-    frames: list[np.ndarray] = []
-
-    def keep_frame(level: int, episode: int, frame: np.ndarray, action: int) -> None:
-        if level == film_level and episode == 0:
-            frames.append(frame.copy())
-
     episodes = play(
-        load_policy(checkpoint),
-        config.env_name,
-        config.distribution_mode,
-        slots,
-        episodes_per_level,
-        seed,
-        greedy,
-        on_step=None if film_level is None else keep_frame,
+        load_policy(checkpoint), config.env_name, config.distribution_mode, slots, episodes_per_level, seed, greedy
     )
-    levels = level_scores(episodes)
-    filmed = [episode for episode in episodes if episode.level == film_level and episode.episode == 0]
     return Evaluation(
         checkpoint=checkpoint,
-        levels=levels,
-        splits=split_scores(levels, config.env_name, config.distribution_mode),
+        episodes=episodes,
+        levels=level_scores(episodes),
+        splits=split_scores(episodes, config.env_name, config.distribution_mode),
         seconds=time.perf_counter() - started,
-        film=Film(frames, filmed[0]) if filmed else None,
     )

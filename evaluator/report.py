@@ -1,15 +1,18 @@
-"""Writes what was scored into the run directory: levels.csv, evaluations.jsonl, TensorBoard, scores.png, videos.
+"""Writes what was scored into the run directory: levels.csv, evaluations.jsonl, TensorBoard, plots, videos, `best`.
 
 A row in evaluations.jsonl is what says that a policy version is scored. It is written after that version's rows in
 levels.csv, so a crash between the two leaves rows in levels.csv that no evaluation vouches for; the next start moves
-them away, and the version can be scored again.
+them away, and the version can be scored again. Everything else is drawn from these two.
 """
 
 import csv
+import fcntl
 import io
+import os
 from dataclasses import astuple, fields
 from typing import Any
 
+import imageio.v3 as iio
 from tensorboardX import SummaryWriter
 
 from common.atomic_files import write_atomically
@@ -17,10 +20,12 @@ from common.checkpoints import checkpoint_name
 from common.config import Config
 from common.metrics import append_jsonl, read_jsonl
 from common.run_directory import RunDirectory
-from evaluator.evaluation import Evaluation, Film
-from evaluator.film import encode_gif
-from evaluator.level_sets import Split
-from evaluator.plot import draw_scores
+from evaluator.evaluation import Evaluation
+from evaluator.film import Film, encode_gif
+from evaluator.level_sets import SPLITS, Split
+from evaluator.plot import draw_levels, draw_scores
+from evaluator.ranking import best_row
+from evaluator.scoreboard import LevelHistory, counts, most_forgotten, scoreboard, typical, worst
 from evaluator.statistics import LevelScore
 
 CSV_COLUMNS = ("policy_version", *(field.name for field in fields(LevelScore)))
@@ -32,22 +37,38 @@ _TENSORBOARD_NAMES: dict[str, str] = {
 }
 
 
+class RunIsBeingScored(RuntimeError):
+    """Another evaluator writes this run's scores."""
+
+
 class Report:
-    """The evaluator's files of one run; only one process writes them."""
+    """The evaluator's files of one run. A lock file sees to it that only one process writes them.
+
+    Raises:
+        RunIsBeingScored: another process holds the lock; it falls with that process.
+    """
 
     def __init__(self, run: RunDirectory, config: Config):
         self.run = run
         self.config = config
-        self.rows = read_jsonl(run.evaluations)
+        self._lock: int | None = os.open(run.evaluator_lock, os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._lock)
+            raise RunIsBeingScored(f"another evaluator is scoring {run.path}") from error
+        self.rows = sorted(read_jsonl(run.evaluations), key=lambda row: row["policy_version"])
         self._tensorboard: SummaryWriter | None = None
         self._set_aside_unscored_levels()
+        self._history = LevelHistory.read(run.levels, {row["policy_version"] for row in self.rows})
+        self._point_to_best()
 
     def is_scored(self, policy_version: int) -> bool:
         """Whether evaluations.jsonl has this version."""
         return any(row["policy_version"] == policy_version for row in self.rows)
 
-    def add(self, evaluation: Evaluation, skipped: int) -> dict[str, Any]:
-        """Writes one evaluation everywhere and returns its row; `skipped` checkpoints before it were not scored.
+    def add(self, evaluation: Evaluation, **circumstances: Any) -> dict[str, Any]:
+        """Writes one evaluation and returns its row; `circumstances` (skipped, eval_seconds, ...) go into the row.
 
         Raises:
             ValueError: this version is scored already.
@@ -56,20 +77,53 @@ class Report:
         if self.is_scored(version):
             raise ValueError(f"policy version {version} is scored already")
         self._append_levels(version, evaluation.levels)
-        if evaluation.film is not None:
-            self._write_film(version, evaluation.film)
-        row = {**evaluation.row(), "skipped": skipped}
+        self._history.add(version, evaluation.levels)
+        row = {
+            **evaluation.row(held_out=self._live_split),
+            "scoreboard": counts(scoreboard(self._history, version)),
+            **circumstances,
+        }
         append_jsonl(self.run.evaluations, row)
-        self.rows.append(row)
+        self.rows = sorted([*self.rows, row], key=lambda row: row["policy_version"])
         self._write_scalars(evaluation, row)
-        ordered = sorted(self.rows, key=lambda scored: scored["frames"])
-        write_atomically(self.run.scores_plot, draw_scores(ordered, self.config))
+        scores, levels = draw_scores(self.rows, self.config), draw_levels(self._history, self.config)
+        write_atomically(self.run.scores_plot, scores)
+        write_atomically(self.run.levels_plot, levels)
+        self._write_images({"scores": scores, "levels": levels}, row["frames"])
+        self._point_to_best()
         return row
 
+    def levels_to_film(self, policy_version: int) -> dict[str, int]:
+        """Held-out levels of a scored version worth seeing: {"worst": level, "forgotten": ..., "typical": ...}."""
+        split = self._live_split
+        chosen = {
+            "worst": worst(self._history, policy_version, split),
+            "forgotten": most_forgotten(self._history, policy_version, split),
+            "typical": typical(self._history, policy_version, split),
+        }
+        films: dict[str, int] = {}
+        for kind, level in chosen.items():
+            if level is not None and level not in films.values():
+                films[kind] = level
+        return films
+
+    def add_film(self, policy_version: int, kind: str, film: Film) -> None:
+        """Writes videos/VERSION-KIND-levelN.gif."""
+        self.run.videos.mkdir(exist_ok=True)
+        name = f"{checkpoint_name(policy_version)}-{kind}-level{film.level}.gif"
+        write_atomically(self.run.videos / name, encode_gif(film))
+
     def close(self) -> None:
-        """Closes the TensorBoard file."""
+        """Closes the TensorBoard file and gives the lock back."""
         if self._tensorboard is not None:
             self._tensorboard.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    @property
+    def _live_split(self) -> Split:
+        return next(split for split in SPLITS if split == self.config.live_split)
 
     def _append_levels(self, version: int, levels: list[LevelScore]) -> None:
         is_new = not self.run.levels.exists()
@@ -94,22 +148,40 @@ class Report:
             file.writelines(line.rstrip("\n") + "\n" for line in lines if line not in kept)
         write_atomically(self.run.levels, (",".join(CSV_COLUMNS) + "\n" + "".join(kept)).encode())
 
-    def _write_film(self, version: int, film: Film) -> None:
-        self.run.videos.mkdir(exist_ok=True)
-        name = f"{checkpoint_name(version)}-level{film.episode.level}.gif"
-        write_atomically(self.run.videos / name, encode_gif(film.frames))
+    def _point_to_best(self) -> None:
+        """checkpoints/best: the version whose validation interval has the highest lower end; never by test levels."""
+        best = best_row(row for row in self.rows if (self.run.checkpoints / row["checkpoint"]).is_dir())
+        if best is None:
+            self.run.best.unlink(missing_ok=True)
+            return
+        temporary = self.run.best.with_name(f".best.{os.getpid()}.tmp")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(best["checkpoint"])
+        os.replace(temporary, self.run.best)
 
     def _write_scalars(self, evaluation: Evaluation, row: dict[str, Any]) -> None:
-        if self._tensorboard is None:
-            self._tensorboard = SummaryWriter(str(self.run.tensorboard / "evaluator"))
-        splits: tuple[Split, ...] = tuple(evaluation.splits)
-        scalars = {
+        scalars: dict[str, float | None] = {
             f"evaluation/{split}_{name}": row[split][key]
-            for split in splits
+            for split in evaluation.splits
             for key, name in _TENSORBOARD_NAMES.items()
         }
-        scalars["evaluation/generalization_gap"] = row["generalization_gap"]
-        scalars["evaluation/seconds"] = row["seconds"]
+        for split, board in row["scoreboard"].items():
+            scalars |= {f"scoreboard/{split}_{name}": count for name, count in board.items()}
+        for name in ("generalization_gap", "seconds", "eval_seconds", "updates_behind"):
+            scalars[f"evaluation/{name}"] = row.get(name)
         for tag, value in scalars.items():
-            self._tensorboard.add_scalar(tag, value, global_step=row["frames"])
-        self._tensorboard.flush()
+            if value is not None:
+                self._writer().add_scalar(tag, value, global_step=row["frames"])
+        self._writer().flush()
+
+    def _write_images(self, pictures: dict[str, bytes], frames: int) -> None:
+        for name, png in pictures.items():
+            self._writer().add_image(
+                f"evaluation/{name}", iio.imread(png, extension=".png")[..., :3], frames, dataformats="HWC"
+            )
+        self._writer().flush()
+
+    def _writer(self) -> SummaryWriter:
+        if self._tensorboard is None:
+            self._tensorboard = SummaryWriter(str(self.run.tensorboard / "evaluator"))
+        return self._tensorboard

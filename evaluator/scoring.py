@@ -6,7 +6,8 @@ depend on which other levels share the batch. Slots that are done are not inferr
 they are half of it.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,17 +109,41 @@ def play(
 
 def choose_actions(policy: PolicyNetwork, frames: np.ndarray, uniforms: np.ndarray, greedy: bool) -> np.ndarray:
     """int32 actions `[N]` for uint8 frames `[N, 64, 64, 3]`; float32 uniforms `[N]` decide where it samples."""
-    with torch.inference_mode():
-        logits = torch.cat([_logits(policy, frames[i : i + MAX_BATCH]) for i in range(0, len(frames), MAX_BATCH)])
+    return decide(policy, frames, uniforms, greedy)[0]
+
+
+def decide(
+    policy: PolicyNetwork, frames: np.ndarray, uniforms: np.ndarray, greedy: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`choose_actions` and what they follow from: (int32 `[N]`, float32 values `[N]`, probabilities `[N, 15]`)."""
+    with torch.inference_mode(), _one_thread():
+        outputs = [_forward(policy, frames[i : i + MAX_BATCH]) for i in range(0, len(frames), MAX_BATCH)]
+        logits = torch.cat([logits for logits, _ in outputs])
+        values = torch.cat([values for _, values in outputs])
         actions = logits.argmax(dim=1) if greedy else sample_actions(logits, torch.from_numpy(uniforms))[0]
-        return actions.to(torch.int32).numpy()
+        return actions.to(torch.int32).numpy(), values.numpy(), logits.softmax(dim=1).numpy()
 
 
-def _logits(policy: PolicyNetwork, frames: np.ndarray) -> torch.Tensor:
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """More threads add up in another order: a score must not depend on how many the process has."""
+    before = torch.get_num_threads()
+    if before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _forward(policy: PolicyNetwork, frames: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     count = len(frames)
     if count < MIN_BATCH:
         frames = np.concatenate([frames, np.repeat(frames[-1:], MIN_BATCH - count, axis=0)])
-    return policy(torch.from_numpy(frames))[0][:count]
+    logits, values = policy(torch.from_numpy(frames))
+    return logits[:count], values[:count]
 
 
 class _Book:

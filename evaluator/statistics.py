@@ -7,6 +7,7 @@ mean of its levels' means, and its standard error counts levels, not episodes:
     mean          M = (1/L) sum_l m_l
     stderr        sqrt( sum_l (m_l - M)^2 / (L - 1) ) / sqrt(L)        undefined (None) for L = 1
     normalized    (M - R_min) / (R_max - R_min)
+    interval      95 %, from evaluator/bootstrap.py
 """
 
 import math
@@ -14,7 +15,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from common.games import normalized_return
+from evaluator.bootstrap import Interval, difference_interval, matrix, mean_interval
 from evaluator.level_sets import SPLITS, Split
 
 
@@ -51,6 +55,7 @@ class SplitScore:
 
     mean: float
     stderr: float | None
+    interval: Interval | None
     normalized: float
     success_rate: float
     timeout_rate: float
@@ -77,38 +82,68 @@ def level_scores(episodes: Sequence[Episode]) -> list[LevelScore]:
     ]
 
 
-def split_score(levels: Sequence[LevelScore], env_name: str, distribution_mode: str) -> SplitScore:
-    """The score of the split that `levels` make up.
+def split_score(episodes: Sequence[Episode], env_name: str, distribution_mode: str) -> SplitScore:
+    """The score of the split whose `episodes` these are, as many on each level.
 
     Raises:
-        ValueError: no levels.
+        ValueError: no episodes, or not the same number on every level.
     """
-    if not levels:
+    if not episodes:
         raise ValueError("a split without levels has no score")
+    levels = level_scores(episodes)
     means = [level.mean_return for level in levels]
     mean = _mean(means)
     return SplitScore(
         mean=mean,
         stderr=_standard_error(means, mean),
+        interval=mean_interval(returns_by_level(episodes)),
         normalized=normalized_return(env_name, distribution_mode, mean),
         success_rate=_mean(level.success_rate for level in levels),
         timeout_rate=_mean(level.timeout_rate for level in levels),
-        episodes=sum(level.episodes for level in levels),
+        episodes=len(episodes),
         levels=len(levels),
     )
 
 
-def split_scores(levels: Sequence[LevelScore], env_name: str, distribution_mode: str) -> dict[Split, SplitScore]:
-    """The score of every split that has levels."""
-    present = {split: [level for level in levels if level.split == split] for split in SPLITS}
-    return {split: split_score(own, env_name, distribution_mode) for split, own in present.items() if own}
+def split_scores(episodes: Sequence[Episode], env_name: str, distribution_mode: str) -> dict[Split, SplitScore]:
+    """The score of every split that was played."""
+    return {split: split_score(own, env_name, distribution_mode) for split, own in by_split(episodes).items()}
 
 
-def generalization_gap(scores: dict[Split, SplitScore]) -> float | None:
-    """Training-level mean minus held-out mean, in raw return; None unless both were scored."""
-    if "train" not in scores or "held_out" not in scores:
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Training-level mean minus held-out mean, in raw return."""
+
+    value: float
+    interval: Interval | None
+
+
+def generalization_gap(episodes: Sequence[Episode], held_out: Split) -> Gap | None:
+    """None unless training levels and `held_out` levels were both played."""
+    played = by_split(episodes)
+    if "train" not in played or held_out not in played:
         return None
-    return scores["train"].mean - scores["held_out"].mean
+    train, other = returns_by_level(played["train"]), returns_by_level(played[held_out])
+    value = _mean(train.mean(axis=1)) - _mean(other.mean(axis=1))
+    return Gap(value, difference_interval(train, other))
+
+
+def by_split(episodes: Sequence[Episode]) -> dict[Split, list[Episode]]:
+    """The episodes of each split that has any."""
+    present = {split: [episode for episode in episodes if episode.split == split] for split in SPLITS}
+    return {split: own for split, own in present.items() if own}
+
+
+def returns_by_level(episodes: Sequence[Episode]) -> np.ndarray:
+    """float64 `[levels, episodes]` of one split, levels in ascending order: the interval must not depend on theirs.
+
+    Raises:
+        ValueError: not the same number of episodes on every level.
+    """
+    levels: dict[int, list[float]] = {}
+    for episode in sorted(episodes, key=lambda e: (e.level, e.episode)):
+        levels.setdefault(episode.level, []).append(episode.episode_return)
+    return matrix(list(levels.values()))
 
 
 def _mean(values: Iterable[Any]) -> float:

@@ -6,7 +6,7 @@ import sys
 from actors.fleet import Fleet, FleetError
 from common.config import ConfigError
 from common.process import prepare_process
-from evaluator.level_sets import level_sets
+from evaluator.level_sets import draw_level_sets
 from evaluator.remote import RemoteEvaluator
 from learner import cluster, flags
 from learner.cluster import ClusterError
@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     command_line = flags.parse(argv)
     try:
         prepared = prepare_run(command_line)
-        level_sets(prepared.config)  # levels that do not exist are refused now, not when they are to be scored
+        draw_level_sets(prepared.config)  # levels that do not exist are refused now, not when they are to be scored
         with StopSignals() as stop:
             return train_on_cluster(prepared, command_line.address, stop)
     except (ConfigError, ClusterError, FleetError, RunDirectoryFailed) as error:

@@ -35,6 +35,7 @@ class EvaluatorHandle(Protocol):
     """What training needs of the evaluator: told, asked, never waited for but at the very end."""
 
     problem: str | None
+    is_dead: bool
 
     def notify(self, notice: CheckpointNotice) -> None: ...
     def latest(self) -> dict[str, Any] | None: ...
@@ -229,6 +230,7 @@ class Training:
                 return row
             if self.evaluator.problem:
                 self.progress.warn(self.evaluator.problem)
+            if self.evaluator.is_dead or row is not None:  # an older version's row: nothing more will come
                 return None
         self.progress.warn(f"no score of the last checkpoint within {self.config.eval_timeout:.0f} s")
         return None

@@ -65,7 +65,8 @@ def test_the_wheel_holds_our_four_packages_and_nothing_else(wheel: Path) -> None
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
     sources = [path for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
-    assert files == {path.relative_to(ROOT).as_posix() for path in sources}
+    template = "evaluator/report.html.j2"
+    assert files == {template, *(path.relative_to(ROOT).as_posix() for path in sources)}
     assert wheel.name == "heldout-0.1.0-py3-none-any.whl"
 
 
@@ -80,7 +81,7 @@ def test_an_installed_package_comes_from_the_wheel(package: str, clean_python: P
     ("package", "flags"),
     [
         ("learner", ["--preset", "--run-dir", "--resume", "--total-frames", "--num-actors", "--address"]),
-        ("evaluator", ["RUN_DIR_OR_CHECKPOINT", "--episodes-per-level", "--gif", "--json"]),
+        ("evaluator", ["score", "compare", "film", "levels", "report", "watch"]),
     ],
 )
 def test_the_installed_program_shows_its_help_from_another_directory(

@@ -59,12 +59,15 @@ def test_levels_csv_has_a_row_for_every_scored_level(finished, rows):
     with open(finished[1] / "levels.csv", newline="") as file:
         levels = list(csv.DictReader(file))
     evaluations = rows(finished[1] / "evaluations.jsonl")
-    assert len(levels) == 4 * len(evaluations)
+    # The untrained policy is no candidate for the best: it is not scored on validation levels.
+    assert len(levels) == 6 * len(evaluations) - 2
     assert {(row["split"], row["level"]) for row in levels} == {
         ("train", "0"),
         ("train", "1"),
-        ("held_out", "2"),
-        ("held_out", "3"),
+        ("test", "2"),
+        ("test", "3"),
+        ("validation", "4"),
+        ("validation", "5"),
     }
 
 

@@ -13,7 +13,7 @@ from common.policy_network import PolicyNetwork
 
 @pytest.fixture(scope="session")
 def config() -> Config:
-    """Training levels 0 and 1, held-out levels 2 and 3."""
+    """Training levels 0 and 1, test levels 2 and 3 (the live split), validation levels 4 and 5."""
     return resolve("lab", {"env_name": "leaper", "num_levels": 2, "seed": 7}, available_cores=1)
 
 

@@ -7,12 +7,17 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-import imageio.v2 as imageio
 import pytest
 
-from common.config import Config
+from common.checkpoints import load_checkpoint, save_checkpoint
+from common.config import Config, resolve
+from common.metrics import read_jsonl
+from common.policy_network import PolicyNetwork
 from common.run_directory import RunDirectory
 from evaluator.__main__ import main
+from evaluator.commands.playing import level_sets_of
+from evaluator.evaluation import evaluate
+from evaluator.level_sets import draw_level_sets, live_splits
 from evaluator.report import Report
 
 PROJECT = Path(__file__).parents[2]
@@ -36,52 +41,102 @@ def files(run: RunDirectory) -> list[tuple[Path, int]]:
 def test_a_runs_newest_checkpoint_is_scored_as_a_table_and_the_run_is_left_as_it_was(
     run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    level_sets_of(load_checkpoint(run.checkpoints / "00000010", policy_only=True))  # levels.json, which is written once
     before = files(run)
     assert main([str(run.path), "--levels"]) == 0
     out = capsys.readouterr().out
     assert "leaper easy, policy_version 10, 10,000 frames" in out
     lines = [line.split() for line in out.splitlines()]
     (train,) = (line for line in lines if line[:3] == ["train", "2", "2"])
-    assert train[4] == "±" and train[-1].endswith("%")
-    assert [line[:3] for line in lines if line[:1] == ["held_out"]] == [
-        ["held_out", "2", "2"],
-        ["held_out", "2", "1"],
-        ["held_out", "3", "1"],
+    assert train[5] == "to" and train[-1].endswith("%")
+    assert [line[:3] for line in lines if line[:1] == ["validation"]] == [
+        ["validation", "2", "2"],
+        ["validation", "4", "1"],
+        ["validation", "5", "1"],
     ]
-    assert "generalization gap" in out
+    assert "generalization gap, training minus validation" in out
     assert files(run) == before
 
 
 def test_json_is_one_object_and_repeats_the_live_evaluators_scores(
     run: RunDirectory, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from common.checkpoints import load_checkpoint
-    from evaluator.evaluation import evaluate
-    from evaluator.level_sets import level_sets
-
     checkpoint = load_checkpoint(run.checkpoints / "00000010", policy_only=True)
-    evaluation = evaluate(checkpoint, level_sets(config).slots(), 1, config.seed)
-    live = Report(RunDirectory(tmp_path), config).add(evaluation, skipped=0)
-    assert main([str(run.path), "--json", "--levels"]) == 0
+    evaluation = evaluate(checkpoint, draw_level_sets(config)[0].slots(live_splits(config, 10)), 1, config.seed)
+    report = Report(RunDirectory(tmp_path), config)
+    live = report.add(evaluation, skipped=0)
+    report.close()
+    assert main(["score", str(run.path), "--json", "--levels"]) == 0
     row = json.loads(capsys.readouterr().out)
-    assert row["levels"] == [asdict(level) for level in evaluation.levels]
-    same = ("policy_version", "frames", "train", "held_out", "generalization_gap", "policy_sha256")
-    assert {name: row[name] for name in same} == {name: live[name] for name in same}
+    assert row["levels"] == [asdict(level) for level in evaluation.levels if level.split != "test"]
+    same = ("policy_version", "frames", "train", "validation", "policy_sha256")
+    assert {name: row[name] for name in same} == json.loads(json.dumps({name: live[name] for name in same}))
 
 
-def test_one_split_of_a_checkpoint_given_by_path_and_with_a_film(
-    run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    gif = tmp_path / "level.gif"
-    path = run.checkpoints / "00000000"
-    options = ["--split", "held_out", "--episodes-per-level", "2", "--seed", "3", "--json", "--levels"]
-    assert main([str(path), *options, "--gif", str(gif), "--level", "77"]) == 0
+def test_one_split_of_a_checkpoint_given_by_path(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--split", "validation", "--episodes-per-level", "2", "--seed", "3", "--json", "--levels"]
+    assert main(["score", str(run.checkpoints / "00000000"), *options]) == 0
     row = json.loads(capsys.readouterr().out)
     assert row["policy_version"] == 0 and "train" not in row and row["generalization_gap"] is None
     assert (row["held_out"]["episodes"], row["episodes_per_level"], row["seed"]) == (4, 2, 3)
-    assert [level["level"] for level in row["levels"]] == [2, 3]
-    assert row["film"]["level"] == 77
-    assert len(imageio.mimread(gif, memtest=False)) > 5
+    assert [level["level"] for level in row["levels"]] == [4, 5]
+
+
+def test_every_use_of_the_test_levels_is_logged_and_counted(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = len(read_jsonl(run.test_uses))
+    for use in (1, 2):
+        assert main(["score", str(run.path), "--split", "test", "--json"]) == 0
+        captured = capsys.readouterr()
+        row = json.loads(captured.out)
+        assert row["held_out_split"] == "test" and row["test"] == row["held_out"]
+        assert f"use {before + use} of the test levels" in captured.err
+    uses = read_jsonl(run.test_uses)[before:]
+    assert [(use["command"], use["policy_version"]) for use in uses] == [("score", 10), ("score", 10)]
+    assert main(["score", str(run.path), "--json"]) == 0
+    assert len(read_jsonl(run.test_uses)) == before + 2
+
+
+def test_comparing_a_policy_with_itself_shows_no_difference(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [str(run.checkpoints / name) for name in ("00000000", "00000010")]  # the same weights
+    assert main(["compare", *paths, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["validation"]["difference"] == 0 and result["validation"]["interval"] == [0, 0]
+    assert main(["compare", *paths]) == 0
+    assert "no difference was seen" in capsys.readouterr().out
+
+
+def test_levels_prints_what_the_audit_removed(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--env-name", "jumper", "--num-levels", "2", "--held-out-levels", "20"]
+    assert main(["levels", *options]) == 0
+    out = capsys.readouterr().out
+    assert "ends at once under every action" in out and "train: [0, 2)" in out
+    assert main(["levels", *options, "--json"]) == 0
+    contents = json.loads(capsys.readouterr().out)
+    assert f"{len(contents['audit']['removed']) / contents['audit']['judged']:.1%}" in out
+
+
+def test_backfill_scores_every_checkpoint_of_a_run_once(
+    save: Callable[[Path, int], Path], config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory(tmp_path)
+    run.write_config(config, {})
+    for version in (0, 10, 20):
+        save(run.checkpoints, version)
+    assert main(["score", str(tmp_path), "--backfill"]) == 0
+    assert "3 checkpoints scored, 3 in all" in capsys.readouterr().out
+    assert sorted(row["policy_version"] for row in read_jsonl(run.evaluations)) == [0, 10, 20]
+    assert main(["score", str(tmp_path), "--backfill"]) == 0
+    assert "0 checkpoints scored, 3 in all" in capsys.readouterr().out
+    for kind in ("worst", "typical"):
+        assert main(["film", str(tmp_path), "--which", kind, "--output", str(tmp_path / f"{kind}.gif")]) == 0
+    assert main(["report", str(tmp_path)]) == 0
+    assert "data:image/png;base64," in (tmp_path / "report.html").read_text()
+    assert main(["watch", str(tmp_path), "--once"]) == 0
+    assert "evaluation of policy_version 20" in capsys.readouterr().out
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_taken(
@@ -100,19 +155,32 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_taken(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{tmp}/nowhere"], "{tmp}/nowhere does not exist"),
-        (["{tmp}"], "{tmp} is neither a run directory nor a checkpoint"),
-        (["{tmp}/empty"], "there is no complete checkpoint in {tmp}/empty/checkpoints"),
-        (["{tmp}/broken/00000010"], "{tmp}/broken/00000010/policy.safetensors has 3 bytes, the manifest says"),
-        (["{run}", "--episodes-per-level", "0"], "argument --episodes-per-level: 0 must be at least 1"),
-        (["{run}", "--episodes-per-level", "many"], "argument --episodes-per-level: 'many' is no whole number"),
-        (["{run}", "--gif", "{tmp}/new.gif", "--level", "2147483647"], "argument --level: 2147483647 must be from 0"),
-        (["{run}", "--gif", "{tmp}/new.gif", "--level", "-1"], "argument --level: -1 must be from 0"),
-        (["{run}", "--level", "3"], "--level says which level to film; give --gif FILE too"),
-        (["{run}", "--gif", "{tmp}/old.gif"], "--gif {tmp}/old.gif exists already and is not overwritten"),
-        (["{run}", "--gif", "{tmp}/no/new.gif"], "--gif {tmp}/no/new.gif: {tmp}/no is no directory"),
-        (["{run}", "--split", "test"], "argument --split: invalid choice: 'test'"),
-        ([], "the following arguments are required: RUN_DIR_OR_CHECKPOINT"),
+        (["{tmp}/nowhere"], "evaluator: {tmp}/nowhere does not exist"),
+        (["score", "{tmp}"], "evaluator: {tmp} is neither a run directory nor a checkpoint"),
+        (["score", "{tmp}/empty"], "evaluator: there is no complete checkpoint in {tmp}/empty/checkpoints"),
+        (["{tmp}/broken/00000010"], "evaluator: {tmp}/broken/00000010/policy.safetensors has 3 bytes, the manifest"),
+        (["{run}", "--episodes-per-level", "0"], "evaluator score: argument --episodes-per-level: 0 must be at least"),
+        (["{run}", "--episodes-per-level", "x"], "evaluator score: argument --episodes-per-level: 'x' is no whole nu"),
+        (["{run}", "--split", "held_out"], "evaluator score: argument --split: invalid choice: 'held_out'"),
+        (["score", "{tmp}", "--backfill"], "evaluator: {tmp} is no run directory (it has no config.json)"),
+        (["film", "{run}", "--output", "{tmp}/n.gif", "--level", "2147483647"], "evaluator film: argument --level: 21"),
+        (["film", "{run}", "--output", "{tmp}/n.gif", "--level", "-1"], "evaluator film: argument --level: -1 must be"),
+        (["film", "{run}", "--output", "{tmp}/old.gif"], "evaluator: --output {tmp}/old.gif exists already and is no"),
+        (["film", "{run}", "--output", "{tmp}/no/n.gif"], "evaluator: --output {tmp}/no/n.gif: {tmp}/no is no direct"),
+        (
+            ["film", "{run}", "--output", "{tmp}/n.gif", "--which", "worst"],
+            "evaluator: {run}/checkpoints/00000010 has ",
+        ),
+        (["compare", "{run}", "{tmp}/nowhere"], "evaluator: {tmp}/nowhere does not exist"),
+        (["compare", "{run}", "{tmp}/maze"], "evaluator: A plays leaper easy and B plays maze easy: they have no lev"),
+        (["compare", "{run}"], "evaluator compare: the following arguments are required: B"),
+        (["levels", "--env-name", "pong"], "evaluator levels: argument --env-name: invalid choice: 'pong'"),
+        (["levels", "--num-levels", "-2"], "evaluator levels: argument --num-levels: -2 must be from 0"),
+        (["report", "{run}"], "evaluator: {run} has no evaluations yet"),
+        (["report", "{tmp}"], "evaluator: {tmp} is no run directory"),
+        (["watch", "{tmp}"], "evaluator: {tmp} is no run directory"),
+        (["watch", "{run}", "--interval", "0"], "evaluator watch: argument --interval: 0 must be from 0.1"),
+        ([], "evaluator: the following arguments are required: COMMAND"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -126,13 +194,15 @@ def test_bad_input_is_one_line_and_exit_code_2(
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     (tmp_path / "old.gif").write_bytes(b"mine")
     (save(tmp_path / "broken", 10) / "policy.safetensors").write_bytes(b"abc")
+    maze = resolve("lab", {"env_name": "maze"}, available_cores=1)
+    save_checkpoint(tmp_path / "maze" / "checkpoints", maze, 0, 0, PolicyNetwork(maze.network).weights(), {})
     try:
         code = main([part.format(tmp=tmp_path, run=run.path) for part in arguments])
     except SystemExit as exit:  # argparse ends the process itself
         code = exit.code  # type: ignore[assignment]
     captured = capsys.readouterr()
     assert code == 2 and captured.out == ""
-    assert captured.err.startswith("evaluator: " + message.format(tmp=tmp_path)) and captured.err.count("\n") == 1
+    assert captured.err.startswith(message.format(tmp=tmp_path, run=run.path)) and captured.err.count("\n") == 1
     assert (tmp_path / "old.gif").read_bytes() == b"mine"
 
 

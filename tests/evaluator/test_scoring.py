@@ -11,7 +11,7 @@ from evaluator.scoring import WrongLevelError, choose_actions, episode_uniforms,
 from evaluator.statistics import Episode
 
 SEED = 11
-SLOTS: list[tuple[Split, int]] = [("train", 0), ("train", 1), ("held_out", 2), ("held_out", 2_000_000_011)]
+SLOTS: list[tuple[Split, int]] = [("train", 0), ("train", 1), ("validation", 2), ("validation", 2_000_000_011)]
 Actions = dict[tuple[int, int], list[int]]
 
 
@@ -133,3 +133,14 @@ def test_every_episode_has_a_stream_of_its_own_that_never_changes() -> None:
     assert np.array_equal(first[:10], episode_uniforms(0, 3, 0, 10))
     others = [episode_uniforms(*key, 1000) for key in ((0, 3, 1), (0, 4, 0), (1, 3, 0), (3, 0, 0))]
     assert all(abs(np.corrcoef(first, other)[0, 1]) < 0.12 for other in others)
+
+
+def test_threads_of_torch_and_of_procgen_change_nothing(
+    policy: PolicyNetwork, batched: tuple[list[Episode], Actions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        scoring, "make_level_bound_envs", lambda name, mode, levels: make_level_bound_envs(name, mode, levels, 2)
+    )
+    torch.set_num_threads(2)
+    assert play_recorded(policy, SLOTS, 2) == batched
+    assert torch.get_num_threads() == 2

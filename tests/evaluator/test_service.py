@@ -1,5 +1,9 @@
+import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +19,7 @@ from evaluator.evaluation import evaluate
 from evaluator.service import EvaluationFailed, EvaluationService
 
 DEADLINE = 60
+PROJECT = Path(__file__).parents[2]
 Save = Callable[[Path, int], Path]
 
 
@@ -63,7 +68,15 @@ def test_the_baseline_comes_first_then_the_newest_and_the_others_are_counted(
     assert [(row["policy_version"], row["skipped"]) for row in stored(run)] == [(0, 0), (30, 2)]
     assert last == service.latest() == stored(run)[-1]
     assert last is not None and last["frames"] == 30_000 and last["checkpoint"] == "00000030"
-    assert [path.name for path in sorted(run.videos.iterdir())] == ["00000000-level2.gif", "00000030-level2.gif"]
+    assert set(stored(run)[0]) >= {"train", "test", "held_out"} and "validation" not in stored(run)[0]
+    assert set(stored(run)[1]) >= {"train", "test", "validation"}
+    assert [row["updates_behind"] for row in stored(run)] == [30, 0]
+    assert all(row["eval_seconds"] >= row["seconds"] > 0 for row in stored(run))
+    names = sorted(path.name for path in run.videos.iterdir())
+    assert any(name.startswith("00000000-worst-level") for name in names)
+    assert any(name.startswith("00000030-worst-level") for name in names)
+    assert json.loads(run.level_sets.read_text())["test"] == [2, 3]
+    assert os.readlink(run.best) == "00000030"
 
 
 def test_the_baseline_is_not_replaced_by_newer_notices_while_it_waits(
@@ -95,13 +108,66 @@ def test_a_scored_version_is_not_scored_again_even_after_a_restart(
     assert service.finish(DEADLINE) is not None
     service.notify(told)
     assert service.finish(DEADLINE) is not None
+    service.close()
     restarted = EvaluationService(run, config)
     restarted.notify(told)
     row = restarted.finish(DEADLINE)
     restarted.close()
     assert row is not None and row["policy_version"] == 10
     assert len(stored(run)) == 1
-    assert len(run.levels.read_text().splitlines()) == 1 + 4
+    assert len(run.levels.read_text().splitlines()) == 1 + 6
+
+
+def test_started_on_a_run_it_finds_the_baseline_and_the_newest_checkpoint_by_itself(
+    run: RunDirectory, config: Config, save: Save
+) -> None:
+    for version in (0, 10, 20):
+        save(run.checkpoints, version)
+    service = EvaluationService(run, config)
+    assert service.finish(DEADLINE) is not None
+    service.close()
+    assert [row["policy_version"] for row in stored(run)] == [0, 20]
+
+
+def test_backfill_scores_what_was_skipped_the_newest_first_but_not_what_cannot_be_read(
+    run: RunDirectory, config: Config, save: Save
+) -> None:
+    paths = [save(run.checkpoints, version) for version in (0, 10, 20, 30)]
+    (paths[1] / "policy.safetensors").write_bytes(b"abc")
+    service = EvaluationService(run, dataclasses.replace(config, backfill=True))
+    row = service.finish(DEADLINE)
+    service.close()
+    assert row is not None and row["policy_version"] == 30
+    assert [row["policy_version"] for row in stored(run)] == [0, 30, 20]
+    assert service.problem is not None and "00000010" in service.problem
+
+
+def test_killed_while_scoring_it_comes_back_and_writes_nothing_twice_or_half(
+    run: RunDirectory, config: Config, save: Save
+) -> None:
+    """A process of its own, killed at a random moment, again and again, until every checkpoint is scored."""
+    run.write_config(config, {})
+    for version in (0, 10, 20, 30):
+        save(run.checkpoints, version)
+    kills = 0
+    for attempt in range(40):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "evaluator", "score", str(run.path), "--backfill"],
+            cwd=PROJECT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            process.wait(timeout=3.5 + 0.37 * attempt)
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    assert kills > 0 and process.returncode == 0
+    assert sorted(row["policy_version"] for row in stored(run)) == [0, 10, 20, 30]
+    lines = [line.split(",")[:3] for line in run.levels.read_text().splitlines()[1:]]
+    assert len(lines) == len({tuple(line) for line in lines}) == 4 + 3 * 6
 
 
 def test_damaged_and_deleted_checkpoints_are_reported_counted_and_skipped(

@@ -28,9 +28,10 @@ EPISODES = [
     episode("train", 1, 1, 0),
     episode("train", 2, 0, 0, 1000),
     episode("train", 2, 1, 0, 500),
-    episode("held_out", 7, 0, 0),
-    episode("held_out", 8, 0, 10),
+    episode("validation", 7, 0, 0),
+    episode("validation", 8, 0, 10),
 ]
+TRAIN = EPISODES[:6]
 
 
 def test_a_levels_score_averages_its_episodes() -> None:
@@ -39,15 +40,15 @@ def test_a_levels_score_averages_its_episodes() -> None:
         ("train", 0),
         ("train", 1),
         ("train", 2),
-        ("held_out", 7),
-        ("held_out", 8),
+        ("validation", 7),
+        ("validation", 8),
     ]
     assert dataclasses.astuple(levels[0]) == ("train", 0, 2, 10.0, 1.0, 0.0, 30.0)
     assert dataclasses.astuple(levels[2]) == ("train", 2, 2, 0.0, 0.0, 0.5, 750.0)
 
 
 def test_a_splits_score_averages_its_levels_and_counts_them_in_the_standard_error() -> None:
-    train = split_scores(level_scores(EPISODES), "coinrun", "easy")["train"]
+    train = split_scores(EPISODES, "coinrun", "easy")["train"]
     assert train.mean == 5.0
     assert train.stderr == pytest.approx(5.0 / math.sqrt(3), abs=1e-12)  # deviations 5, 0, -5: variance 50 / 2
     assert train.normalized == 0.0  # coinrun's range is 5 to 10
@@ -57,18 +58,26 @@ def test_a_splits_score_averages_its_levels_and_counts_them_in_the_standard_erro
 
 
 def test_normalisation_uses_the_difficultys_own_range() -> None:
-    levels = level_scores([episode("train", 0, 0, 8.0)])
-    assert split_score(levels, "maze", "easy").normalized == pytest.approx(0.6)  # 5 to 10
-    assert split_score(levels, "maze", "hard").normalized == pytest.approx(4 / 6)  # 4 to 10
+    played = [episode("train", 0, 0, 8.0)]
+    assert split_score(played, "maze", "easy").normalized == pytest.approx(0.6)  # 5 to 10
+    assert split_score(played, "maze", "hard").normalized == pytest.approx(4 / 6)  # 4 to 10
 
 
-def test_every_level_weighs_the_same_however_many_episodes_it_has() -> None:
+def test_levels_with_different_numbers_of_episodes_have_no_interval() -> None:
     uneven = [episode("train", 0, 0, 10.0)] + [episode("train", 1, i, 0.0) for i in range(9)]
-    assert split_score(level_scores(uneven), "coinrun", "easy").mean == 5.0
+    with pytest.raises(ValueError, match="same number of episodes"):
+        split_score(uneven, "coinrun", "easy")
 
 
-def test_one_level_has_no_standard_error() -> None:
-    assert split_score(level_scores(EPISODES[:2]), "coinrun", "easy").stderr is None
+def test_one_level_has_neither_standard_error_nor_interval() -> None:
+    score = split_score(EPISODES[:2], "coinrun", "easy")
+    assert (score.stderr, score.interval) == (None, None)
+
+
+def test_the_interval_holds_the_mean_and_does_not_depend_on_the_order_of_levels() -> None:
+    score = split_score(TRAIN, "coinrun", "easy")
+    assert score.interval is not None and 0 <= score.interval[0] < 5 < score.interval[1] <= 10
+    assert split_score(TRAIN[::-1], "coinrun", "easy").interval == score.interval
 
 
 def test_no_levels_have_no_score() -> None:
@@ -77,6 +86,9 @@ def test_no_levels_have_no_score() -> None:
 
 
 def test_the_gap_is_training_minus_held_out_and_needs_both() -> None:
-    lucky = [*EPISODES, episode("train", 3, 0, 10.0)]  # train 25 / 4, held-out 5
-    assert generalization_gap(split_scores(level_scores(lucky), "coinrun", "easy")) == 1.25
-    assert generalization_gap(split_scores(level_scores(EPISODES[:6]), "coinrun", "easy")) is None
+    lucky = [*EPISODES, episode("train", 3, 0, 10.0), episode("train", 3, 1, 10.0)]  # train 25 / 4, held-out 5
+    gap = generalization_gap(lucky, "validation")
+    assert gap is not None and gap.value == 1.25
+    assert gap.interval is not None and gap.interval[0] < 1.25 < gap.interval[1]
+    assert generalization_gap(TRAIN, "validation") is None
+    assert generalization_gap(lucky, "test") is None
