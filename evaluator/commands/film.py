@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> None:
             )
         )
         return
-    outcome = "completed" if film.completed else "not completed"
+    outcome = "completed" if film.completed else "timed out" if film.timed_out else "not completed"
     print(f"{options.output}: level {level}, {film.length} steps, episode return {film.episode_return:g}, {outcome}")
 
 

@@ -1,12 +1,15 @@
+import copy
 import io
 from collections import defaultdict
 
 import imageio.v3 as iio
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from common.checkpoints import Checkpoint
+from common.games import GAMES
 from common.policy_network import PolicyNetwork
 from evaluator.film import _CHOSEN, Film, Step, encode_gif, film_episode
 from evaluator.scoring import load_policy, play
@@ -53,12 +56,21 @@ def test_the_sharp_film_shows_the_same_episode(policy: PolicyNetwork) -> None:
     assert np.abs(coarse[0] - coarse[1]).mean() < 12
 
 
+@torch.inference_mode()
+def test_who_stands_still_runs_out_of_time(policy: PolicyNetwork) -> None:
+    idle = copy.deepcopy(policy)
+    idle.policy_head.bias[4] = 1000.0
+    film = film_episode(idle, "maze", "easy", LEVEL, SEED)
+    assert film.timed_out and not film.completed
+    assert film.length == GAMES["maze"].time_limit
+
+
 def made_up(length: int, size: int = 64) -> Film:
     steps = [
         Step(np.full((size, size, 3), (i * 3) % 256, np.uint8), i % 15, 0.0, 1.0, np.full(15, 1 / 15, np.float32))
         for i in range(length)
     ]
-    return Film(steps, 3, 0, 0.0, False)
+    return Film(steps, 3, 0, 0.0, completed=False, timed_out=False)
 
 
 def test_the_gif_has_every_second_step_and_holds_the_last() -> None:

@@ -24,8 +24,9 @@ from evaluator.commands.arguments import UsageError
 PROJECT = Path(__file__).parents[2]
 # As evaluator/__main__.py does, with this one command.
 PROGRAM = """
-import argparse, sys
+import argparse, signal, sys
 from evaluator.commands import watch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's children inherit that it is ignored
 parser = argparse.ArgumentParser()
 watch.add_parser(parser.add_subparsers())
 options = parser.parse_args()
