@@ -6,8 +6,9 @@ checkpoints lack scores; when that does not help, the run loses its scores, noth
 """
 
 import contextlib
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.actor import ActorHandle
@@ -20,8 +21,13 @@ from common.messages import CheckpointNotice
 from common.process import prepare_process
 from common.run_directory import RunDirectory
 
+if TYPE_CHECKING:
+    from evaluator.service import EvaluationService
+
 # What an answer may take beyond the deadline it was asked to keep.
 _ANSWER_SECONDS = 1.0
+# What the process before this one may take to end and let go of the run's lock.
+_LOCK_SECONDS = 10.0
 # Without a new score in between; then it stays dead.
 _MAX_DEATHS_IN_A_ROW = 3
 
@@ -33,9 +39,27 @@ class RemoteEvaluatorActor:
     def __init__(self, run_path: Path, config: Config):
         prepare_process(num_threads=1, sees_gpu=False)
         # Here, because the learner imports this file too and has no use for matplotlib.
+        import evaluator.service  # noqa: F401
+
+        self._run = RunDirectory(run_path)
+        self._config = config
+        self._service: EvaluationService | None = None
+
+    @property
+    def service(self) -> "EvaluationService":
+        """Made at the first call: this process starts while actors are placed, before a new run has a directory."""
+        from evaluator.report import RunIsBeingScored
         from evaluator.service import EvaluationService
 
-        self.service = EvaluationService(RunDirectory(run_path), config)
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while self._service is None:
+            try:
+                self._service = EvaluationService(self._run, self._config)
+            except RunIsBeingScored:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+        return self._service
 
     def notify(self, notice: CheckpointNotice) -> None:
         self.service.notify(notice)

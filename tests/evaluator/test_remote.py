@@ -102,13 +102,25 @@ def test_a_frozen_evaluator_does_not_hold_up_the_driver(evaluator: RemoteEvaluat
     process.wait(timeout=DEADLINE)
 
 
+def test_it_may_start_before_the_run_has_a_directory(cluster: None, config: Config, save: Save, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    evaluator = RemoteEvaluator.start(run.path, config)
+    ray.get(evaluator.actor.__ray_ready__.remote(), timeout=DEADLINE)  # type: ignore[attr-defined]
+    assert not run.path.exists()
+    notify(evaluator, save(run.checkpoints, 0))
+    row = evaluator.finish(DEADLINE)
+    assert row is not None and row["policy_version"] == 0
+    assert evaluator.restarts == 0 and evaluator.problem is None
+    evaluator.stop()
+
+
 def test_an_evaluator_that_cannot_start_says_why_in_one_line(cluster: None, config: Config, tmp_path: Path) -> None:
     (tmp_path / "levels.csv").mkdir()
     evaluator = RemoteEvaluator.start(tmp_path, config)
     deadline = time.monotonic() + DEADLINE
     while not evaluator.is_dead and time.monotonic() < deadline:
         assert evaluator.finish(5.0) is None
-    assert evaluator.is_dead and evaluator.restarts == 3
+    assert evaluator.is_dead and evaluator.restarts == 0
     assert evaluator.problem is not None and "\n" not in evaluator.problem
     assert evaluator.problem.startswith("the evaluator stopped: IsADirectoryError")
     evaluator.stop()
