@@ -8,7 +8,7 @@ from rich.table import Table
 
 def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str] = ("split",)) -> Table:
     """A plain table; columns named in `left` are flush left, the others, numbers, flush right."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)  # the widest of them fits into 80 columns
     for column in columns:
         table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
     for row in rows:
@@ -20,4 +20,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Seq
     """`make_table`, printed."""
     from rich.console import Console
 
-    Console(highlight=False).print(make_table(columns, rows, left))
+    console = Console(highlight=False)
+    if not console.is_terminal:  # nothing to wrap for
+        console = Console(highlight=False, width=120)
+    console.print()
+    console.print(make_table(columns, rows, left))
+    console.print()
