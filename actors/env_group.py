@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from common.config import Config
+from common.messages import ActorState
 from common.procgen_env import envs_from_states, make_envs
 
 
@@ -41,21 +42,37 @@ class EnvGroup:
         self.running_return[dones] = 0
         self.running_length[dones] = 0
 
+    def saved_states(self) -> list[bytes]:
+        """Procgen's saved states, one for each environment; none may have an action pending."""
+        return self.envs.callmethod("get_state")
 
-def make_env_groups(config: Config, rand_seed: int, halves: bool) -> list[EnvGroup]:
+
+def make_env_groups(config: Config, rand_seed: int, halves: bool, state: ActorState | None = None) -> list[EnvGroup]:
     """All `envs_per_actor` environments in one group that steps on the caller's thread, or in two halves that step on
     a C++ thread each. What each environment plays is the same either way.
+
+    They go on from `state`, or begin anew with levels drawn by `rand_seed`.
     """
     num_envs = config.envs_per_actor
-    level_range = config.start_level, config.num_levels
-    envs = make_envs(num_envs, config.env_name, config.distribution_mode, *level_range, rand_seed=rand_seed)
-    if not halves or num_envs < 2:
-        return [EnvGroup(envs, slice(0, num_envs))]
-    envs.observe()
-    states = envs.callmethod("get_state")
-    envs.close()
-    middle = num_envs // 2
-    return [
-        EnvGroup(envs_from_states(config.env_name, config.distribution_mode, states[columns], num_threads=1), columns)
+    game = config.env_name, config.distribution_mode
+    halves = halves and num_envs >= 2
+    if state is not None:
+        saved = state.split_env_states()
+    else:
+        envs = make_envs(num_envs, *game, config.start_level, config.num_levels, rand_seed=rand_seed)
+        if not halves:
+            return [EnvGroup(envs, slice(0, num_envs))]
+        envs.observe()
+        saved = envs.callmethod("get_state")
+        envs.close()
+    middle = num_envs // 2 if halves else num_envs
+    groups = [
+        EnvGroup(envs_from_states(*game, saved[columns], num_threads=1 if halves else 0), columns)
         for columns in (slice(0, middle), slice(middle, num_envs))
+        if columns.start < columns.stop
     ]
+    if state is not None:
+        for group in groups:
+            group.running_return[:] = state.running_return[group.columns]
+            group.running_length[:] = state.running_length[group.columns]
+    return groups

@@ -9,7 +9,7 @@ from actors.env_group import EnvGroup, Finished, make_env_groups
 from actors.inference import make_inference
 from common.config import Config
 from common.games import OBSERVATION_SHAPE
-from common.messages import FinishedEpisodes, Rollout, Weights
+from common.messages import ActorState, FinishedEpisodes, Rollout, Weights, weights_sha256
 from common.policy_network import PolicyNetwork
 from common.process import autocast, choose_precision
 from common.procgen_env import observe
@@ -23,10 +23,17 @@ class RolloutActor:
     a core: by default where the policy runs on a GPU.
 
     `incarnation` counts replacements of a lost actor, `started_at` is the policy_version at which the run was started
-    or resumed: each gets level orders and action noise of its own.
+    or resumed: each gets level orders and action noise of its own. With `state` it goes on where that was saved.
     """
 
-    def __init__(self, config: Config, actor_id: int, incarnation: int = 0, started_at: int = 0):
+    def __init__(
+        self,
+        config: Config,
+        actor_id: int,
+        incarnation: int = 0,
+        started_at: int = 0,
+        state: ActorState | None = None,
+    ):
         self.actor_id = actor_id
         self.unroll_length = config.unroll_length
         self.num_envs = config.envs_per_actor
@@ -35,12 +42,14 @@ class RolloutActor:
         self.policy = PolicyNetwork(config.network).to(self.device).eval()
         life = (actor_id, incarnation, started_at)
         halves = config.half_batches == "yes" or (config.half_batches == "auto" and self.device.type == "cuda")
-        self.groups = make_env_groups(config, derive_seed(config.seed, "levels", *life), halves)
+        self.groups = make_env_groups(config, derive_seed(config.seed, "levels", *life), halves, state)
         self.inferences = [
             make_inference(self.policy, len(group.running_length), self.precision, config.cuda_graphs)
             for group in self.groups
         ]
         self.generator = torch.Generator().manual_seed(derive_seed(config.seed, "actions", *life))
+        if state is not None:
+            self.generator.set_state(torch.from_numpy(state.generator.copy()))
         # One set of arrays for the actor's life: Ray copies them out when `collect` returns.
         steps_by_envs = (self.unroll_length, self.num_envs)
         self.observations = np.zeros((*steps_by_envs, *OBSERVATION_SHAPE), np.uint8)
@@ -91,7 +100,20 @@ class RolloutActor:
                 lengths=np.array([e.length for e in finished], np.int32),
                 levels=np.array([e.level for e in finished], np.int32),
             ),
+            next_state=self.state(),
+            weights_sha256=weights_sha256(self.policy.weights()),
             seconds=time.perf_counter() - started,
+        )
+
+    def state(self) -> ActorState:
+        """What another actor needs to go on exactly here. Between rollouts only."""
+        saved = [state for group in self.groups for state in group.saved_states()]
+        return ActorState(
+            env_states=np.frombuffer(b"".join(saved), np.uint8),
+            env_state_sizes=np.array([len(state) for state in saved], np.int64),
+            running_return=np.concatenate([group.running_return for group in self.groups]),
+            running_length=np.concatenate([group.running_length for group in self.groups]),
+            generator=self.generator.get_state().numpy(),
         )
 
     def _load(self, weights: Weights) -> None:

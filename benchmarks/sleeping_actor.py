@@ -12,8 +12,9 @@ import numpy as np
 import ray
 
 from common.games import OBSERVATION_SHAPE
-from common.messages import FinishedEpisodes, Rollout, Weights
+from common.messages import ActorState, FinishedEpisodes, Rollout, Weights, weights_sha256
 
+STATE_BYTES = 30_000  # a saved CoinRun environment has about that
 START_TIMEOUT = 300.0  # seconds for all actors that are started at once
 
 
@@ -31,6 +32,14 @@ def make_rollout(actor_id: int, unroll_length: int, num_envs: int) -> Rollout:
         values=np.ones(shape, np.float32),
         bootstrap_value=np.ones(num_envs, np.float32),
         episodes=FinishedEpisodes(np.ones(0, np.float32), np.ones(0, np.int32), np.ones(0, np.int32)),
+        next_state=ActorState(
+            env_states=np.ones(num_envs * STATE_BYTES, np.uint8),
+            env_state_sizes=np.full(num_envs, STATE_BYTES, np.int64),
+            running_return=np.zeros(num_envs),
+            running_length=np.zeros(num_envs, np.int32),
+            generator=np.zeros(5056, np.uint8),
+        ),
+        weights_sha256="",
         seconds=0.0,
     )
 
@@ -67,7 +76,9 @@ class SleepingActor:
         if self.collect_seconds:
             self.rollout.observations.fill(policy_version % 256)
             sleep_until(started + self.collect_seconds)
-        return dataclasses.replace(self.rollout, policy_version=policy_version, seconds=time.perf_counter() - started)
+        sha256 = weights_sha256(self.weights)
+        seconds = time.perf_counter() - started
+        return dataclasses.replace(self.rollout, policy_version=policy_version, weights_sha256=sha256, seconds=seconds)
 
     def put_seconds(self, repeats: int) -> float:
         """Seconds of copying one rollout into the object store: the median, after two copies that are not counted."""
@@ -138,6 +149,13 @@ class SleepingFleet:
         self.in_flight.asked()
         return self.handles[actor_id].collect.remote(weights, policy_version)
 
-    def replace(self, actor_id: int) -> None:
+    def delivered(self, actor_id: int) -> None: ...
+
+    def replace(self, actor_id: int, error: BaseException | str) -> None:
         """A figure measured around a lost actor would mean nothing."""
-        raise RuntimeError(f"actor {actor_id} was lost")
+        raise RuntimeError(f"actor {actor_id} was lost: {error}")
+
+    def leaving(self) -> list[int]:
+        return []
+
+    def move(self, actor_id: int) -> None: ...

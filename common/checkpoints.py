@@ -2,7 +2,8 @@
 
     checkpoints/00000120/
         policy.safetensors    the policy's parameters, float32
-        learner.pt            optimizer, generators, counters (plain tensors and numbers: loads with weights_only)
+        learner.pt            optimizer, generators, counters, where every actor's environments stand
+                          (plain tensors and numbers: loads with weights_only)
         manifest.json         settings, policy_version, frames; size and sha256 of the files above
 
 A checkpoint is written under a temporary name, each file and the directory synced, the manifest last, then renamed.
@@ -15,7 +16,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from common.messages import Weights
 from common.run_directory import config_from_dict
 
 POLICY_FILE, LEARNER_FILE, MANIFEST_FILE = "policy.safetensors", "learner.pt", "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 class CheckpointError(Exception):
@@ -61,9 +62,11 @@ def save_checkpoint(
     frames: int,
     weights: Weights,
     learner_state: dict[str, Any],
+    more_files: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Writes one checkpoint below `directory` and returns its path; OSError leaves nothing half-written behind.
 
+    `more_files` are stored beside the others, under their names, for people to read.
     A damaged directory of the same version is set aside under another name, never overwritten.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -71,7 +74,7 @@ def save_checkpoint(
     temporary = directory / f".{final.name}.{os.getpid()}.tmp"
     buffer = io.BytesIO()
     torch.save(learner_state, buffer)
-    files = {POLICY_FILE: safetensors.numpy.save(weights), LEARNER_FILE: buffer.getvalue()}
+    files = {POLICY_FILE: safetensors.numpy.save(weights), LEARNER_FILE: buffer.getvalue(), **(more_files or {})}
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "policy_version": policy_version,
@@ -149,6 +152,31 @@ def load_newest_complete(
         except CheckpointError as error:
             on_damaged(str(error))
     return None
+
+
+def prune_checkpoints(directory: Path, keep: int, keep_every: int, is_protected: Callable[[int], bool]) -> list[int]:
+    """Deletes all but the newest `keep` checkpoints, those whose version `keep_every` divides (0: none) and protected
+    ones. Returns the versions that went.
+
+    Each goes under a temporary name first: at no moment is there a half-deleted checkpoint.
+    """
+    removed = []
+    for path in list_checkpoints(directory)[:-keep]:
+        version = int(path.name)
+        if is_protected(version) or (keep_every and version % keep_every == 0):
+            continue
+        doomed = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        os.rename(path, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+        removed.append(version)
+    return removed
+
+
+def remove_leftovers(directory: Path) -> None:
+    """What a process that was killed left under temporary names. Only while no other process writes here."""
+    for path in directory.glob(".*.tmp"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

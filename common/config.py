@@ -41,6 +41,8 @@ class Config:
     seed: int = setting(RUN, "every generator of the run derives from it")
     total_frames: int = setting(RUN, "environment steps to train for; the last update may pass it")
     checkpoint_interval: int = setting(RUN, "updates between checkpoints, each of which is scored")
+    keep_checkpoints: int = setting(RUN, "newest checkpoints that stay, the best one always does; 0 keeps all")
+    keep_every: int = setting(RUN, "of older checkpoints those stay whose version it divides; 0: none")
     device: str = setting(RUN, "where the learner trains; auto takes a GPU when there is one", ("auto", "cpu", "cuda"))
 
     env_name: str = setting(GAME, "Procgen game")
@@ -54,7 +56,11 @@ class Config:
     )
     held_out_levels: int = setting(GAME, "number of validation levels, and of test levels")
 
-    num_actors: int = setting(COLLECT, "Ray actors; the batch of an update stays the same")
+    num_actors: int = setting(
+        COLLECT,
+        "Ray actors: N, a range LOW:HIGH that follows the cluster's size, or max; an update's batch stays the same",
+    )
+    min_actors: int = setting(COLLECT, "fewest actors to start with; 0: num_actors, as far as the cluster has room")
     envs_per_actor: int = setting(COLLECT, "environments stepped by each actor")
     unroll_length: int = setting(COLLECT, "steps of every environment in one rollout")
     half_batches: str = setting(
@@ -131,8 +137,15 @@ class Config:
         self._require("actor_gpus", 0 <= self.actor_gpus <= 1, "between 0 and 1")
         for name in ("ent_coef", "vf_coef"):
             self._require(name, 0 <= getattr(self, name) < float("inf"), "0 or more")
-        for name in ("seed", "start_level", "num_levels", "micro_batch", "learner_threads"):
+        for name in (
+            *("seed", "start_level", "num_levels", "micro_batch", "learner_threads"),
+            *("keep_checkpoints", "keep_every"),
+        ):
             self._require(name, 0 <= getattr(self, name) < MAX_LEVEL_SEED, "0 or more and less than 2147483647")
+        if not 0 <= self.min_actors <= self.num_actors:
+            raise ConfigError(
+                f"--num-actors {self.min_actors}:{self.num_actors} must be LOW:HIGH with 1 <= LOW <= HIGH"
+            )
         if self.num_levels and self.start_level + self.num_levels > MAX_LEVEL_SEED:
             raise ConfigError(
                 f"--start-level {self.start_level} and --num-levels {self.num_levels} pass Procgen's last level "
@@ -206,7 +219,10 @@ FREE_ON_RESUME = frozenset(
         "device",
         "mode",
         "num_actors",
+        "min_actors",
         "envs_per_actor",
+        "keep_checkpoints",
+        "keep_every",
         "precision",
         "half_batches",
         "actor_gpus",
@@ -224,12 +240,15 @@ _LAB: dict[str, Any] = {
     "seed": 0,
     "total_frames": 10_000_000,
     "checkpoint_interval": 10,
+    "keep_checkpoints": 0,
+    "keep_every": 0,
     "device": "auto",
     "env_name": "coinrun",
     "distribution_mode": "easy",
     "start_level": 0,
     "num_levels": 20,
     "held_out": "next",
+    "min_actors": 0,
     "unroll_length": 256,
     "half_batches": "auto",
     "actor_gpus": 0.0,
@@ -290,6 +309,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 PRESET_NUM_ENVS = {"lab": 64, "easy": 64, "hard": 256}
 SAMPLED_HELD_OUT_LEVELS = 200
 MAX_DEFAULT_ACTORS = 16
+# With --num-actors max: fewer environments in an actor would leave its policy to run for almost nothing.
+FEWEST_ENVS_PER_ACTOR = 4
 
 
 def flag(name: str) -> str:
@@ -325,6 +346,8 @@ def _split_of_environments(
     chosen = {name: given[name] for name in names if name in given}
     if len(chosen) == 2:
         return chosen
+    if not chosen and given.get("min_actors"):
+        chosen["envs_per_actor"] = envs_of_smallest_actor(num_envs)
     if not chosen:
         cores = available_cores or len(os.sched_getaffinity(0))
         chosen["num_actors"] = max(n for n in range(1, min(cores, MAX_DEFAULT_ACTORS) + 1) if num_envs % n == 0)
@@ -338,6 +361,11 @@ def _split_of_environments(
             f"give {flag(other)} too, or a number that does"
         )
     return {name: number, other: num_envs // number}
+
+
+def envs_of_smallest_actor(num_envs: int) -> int:
+    """`envs_per_actor` where as many actors as are useful share `num_envs` environments."""
+    return max(n for n in range(1, FEWEST_ENVS_PER_ACTOR + 1) if num_envs % n == 0)
 
 
 def contradictions(stored: Config, requested: Config, given: Mapping[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ Worked example, T=2, B=1, the episode ends with the second action and pays 10:
     bootstrap_value     [V(o2)]          o2 is already the NEXT episode's first frame; dones[1] masks it
 """
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,23 @@ class FinishedEpisodes:
 
 
 @dataclass(frozen=True, slots=True)
+class ActorState:
+    """Where B environments, their running episodes and the action noise stand between two rollouts."""
+
+    env_states: np.ndarray  # uint8 [sum of env_state_sizes], Procgen's saved states one after the other
+    env_state_sizes: np.ndarray  # int64 [B], bytes
+    running_return: np.ndarray  # float64 [B], of the episodes that go on
+    running_length: np.ndarray  # int32 [B], steps
+    generator: np.ndarray  # uint8, torch's generator of action noise
+
+    def split_env_states(self) -> list[bytes]:
+        """One saved state for each environment."""
+        ends = np.cumsum(self.env_state_sizes)
+        starts = ends - self.env_state_sizes
+        return [self.env_states[start:end].tobytes() for start, end in zip(starts, ends, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """What one `collect` returns: T = unroll_length steps of B environments under one policy version."""
 
@@ -43,6 +61,8 @@ class Rollout:
     values: np.ndarray  # float32 [T, B]
     bootstrap_value: np.ndarray  # float32 [B]
     episodes: FinishedEpisodes
+    next_state: ActorState  # from which the next rollout goes on
+    weights_sha256: str  # `weights_sha256` of the parameters that really acted
     seconds: float  # wall time of the collect
 
 
@@ -53,6 +73,15 @@ class CheckpointNotice:
     path: str
     policy_version: int
     frames: int
+
+
+def weights_sha256(weights: Weights) -> str:
+    """Of every name and every byte: says which parameters these are."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode() + b"\0")
+        digest.update(np.ascontiguousarray(weights[name]).data)
+    return digest.hexdigest()
 
 
 def rollout_bytes(unroll_length: int, num_envs: int) -> int:

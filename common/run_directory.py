@@ -66,6 +66,15 @@ class RunDirectory:
         return self.path / ".evaluator.lock"
 
     @property
+    def learner_lock(self) -> Path:
+        return self.path / ".learner.lock"
+
+    @property
+    def diagnosis(self) -> Path:
+        """Batches whose loss or gradient was not finite, with the state they met."""
+        return self.path / "diagnosis"
+
+    @property
     def videos(self) -> Path:
         return self.path / "videos"
 
@@ -81,13 +90,14 @@ class RunDirectory:
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             raise ConfigError(f"--run-dir {self.path} cannot be made: {existing} is no directory we may write to")
 
-    def create(self) -> None:
+    def create(self, may_hold_run: bool = False) -> None:
         """Makes the directory for a new run.
 
         Raises:
-            ConfigError: it already holds a run, or cannot be written.
+            ConfigError: it already holds a run, unless it may, or cannot be written.
         """
-        self.require_unused()
+        if not may_hold_run:
+            self.require_unused()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

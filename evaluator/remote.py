@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from common.config import Config
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _ANSWER_SECONDS = 1.0
 # What the process before this one may take to end and let go of the run's lock.
 _LOCK_SECONDS = 10.0
+# An actor that has not answered for so long is hung: its calls take no time, scoring has a thread of its own.
+_HUNG_SECONDS = 120.0
 # Without a new score in between; then it stays dead.
 _MAX_DEATHS_IN_A_ROW = 3
 
@@ -90,6 +92,7 @@ class RemoteEvaluator:
         self._notice: CheckpointNotice | None = None
         self._newest: dict[str, Any] | None = None
         self._asked: ray.ObjectRef | None = None
+        self._asked_at = 0.0
         self._finishing: ray.ObjectRef | None = None
         self._actor = self._start_actor()
 
@@ -123,7 +126,9 @@ class RemoteEvaluator:
                 answered, self._asked = self._asked, None
                 self._learn(*ray.get(answered, timeout=_ANSWER_SECONDS))
             if self._asked is None:
-                self._asked = self._actor.latest.remote()
+                self._asked, self._asked_at = self._actor.latest.remote(), time.monotonic()
+            elif time.monotonic() - self._asked_at > _HUNG_SECONDS:
+                self._revive(GetTimeoutError(f"it did not answer for {_HUNG_SECONDS:.0f} s"))
         except RayTaskError as error:
             self._bury(error)
         except RayError as error:
@@ -139,8 +144,10 @@ class RemoteEvaluator:
             return None
         try:
             if self._finishing is None:
-                self._finishing = self._actor.finish.remote(timeout)
+                self._finishing, self._asked_at = self._actor.finish.remote(timeout), time.monotonic()
             if not ray.wait([self._finishing], timeout=timeout + _ANSWER_SECONDS)[0]:
+                if time.monotonic() - self._asked_at > timeout + _HUNG_SECONDS:
+                    self._revive(GetTimeoutError(f"it did not answer for {_HUNG_SECONDS:.0f} s"))
                 return None  # starting, or too busy to answer; the question stands
             answered, self._finishing = self._finishing, None
             row, problem = ray.get(answered, timeout=_ANSWER_SECONDS)
@@ -170,7 +177,7 @@ class RemoteEvaluator:
             self._newest, self._deaths_in_a_row = row, 0
 
     def _revive(self, error: RayError) -> None:
-        """The process is gone: another one takes over. An error of its own code is none of these."""
+        """The process is gone or hung: another one takes over. An error of its own code is none of these."""
         self._deaths_in_a_row += 1
         if isinstance(error, RayTaskError) or self._deaths_in_a_row > _MAX_DEATHS_IN_A_ROW:
             self._bury(error)
@@ -186,7 +193,8 @@ class RemoteEvaluator:
             self._bury(again)
             return
         self.restarts += 1
-        self.problem = f"the evaluator died and was started again: {cause_in_one_line(error)}"
+        what = "hung" if isinstance(error, GetTimeoutError) else "died"
+        self.problem = f"the evaluator {what} and was started again: {cause_in_one_line(error)}"
 
     def _bury(self, error: RayError) -> None:
         self.is_dead = True

@@ -6,18 +6,16 @@ them away, and the version can be scored again. Everything else is drawn from th
 """
 
 import csv
-import fcntl
 import io
 import os
 from dataclasses import astuple, fields
 from typing import Any
 
-import imageio.v3 as iio
-from tensorboardX import SummaryWriter
-
 from common.atomic_files import write_atomically
 from common.checkpoints import checkpoint_name
 from common.config import Config
+from common.event_file import EventFile
+from common.file_lock import FileIsLocked, FileLock
 from common.metrics import append_jsonl, read_jsonl
 from common.run_directory import RunDirectory
 from evaluator.evaluation import Evaluation
@@ -51,14 +49,12 @@ class Report:
     def __init__(self, run: RunDirectory, config: Config):
         self.run = run
         self.config = config
-        self._lock: int | None = os.open(run.evaluator_lock, os.O_CREAT | os.O_RDWR, 0o644)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self._lock)
-            raise RunIsBeingScored(f"another evaluator is scoring {run.path}") from error
+            self._lock = FileLock(run.evaluator_lock)
+        except FileIsLocked as error:
+            raise RunIsBeingScored(f"another evaluator is scoring {run.path} ({error})") from error
         self.rows = sorted(read_jsonl(run.evaluations), key=lambda row: row["policy_version"])
-        self._tensorboard: SummaryWriter | None = None
+        self._events = EventFile(run.tensorboard / "evaluator")
         self._set_aside_unscored_levels()
         self._history = LevelHistory.read(run.levels, {row["policy_version"] for row in self.rows})
         self._point_to_best()
@@ -89,7 +85,7 @@ class Report:
         scores, levels = draw_scores(self.rows, self.config), draw_levels(self._history, self.config)
         write_atomically(self.run.scores_plot, scores)
         write_atomically(self.run.levels_plot, levels)
-        self._write_images({"scores": scores, "levels": levels}, row["frames"])
+        self._events.add_pictures({"evaluation/scores": scores, "evaluation/levels": levels}, row["frames"])
         self._point_to_best()
         return row
 
@@ -115,11 +111,8 @@ class Report:
 
     def close(self) -> None:
         """Closes the TensorBoard file and gives the lock back."""
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._events.close()
+        self._lock.close()
 
     @property
     def _live_split(self) -> Split:
@@ -169,19 +162,5 @@ class Report:
             scalars |= {f"scoreboard/{split}_{name}": count for name, count in board.items()}
         for name in ("generalization_gap", "seconds", "eval_seconds", "updates_behind"):
             scalars[f"evaluation/{name}"] = row.get(name)
-        for tag, value in scalars.items():
-            if value is not None:
-                self._writer().add_scalar(tag, value, global_step=row["frames"])
-        self._writer().flush()
-
-    def _write_images(self, pictures: dict[str, bytes], frames: int) -> None:
-        for name, png in pictures.items():
-            self._writer().add_image(
-                f"evaluation/{name}", iio.imread(png, extension=".png")[..., :3], frames, dataformats="HWC"
-            )
-        self._writer().flush()
-
-    def _writer(self) -> SummaryWriter:
-        if self._tensorboard is None:
-            self._tensorboard = SummaryWriter(str(self.run.tensorboard / "evaluator"))
-        return self._tensorboard
+        written = {tag: value for tag, value in scalars.items() if value is not None}
+        self._events.add_scalars(written, row["frames"])

@@ -22,6 +22,9 @@ from evaluator.level_sets import LevelSets, live_splits
 from evaluator.report import Report
 from evaluator.scoring import load_policy
 
+# A run directory that could not be written is tried again after so many seconds.
+RETRY_SECONDS = 10.0
+
 
 class EvaluationFailed(RuntimeError):
     """The thread that scores ended with an error; nothing more will be scored."""
@@ -148,12 +151,39 @@ class EvaluationService:
     def _work(self) -> None:
         try:
             while (taken := self._take()) is not None:
-                self._score(*taken)
+                try:
+                    self._score(*taken)
+                except OSError as error:
+                    self._wait_for_disk(*taken, error)
         except Exception as error:  # kept for `latest` and `finish`: a thread has nobody else to tell
             print(f"evaluator: scoring stopped: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             with self._changed:
                 self._failure = error
                 self._changed.notify_all()
+
+    def _wait_for_disk(self, path: Path, skipped: int, error: OSError) -> None:
+        """A run directory that cannot be written: after a while everything is read anew and the version tried again."""
+        with self._changed:
+            self.problem = f"scores of {path.name} cannot be written: {error.strerror or error}; tried again"
+            self._changed.wait_for(lambda: self._is_closed, RETRY_SECONDS)
+            if self._is_closed:
+                return
+        self._report.close()
+        while True:
+            try:
+                self._report = Report(self._run, self._config)
+                break
+            except OSError:
+                with self._changed:
+                    if self._changed.wait_for(lambda: self._is_closed, RETRY_SECONDS):
+                        return
+        with self._changed:
+            if not self._report.is_scored(int(path.name)) and self._newest is None and int(path.name) != 0:
+                self._newest, self._skipped = path, self._skipped + skipped
+            elif not self._report.is_scored(int(path.name)) and int(path.name) == 0:
+                self._baseline = path
+            else:
+                self._skipped += skipped
 
     def _take(self) -> tuple[Path, int] | None:
         """The next checkpoint and how many were skipped before it; None once closed. Waits as long as it takes."""

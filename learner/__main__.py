@@ -13,21 +13,26 @@ from learner.cluster import ClusterError
 from learner.ppo import PPOLearner
 from learner.preparation import PreparedRun, prepare_run
 from learner.progress import Progress, scores_text
-from learner.rollout_stream import NoRollouts, RolloutStream
+from learner.rollout_stream import NoRollouts, RolloutStream, StreamCounters
+from learner.run_state import RunState
 from learner.stopping import StopRequested, StopSignals
-from learner.training import RunDirectoryFailed, Training
+from learner.training import Diverged, RunDirectoryFailed, Training
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs training and returns the exit code."""
     command_line = flags.parse(argv)
+    prepared = None
     try:
         prepared = prepare_run(command_line)
         draw_level_sets(prepared.config)  # levels that do not exist are refused now, not when they are to be scored
         with StopSignals() as stop:
             return train_on_cluster(prepared, command_line.address, stop)
-    except (ConfigError, ClusterError, FleetError, RunDirectoryFailed) as error:
+    except (ConfigError, ClusterError) as error:
         return fail(str(error), 2)
+    finally:
+        if prepared is not None:
+            prepared.close()
 
 
 def train_on_cluster(prepared: PreparedRun, address: str | None, stop: StopSignals) -> int:
@@ -36,8 +41,14 @@ def train_on_cluster(prepared: PreparedRun, address: str | None, stop: StopSigna
         where = cluster.connect(prepared.config, address)
         stop.install()  # Ray installed handlers of its own
         return train(prepared, stop, where)
+    except FleetError as error:
+        if error.details:
+            print(error.details, file=sys.stderr)
+        return fail(str(error), 2)
     except NoRollouts as error:
         return fail(f"{error}; continue with --resume {prepared.run.path}", 1)
+    except (RunDirectoryFailed, Diverged) as error:
+        return fail(str(error), 1)
     except StopRequested as request:
         can_resume = prepared.run.config.exists()
         after = f"continue with --resume {prepared.run.path}" if can_resume else "training had not begun"
@@ -60,27 +71,34 @@ def train(prepared: PreparedRun, stop: StopSignals, where: str) -> int:
     prepare_process(num_threads=1 if device.type == "cpu" else None, sees_gpu=device.type == "cuda")
     overlap = config.mode == "overlap" or (config.mode == "auto" and device.type == "cuda")
     learner = PPOLearner(config, device, num_threads)
-    if prepared.learner_state is not None:
-        learner.load_state_dict(prepared.learner_state)
+    state, resumed = RunState(), prepared.resumed
+    if resumed is not None:
+        assert resumed.learner_state is not None
+        learner.load_state_dict(resumed.learner_state["learner"])
+        state = RunState.from_state_dict(resumed.learner_state["run"])
+        if not prepared.environments_continue:
+            state.actors.clear()
     progress = Progress(config)
     progress.note(
         f"{config.env_name} {config.distribution_mode}, preset {config.preset}, "
         f"{'overlap' if overlap else 'sync'} mode, learner on {device} in {learner.precision}, {where}"
     )
     progress.note(f"run directory {run.path}")
-    if prepared.learner_state is not None:
-        progress.note(f"resumed at policy_version {learner.policy_version}, {learner.frames:,} frames")
+    if resumed is not None:
+        progress.note(
+            f"resumed at policy_version {learner.policy_version}, {learner.frames:,} frames; "
+            f"{_continuation(prepared, state, overlap)}"
+        )
 
-    fleet = Fleet(config, started_at=learner.policy_version)
+    fleet = Fleet(config, learner.policy_version, state.actors, state.counters["actor_restarts"])
     evaluator, stream = None, None
-    is_new = prepared.learner_state is None
     try:
-        if not is_new:
+        if resumed is not None:
             prepared.store()  # before the evaluator reads which versions are scored
         # While actors start: on two cores that brings the first score several seconds forward.
         evaluator = RemoteEvaluator.start(run.path, config) if config.evaluator else None
         placed = fleet.wait_until_placed(config.cluster_timeout, stop.check)
-        if placed < config.num_actors:
+        if placed < config.num_actors and not fleet.is_elastic:
             progress.warn(
                 f"{placed} of {config.num_actors} actors placed, {config.num_actors - placed} missing: the cluster has "
                 "too few CPUs; the batch stays the same, each actor collects more of it"
@@ -92,11 +110,13 @@ def train(prepared: PreparedRun, stop: StopSignals, where: str) -> int:
             first_batch=learner.policy_version,
             num_batches=config.num_updates,
             device=device,
+            counters=StreamCounters.of(state.counters),
         )
-        if is_new:
+        if resumed is None:
             prepared.store()
-        training = Training(config, run, learner, stream, evaluator, progress, stop)
-        score = training.run_to_end(resumed_from=prepared.checkpoint_path)
+        resumed_from = None if resumed is None else resumed.path
+        training = Training(config, run, learner, stream, evaluator, progress, stop, state, resumed_from)
+        score = training.run_to_end()
     finally:
         progress.stop()
         if stream is not None:
@@ -112,6 +132,17 @@ def train(prepared: PreparedRun, stop: StopSignals, where: str) -> int:
     progress.note(f"results in {run.path}")
     progress.note(f"curves: tensorboard --logdir {run.tensorboard}")
     return 0
+
+
+def _continuation(prepared: PreparedRun, state: RunState, overlap: bool) -> str:
+    """How faithfully a resumed run goes on."""
+    if not prepared.environments_continue:
+        return "environments begin anew (another number of actors or environments)"
+    if not state.actors and prepared.resumed is not None and prepared.resumed.policy_version:
+        return "environments begin anew"
+    if overlap:
+        return "environments continue; not bit for bit, since in overlap mode rollouts were under way"
+    return "it continues bit for bit where machine and settings are the same"
 
 
 if __name__ == "__main__":

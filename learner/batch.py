@@ -1,5 +1,6 @@
 """One update's data: rollouts staged side by side, then seen as a flat batch on the device."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from common.config import Config
 from common.games import OBSERVATION_SHAPE
-from common.messages import Rollout
+from common.messages import ActorState, Rollout
 from learner.gae import generalized_advantages
 from learner.reward_transform import RewardTransform, Wave
 
@@ -85,6 +86,7 @@ class StagedBatch:
             episode_lengths=rollout.episodes.lengths.copy(),
             collect_seconds=rollout.seconds,
             transfer_seconds=transfer_seconds,
+            next_state=copy.deepcopy(rollout.next_state),
         )
 
     def waves(self) -> list[Wave]:
@@ -134,6 +136,7 @@ class RolloutSource:
     episode_lengths: np.ndarray
     collect_seconds: float
     transfer_seconds: float  # asked for until delivered, without collecting: queues, network, object store
+    next_state: ActorState  # of its actor, after this rollout
 
 
 @dataclass(frozen=True, slots=True)

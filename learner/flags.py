@@ -22,13 +22,15 @@ class CommandLine:
     preset: str | None
     given: dict[str, Any]
     run_dir: Path | None
-    resume: Path | None
+    resume: Path | None  # the run to continue; Path("auto"): the one in run_dir, if there is one
     address: str | None
 
 
 def parse(argv: list[str] | None) -> CommandLine:
     """Reads the flags; wrong ones end the process with one line and exit code 2."""
     parsed = vars(_parser().parse_args(argv))
+    if (actors := parsed.pop("num_actors", None)) is not None:
+        parsed |= actors
     own = {name: parsed.pop(name, None) for name in ("preset", "run_dir", "resume", "address")}
     return CommandLine(given=parsed, **own)
 
@@ -38,7 +40,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="learner",
         usage="python -m learner [flags]",
         description="Trains a PPO agent on a Procgen game and has it scored on levels it never trained on.",
-        epilog="Exit codes: 0 finished, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM (both after a checkpoint).",
+        epilog="Exit codes: 0 finished, 1 training could not go on, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM (both after "
+        "a checkpoint).",
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=110),
         allow_abbrev=False,
@@ -46,7 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     where = parser.add_argument_group("where")
     where.add_argument("--run-dir", type=Path, metavar="DIR", help="directory of a new run (runs/GAME-PRESET-TIME)")
     where.add_argument(
-        "--resume", type=Path, metavar="DIR", help="continue this run from its newest complete checkpoint"
+        "--resume",
+        type=Path,
+        metavar="{DIR,auto}",
+        help="continue this run from its newest complete checkpoint; auto: the run in --run-dir, new if there is none",
     )
     where.add_argument(
         "--address",
@@ -56,12 +62,16 @@ def _parser() -> argparse.ArgumentParser:
     settings = dataclasses.fields(Config)
     groups = {name: parser.add_argument_group(name) for name in dict.fromkeys(s.metadata["group"] for s in settings)}
     for field in settings:
+        if field.name == "min_actors":  # part of --num-actors
+            continue
         help_text = f"{field.metadata['help']} ({_defaults(field.name)})"
         groups[field.metadata["group"]].add_argument(flag(field.name), help=help_text, **_type(field))
     return parser
 
 
 def _type(field: dataclasses.Field) -> dict[str, Any]:
+    if field.name == "num_actors":
+        return {"type": actor_range, "metavar": "{N,LOW:HIGH,max}"}
     if field.type is bool:
         return {"action": argparse.BooleanOptionalAction}
     if field.type is int:
@@ -70,6 +80,21 @@ def _type(field: dataclasses.Field) -> dict[str, Any]:
         return {"type": float, "metavar": "X"}
     choices = field.metadata["choices"]
     return {"metavar": "{" + ",".join(choices) + "}" if choices else "NAME"}
+
+
+def actor_range(text: str) -> dict[str, int]:
+    """The settings that `8`, `4:64` or `max` stand for."""
+    if text == "max":
+        return {"min_actors": 1}
+    if ":" not in text:
+        return {"num_actors": whole_number(text), "min_actors": 0}
+    low, high = map(int, text.split(":"))
+    if not 1 <= low <= high:
+        raise ValueError
+    return {"num_actors": high, "min_actors": low}
+
+
+actor_range.__name__ = "number of actors (N, LOW:HIGH with 1 <= LOW <= HIGH, or max)"
 
 
 def whole_number(text: str) -> int:

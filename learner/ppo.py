@@ -1,6 +1,7 @@
 """The learner's state and one PPO update of it."""
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,14 @@ from learner.reward_transform import RewardTransform
 # On a CPU the activations of this many frames stay in the caches.
 CPU_MICRO_BATCH = 128
 STATISTICS = ("policy_objective", "value_loss", "entropy", "approx_kl", "clip_fraction", "ratio_error", "grad_norm")
+
+
+class NotFinite(ArithmeticError):
+    """Loss, gradient or weights became infinite or NaN; the update was taken back. `statistics` are the update's."""
+
+    def __init__(self, statistics: dict[str, float]):
+        super().__init__("loss or gradient was not finite")
+        self.statistics = statistics
 
 
 class PPOLearner:
@@ -64,16 +73,29 @@ class PPOLearner:
 
         `stop_check` runs before each optimizer step; when it raises, the update is taken back as if it had never
         begun and the exception goes on. Returns the update's statistics, read from the device once.
+
+        Raises:
+            NotFinite: a number was not; the update is taken back as well.
         """
         before = copy.deepcopy(self.state_dict())
         try:
             statistics = self._update(staged, stop_check)
+            if not (all(math.isfinite(statistics[name]) for name in STATISTICS) and self._weights_are_finite()):
+                raise NotFinite(statistics)
         except BaseException:
             self.load_state_dict(before)
             raise
         self.policy_version += 1
         self.frames += self.config.batch_size
         return statistics
+
+    def pass_over(self) -> None:
+        """Counts a batch that could not be trained on: the next version has the same weights."""
+        self.policy_version += 1
+        self.frames += self.config.batch_size
+
+    def _weights_are_finite(self) -> bool:
+        return bool(torch.stack([parameter.isfinite().all() for parameter in self.policy.parameters()]).all())
 
     def _update(self, staged: StagedBatch, stop_check: Callable[[], None]) -> dict[str, float]:
         config = self.config

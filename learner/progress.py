@@ -30,6 +30,7 @@ class Progress:
     started: float = field(init=False, default=0.0)
     score: dict[str, Any] | None = field(init=False, default=None)
     warning: str | None = field(init=False, default=None)
+    problem: str = field(init=False, default="")
     row: dict[str, Any] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -52,6 +53,16 @@ class Progress:
         """A line that stays, and stands in the live display until the run ends."""
         self.warning = text
         self.note(f"warning: {text}")
+
+    def standing(self, problem: str) -> None:
+        """What is wrong now: told once as a warning, taken out of the live display when it has passed ("")."""
+        if problem == self.problem:
+            return
+        if problem:
+            self.warn(problem)
+        elif self.warning == self.problem:
+            self.warning = None
+        self.problem = problem
 
     def update(self, row: dict[str, Any]) -> None:
         """Shows the metrics of one completed update."""

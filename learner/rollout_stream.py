@@ -13,7 +13,7 @@ are there than the batch has slots, each collects several.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,11 +21,12 @@ import ray
 import torch
 
 from common.config import Config
-from common.messages import Rollout, Weights
+from common.messages import Rollout, Weights, weights_sha256
 from learner.batch import StagedBatch
 
-# Failures in a row after which an actor's error is the run's.
-MAX_FAILURES_IN_A_ROW = 3
+# An actor counts as hung after so many times what the slowest recent rollout took, but not before so many seconds.
+HUNG_AFTER_ROLLOUTS, HUNG_AFTER_SECONDS = 10, 60.0
+_RECENT_ROLLOUTS = 32
 _POLL_SECONDS = 0.05
 
 
@@ -36,7 +37,10 @@ class ActorFleet(Protocol):
 
     def ready(self) -> list[int]: ...
     def collect(self, actor_id: int, weights: ray.ObjectRef, policy_version: int) -> "ray.ObjectRef[Rollout]": ...
-    def replace(self, actor_id: int) -> None: ...
+    def delivered(self, actor_id: int) -> None: ...
+    def replace(self, actor_id: int, error: BaseException | str) -> None: ...
+    def leaving(self) -> list[int]: ...
+    def move(self, actor_id: int) -> None: ...
 
 
 class NoRollouts(RuntimeError):
@@ -62,7 +66,6 @@ class Request:
     slot: int
     policy_version: int
     issued: float
-    deadline: float
 
 
 @dataclass(slots=True)
@@ -71,13 +74,20 @@ class StreamCounters:
 
     lost_rollouts: int = 0
     dropped_for_lag: int = 0
+    actors_hung: int = 0
     actors_ready: int = 0
+
+    @staticmethod
+    def of(totals: Mapping[str, int]) -> "StreamCounters":
+        """Goes on from the totals of a resumed run."""
+        return StreamCounters(*(totals[name] for name in ("lost_rollouts", "dropped_for_lag", "actors_hung")))
 
 
 @dataclass(slots=True)
 class _Published:
     version: int = -1
     weights: ray.ObjectRef | None = None
+    weights_sha256: dict[int, str] = field(default_factory=dict)  # by version, of those that may still arrive
     free_buffers: deque[StagedBatch] = field(default_factory=deque)
 
 
@@ -92,11 +102,12 @@ class RolloutStream:
         first_batch: int,
         num_batches: int,
         device: torch.device,
+        counters: StreamCounters | None = None,
     ):
         self.config = config
         self.fleet = fleet
         self.max_policy_lag = max_policy_lag
-        self.counters = StreamCounters()
+        self.counters = counters or StreamCounters()
         self._last_batch = num_batches - 1
         self._next_number = first_batch
         self._changed = threading.Condition()
@@ -106,7 +117,7 @@ class RolloutStream:
         self._full: deque[StagedBatch] = deque()
         self._handed_out: StagedBatch | None = None
         self._in_flight: dict[ray.ObjectRef, Request] = {}
-        self._failures: dict[int, int] = {}
+        self._durations: deque[float] = deque(maxlen=_RECENT_ROLLOUTS)  # asked for until there, seconds
         self._error: BaseException | None = None
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="rollout-stream", daemon=True)
@@ -118,8 +129,11 @@ class RolloutStream:
         One `ray.put` per version. Only the newest reference is kept: Ray frees a version with its last `collect`.
         """
         reference = ray.put(weights)
+        sha256 = weights_sha256(weights)
         with self._changed:
             self._published.version, self._published.weights = policy_version, reference
+            self._published.weights_sha256[policy_version] = sha256
+            self._published.weights_sha256.pop(policy_version - 2 - self.max_policy_lag, None)
             if self._handed_out is not None:
                 self._published.free_buffers.append(self._handed_out)
                 self._handed_out = None
@@ -178,9 +192,12 @@ class RolloutStream:
 
     def _request_rollouts(self) -> None:
         """Asks every ready, idle actor for a rollout, as long as there is a slot for it."""
+        busy = {request.actor_id for request in self._in_flight.values()}
+        for actor_id in self.fleet.leaving():
+            if actor_id not in busy:
+                self.fleet.move(actor_id)
         ready = self.fleet.ready()
         self.counters.actors_ready = len(ready)
-        busy = {request.actor_id for request in self._in_flight.values()}
         for actor_id in ready:
             if actor_id in busy:
                 continue
@@ -193,9 +210,7 @@ class RolloutStream:
             slot = actor_id if actor_id in batch.unassigned else min(batch.unassigned)
             batch.unassigned.remove(slot)
             reference = self.fleet.collect(actor_id, weights, version)
-            now = time.monotonic()
-            deadline = now + self.config.actor_timeout
-            self._in_flight[reference] = Request(actor_id, batch, slot, version, now, deadline)
+            self._in_flight[reference] = Request(actor_id, batch, slot, version, time.monotonic())
 
     def _batch_with_room(self) -> FillingBatch | None:
         for batch in self._filling:
@@ -235,18 +250,19 @@ class RolloutStream:
         """The rollout, or None if it is lost; then its actor is replaced where that is the cause."""
         try:
             rollout = ray.get(reference, timeout=self.config.actor_timeout)
-            self._failures.pop(request.actor_id, None)
-            return rollout
         except ray.exceptions.ObjectLostError:
             return None
         except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
-            failures = self._failures.get(request.actor_id, 0) + 1
-            self._failures[request.actor_id] = failures
-            if failures >= MAX_FAILURES_IN_A_ROW:
-                raise
-            del error
-            self.fleet.replace(request.actor_id)
+            self.fleet.replace(request.actor_id, error)
             return None
+        with self._changed:
+            expected = self._published.weights_sha256.get(rollout.policy_version)
+        if expected is not None and rollout.weights_sha256 != expected:
+            self.fleet.replace(request.actor_id, "it acted with other weights than those published")
+            return None
+        self._durations.append(time.monotonic() - request.issued)
+        self.fleet.delivered(request.actor_id)
+        return rollout
 
     def _stage(self, request: Request, rollout: Rollout) -> None:
         batch = request.batch
@@ -262,11 +278,20 @@ class RolloutStream:
             self._changed.notify_all()
 
     def _replace_overdue(self) -> None:
+        limit = self._hung_after()
         now = time.monotonic()
         for reference, request in list(self._in_flight.items()):
-            if now > request.deadline:
+            if now - request.issued > limit:
                 del self._in_flight[reference]
                 self.counters.lost_rollouts += 1
-                self.fleet.replace(request.actor_id)
+                self.counters.actors_hung += 1
                 with self._changed:
                     request.batch.unassigned.add(request.slot)
+                self.fleet.replace(request.actor_id, f"no rollout within {limit:.0f} s")
+
+    def _hung_after(self) -> float:
+        """Seconds; `actor_timeout` as long as nothing is known about this run's rollouts."""
+        if not self._durations:
+            return self.config.actor_timeout
+        usual = max(HUNG_AFTER_SECONDS, HUNG_AFTER_ROLLOUTS * max(self._durations))
+        return min(self.config.actor_timeout, usual)

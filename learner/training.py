@@ -1,34 +1,36 @@
 """The training loop: get a batch, update, publish weights, log, checkpoint. Everything else happens elsewhere.
 
 stream.next_batch --StagedBatch--> learner.update --Weights--> stream.publish
-                                        |-- metrics.jsonl, TensorBoard, progress
-                                        '-- every checkpoint_interval: checkpoint --notice--> evaluator
+                                        |-- run_log: metrics.jsonl, TensorBoard; progress
+                                        '-- every checkpoint_interval: a copy --> checkpoint_writer
+                                                                                        '--notice--> evaluator
 """
 
-import math
 import time
-from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
-from common.checkpoints import save_checkpoint
 from common.config import Config
 from common.messages import CheckpointNotice
-from common.metrics import append_jsonl
 from common.run_directory import RunDirectory
 from learner.advice import UpdateTimes, advice
 from learner.batch import StagedBatch
-from learner.ppo import PPOLearner
+from learner.checkpoint_writer import CheckpointWriter, Snapshot, on_host
+from learner.diagnosis import save_diagnosis
+from learner.ppo import NotFinite, PPOLearner
 from learner.progress import Progress
 from learner.rollout_stream import RolloutStream
-from learner.stopping import StopRequested, StopSignals
+from learner.run_log import RunLog
+from learner.run_state import RunState
+from learner.stopping import StopSignals
 
-# Episodes that episode_return and episode_length are averaged over, as baselines and CleanRL do.
-RECENT_EPISODES = 100
+# Updates in a row that were not finite; then nothing is learned any more.
+MOST_PASSED_OVER = 3
+# What the last checkpoint may take to reach the disk, seconds.
+LAST_WRITE_SECONDS = 120.0
 
 
 class EvaluatorHandle(Protocol):
@@ -43,34 +45,19 @@ class EvaluatorHandle(Protocol):
 
 
 class RunDirectoryFailed(RuntimeError):
-    """The run directory cannot be written any more; the newest checkpoint is intact."""
+    """The end of the run could not be written; the message is one line for the user."""
 
 
-@dataclass(slots=True)
-class EpisodeAverages:
-    """Returns and lengths of the episodes that ended most recently in training."""
-
-    returns: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_EPISODES))
-    lengths: deque[int] = field(default_factory=lambda: deque(maxlen=RECENT_EPISODES))
-
-    def add(self, staged: StagedBatch) -> int:
-        """Takes in the episodes of one batch and returns how many there were."""
-        for _, source in sorted(staged.sources.items()):
-            self.returns.extend(source.episode_returns.tolist())
-            self.lengths.extend(source.episode_lengths.tolist())
-        return sum(len(source.episode_returns) for source in staged.sources.values())
-
-    def row(self) -> dict[str, float | None]:
-        """null until the first episode has ended."""
-        return {
-            "episode_return": float(np.mean(self.returns)) if self.returns else None,
-            "episode_length": float(np.mean(self.lengths)) if self.lengths else None,
-        }
+class Diverged(RuntimeError):
+    """Updates are not finite any more; the message is one line for the user."""
 
 
 @dataclass(slots=True)
 class Training:
-    """One run from its current version to the end."""
+    """One run from its current version to the end.
+
+    `resumed_from` is the checkpoint that the learner's state came from; `state` what came with it.
+    """
 
     config: Config
     run: RunDirectory
@@ -79,48 +66,68 @@ class Training:
     evaluator: EvaluatorHandle | None
     progress: Progress
     stop: StopSignals
-    episodes: EpisodeAverages = field(default_factory=EpisodeAverages)
+    state: RunState = field(default_factory=RunState)
+    resumed_from: Path | None = None
     times: list[UpdateTimes] = field(default_factory=list)
     last_scored: int = -1
-    last_checkpoint: int = -1
+    last_snapshot: int = -1
+    passed_over_in_a_row: int = 0
+    log: RunLog = field(init=False)
+    writer: CheckpointWriter = field(init=False)
 
-    def run_to_end(self, resumed_from: Path | None = None) -> dict[str, Any] | None:
+    def __post_init__(self) -> None:
+        if self.resumed_from is not None:
+            self.last_snapshot = self.learner.policy_version
+        self.log = RunLog(self.run, purge_step=self.learner.frames or None)
+        self.writer = CheckpointWriter(self.run, self.config, newest=self.last_snapshot)
+
+    def run_to_end(self) -> dict[str, Any] | None:
         """Trains until total_frames; returns the last checkpoint's score, None without an evaluator or in time.
 
-        `resumed_from` is the checkpoint that the learner's state came from.
-
         Raises:
-            StopRequested: a signal came; the newest completed update is in a checkpoint.
-            RunDirectoryFailed: a file could not be written.
+            StopRequested: a signal came; the newest completed update is in a checkpoint if the disk let it.
+            Diverged: three updates in a row were not finite.
+            RunDirectoryFailed: the last checkpoint or rows of metrics could not be written.
         """
         learner, config = self.learner, self.config
-        writer = SummaryWriter(str(self.run.tensorboard / "learner"), purge_step=learner.frames or None)
         self.stream.publish(learner.weights(), learner.policy_version)
         self.progress.start(learner.frames)
         try:
-            if resumed_from is None:
+            if self.resumed_from is None:
                 self._checkpoint()
-            else:
-                self._announce(resumed_from)
+            elif self.evaluator is not None:
+                self.evaluator.notify(CheckpointNotice(str(self.resumed_from), learner.policy_version, learner.frames))
             while learner.frames < config.total_frames:
                 row = self._one_update()
-                self._log(row, writer)
+                self.log.add(row)
+                self.progress.update(row)
+                self._show_news()
+                if self.passed_over_in_a_row >= MOST_PASSED_OVER:
+                    raise Diverged(
+                        f"loss or gradient was not finite in {MOST_PASSED_OVER} updates in a row; batches and states "
+                        f"are in {self.run.diagnosis}, the newest good weights in {self.run.checkpoints}"
+                    )
                 if learner.policy_version % config.checkpoint_interval == 0:
                     self._checkpoint()
-        except StopRequested:
-            self._checkpoint()
+        except BaseException:  # whatever ends training early: what was learned stays
+            if (problem := self._finish_writing()) is not None:
+                self.progress.warn(problem)
             raise
-        except OSError as error:
-            raise RunDirectoryFailed(
-                f"run directory {self.run.path} cannot be written: {error.strerror or error}; "
-                f"training stopped, the newest checkpoint is {self._newest_checkpoint()}"
-            ) from error
-        finally:
-            if (line := self.advice()) is not None:
-                writer.add_text("learner/advice", line, learner.frames)
-            writer.close()
-        self._checkpoint()
+        if (problem := self._finish_writing()) is not None:
+            raise RunDirectoryFailed(problem)
         return self._last_score()
+
+    def _finish_writing(self) -> str | None:
+        """Puts the newest completed update on the disk; a line about what could not be written, or None."""
+        if (line := self.advice()) is not None:
+            self.log.add_text("learner/advice", line, self.learner.frames)
+        self._checkpoint()
+        all_written = self.writer.close(LAST_WRITE_SECONDS)
+        self._announce_written()
+        self.log.close()
+        if not all_written:
+            return self.writer.problem or f"a checkpoint was not on the disk after {LAST_WRITE_SECONDS:.0f} s"
+        return self.log.problem if self.log.unwritten else None
 
     def advice(self) -> str | None:
         """What bound this run so far, in one line."""
@@ -129,12 +136,12 @@ class Training:
 
     def _one_update(self) -> dict[str, Any]:
         started = time.perf_counter()
-        staged = self.stream.next_batch(self.stop.check)
+        staged = self.stream.next_batch(self._between_steps)
         waited = time.perf_counter()
         lags = [self.learner.policy_version - source.policy_version for source in staged.sources.values()]
-        statistics = self.learner.update(staged, self.stop.check)
+        statistics = self._update(staged)
         trained = time.perf_counter()
-        num_episodes = self.episodes.add(staged)
+        num_episodes = self.state.take_in(staged)
         sources = staged.sources.values()
         timing = {
             "seconds_collecting": max(source.collect_seconds for source in sources),
@@ -157,7 +164,7 @@ class Training:
             "policy_lag": float(np.mean(lags)),
             "max_policy_lag": max(lags),
             "fps": self.config.batch_size / (published - started),
-            **self.episodes.row(),
+            **self.state.episodes.row(),
             "episodes": num_episodes,
             **statistics,
             "seconds_waiting": waited - started,
@@ -165,58 +172,71 @@ class Training:
             "seconds_publishing": published - trained,
             **timing,
             "actors_alive": self.stream.counters.actors_ready,
-            "actor_restarts": self.stream.fleet.restarts,
-            "lost_rollouts": self.stream.counters.lost_rollouts,
-            "dropped_for_lag": self.stream.counters.dropped_for_lag,
+            **self._count(),
             "time": time.time(),
         }
 
-    def _log(self, row: dict[str, Any], writer: SummaryWriter) -> None:
-        append_jsonl(self.run.metrics, row)
-        for name, value in row.items():
-            if value is not None and math.isfinite(value) and name not in ("time", "frames"):
-                writer.add_scalar(f"learner/{name}", value, row["frames"])
-        self.progress.update(row)
-        self._show_score()
+    def _update(self, staged: StagedBatch) -> dict[str, float]:
+        """The update's statistics; of one that was not finite, and so not applied, as they were."""
+        try:
+            statistics = self.learner.update(staged, self._between_steps)
+        except NotFinite as error:
+            self._keep_for_diagnosis(staged, error.statistics)
+            self.learner.pass_over()
+            self.passed_over_in_a_row += 1
+            self.state.counters["skipped_updates"] += 1
+            return error.statistics
+        self.passed_over_in_a_row = 0
+        return statistics
 
-    def _show_score(self) -> None:
-        if self.evaluator is None:
+    def _keep_for_diagnosis(self, staged: StagedBatch, statistics: dict[str, float]) -> None:
+        version = self.learner.policy_version
+        told = f"update {version + 1} was not finite and is not applied"
+        try:
+            path = save_diagnosis(self.run.diagnosis, self.config, self.learner, staged, statistics)
+        except OSError as error:
+            self.progress.warn(f"{told}; its batch could not be stored: {error.strerror or error}")
             return
-        row = self.evaluator.latest()
-        if row is not None and row["policy_version"] > self.last_scored:
-            self.last_scored = row["policy_version"]
-            self.progress.evaluated(row)
-        if self.evaluator.problem and self.progress.warning != self.evaluator.problem:
-            self.progress.warn(self.evaluator.problem)
+        self.progress.warn(told if path is None else f"{told}; its batch and state are in {path}")
+
+    def _count(self) -> dict[str, int]:
+        """The run's counters so far, also into its state."""
+        counters = self.state.counters
+        counters["actor_restarts"] = self.stream.fleet.restarts
+        counters["actors_hung"] = self.stream.counters.actors_hung
+        counters["lost_rollouts"] = self.stream.counters.lost_rollouts
+        counters["dropped_for_lag"] = self.stream.counters.dropped_for_lag
+        return dict(counters)
+
+    def _between_steps(self) -> None:
+        """Called many times in an update and while waiting for one; may raise StopRequested."""
+        self._announce_written()
+        self.stop.check()
+
+    def _announce_written(self) -> None:
+        for notice in self.writer.written():
+            if self.evaluator is not None:
+                self.evaluator.notify(notice)
+
+    def _show_news(self) -> None:
+        """The newest score, and what stands against the evaluator or the disk."""
+        problems = [self.writer.problem, self.log.problem]
+        if self.evaluator is not None:
+            row = self.evaluator.latest()
+            if row is not None and row["policy_version"] > self.last_scored:
+                self.last_scored = row["policy_version"]
+                self.progress.evaluated(row)
+            problems.append(self.evaluator.problem)
+        self.progress.standing("; ".join(problem for problem in problems if problem))
 
     def _checkpoint(self) -> None:
-        """Writes the newest completed update and tells the evaluator; once per version."""
+        """Has the newest completed update written; once per version."""
         learner = self.learner
-        if learner.policy_version == self.last_checkpoint:
+        if learner.policy_version == self.last_snapshot:
             return
-        try:
-            path = save_checkpoint(
-                self.run.checkpoints,
-                self.config,
-                learner.policy_version,
-                learner.frames,
-                learner.weights(),
-                learner.state_dict(),
-            )
-        except OSError as error:
-            raise RunDirectoryFailed(
-                f"checkpoint {learner.policy_version} cannot be written to {self.run.checkpoints}: "
-                f"{error.strerror or error}; training stopped, the newest checkpoint is {self._newest_checkpoint()}"
-            ) from error
-        self._announce(path)
-
-    def _announce(self, path: Path) -> None:
-        self.last_checkpoint = self.learner.policy_version
-        if self.evaluator is not None:
-            self.evaluator.notify(CheckpointNotice(str(path), self.learner.policy_version, self.learner.frames))
-
-    def _newest_checkpoint(self) -> str:
-        return f"policy_version {self.last_checkpoint}" if self.last_checkpoint >= 0 else "none"
+        self.last_snapshot = learner.policy_version
+        state = {"learner": on_host(learner.state_dict()), "run": self.state.state_dict()}
+        self.writer.put(Snapshot(learner.policy_version, learner.frames, learner.weights(), state))
 
     def _last_score(self) -> dict[str, Any] | None:
         if self.evaluator is None:
@@ -228,8 +248,7 @@ class Training:
             row = self.evaluator.finish(timeout=min(1.0, left))
             if row is not None and row["policy_version"] == self.learner.policy_version:
                 return row
-            if self.evaluator.problem:
-                self.progress.warn(self.evaluator.problem)
+            self.progress.standing(self.evaluator.problem or "")
             if self.evaluator.is_dead or row is not None:  # an older version's row: nothing more will come
                 return None
         self.progress.warn(f"no score of the last checkpoint within {self.config.eval_timeout:.0f} s")

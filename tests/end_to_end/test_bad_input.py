@@ -12,6 +12,7 @@ from common.config import resolve
 from common.run_directory import RunDirectory
 from learner.__main__ import main
 from learner.ppo import PPOLearner
+from learner.run_state import RunState
 
 SMALL = {"num_actors": 1, "envs_per_actor": 2, "unroll_length": 8, "num_minibatches": 2}
 
@@ -43,7 +44,8 @@ def stored_run(tmp_path):
     run.write_config(config, {})
     learner = PPOLearner(config, torch.device("cpu"), num_threads=1)
     for version in (0, 1):
-        save_checkpoint(run.checkpoints, config, version, 16 * version, learner.weights(), learner.state_dict())
+        stored = {"learner": learner.state_dict(), "run": RunState().state_dict()}
+        save_checkpoint(run.checkpoints, config, version, 16 * version, learner.weights(), stored)
     return run
 
 

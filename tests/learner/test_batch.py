@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from common.config import resolve
-from common.messages import FinishedEpisodes, Rollout
+from common.messages import ActorState, FinishedEpisodes, Rollout
 from learner.batch import RolloutSource, StagedBatch, TrainingBatch, normalize
 from learner.gae import generalized_advantages
 from learner.reward_transform import RewardTransform
@@ -37,6 +37,14 @@ def random_rollout(seed):
             lengths=rng.integers(1, 9, 2, dtype=np.int32),
             levels=np.arange(2, dtype=np.int32),
         ),
+        next_state=ActorState(
+            env_states=rng.integers(0, 256, 7 * ENVS, dtype=np.uint8),
+            env_state_sizes=np.full(ENVS, 7),
+            running_return=rng.normal(size=ENVS),
+            running_length=rng.integers(0, 9, ENVS, dtype=np.int32),
+            generator=rng.integers(0, 256, 11, dtype=np.uint8),
+        ),
+        weights_sha256=f"weights {seed}",
         seconds=0.5,
     )
 
@@ -163,7 +171,9 @@ def test_waves_follow_each_actor_through_the_rollouts_it_gave_one_batch():
     config = resolve("lab", {"num_actors": 3, "envs_per_actor": 2, "unroll_length": 4, "num_minibatches": 2})
     staged = StagedBatch(config, CPU)
     for slot, actor_id in ((1, 1), (2, 0), (0, 1)):  # in order of arrival: actor 1 came twice, actor 2 never
-        staged.sources[slot] = RolloutSource(actor_id, 0, np.zeros(0), np.zeros(0), 0.0, 0.0)
+        staged.sources[slot] = RolloutSource(
+            actor_id, 0, np.zeros(0), np.zeros(0), 0.0, 0.0, random_rollout(0).next_state
+        )
     first, second = staged.waves()
     assert first[0].tolist() == [2, 3, 4, 5] and first[1].tolist() == [2, 3, 0, 1]
     assert second[0].tolist() == [0, 1] and second[1].tolist() == [2, 3]

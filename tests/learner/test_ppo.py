@@ -10,7 +10,7 @@ import torch
 
 from common.checkpoints import load_checkpoint, save_checkpoint
 from common.config import resolve
-from common.messages import FinishedEpisodes, Rollout
+from common.messages import ActorState, FinishedEpisodes, Rollout
 from common.policy_network import PolicyNetwork
 from common.seeding import derive_seed
 from learner.batch import StagedBatch
@@ -72,6 +72,14 @@ def staged_batch(config, policy, seed=0, off_policy=0.3, device=CPU):
             values=values.numpy().reshape(T, envs) + noise[1],
             bootstrap_value=rng.normal(size=envs).astype(np.float32),
             episodes=FinishedEpisodes(np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros(0, np.int32)),
+            next_state=ActorState(
+                env_states=np.zeros(envs, np.uint8),
+                env_state_sizes=np.ones(envs, np.int64),
+                running_return=np.zeros(envs),
+                running_length=np.zeros(envs, np.int32),
+                generator=np.zeros(1, np.uint8),
+            ),
+            weights_sha256="",
             seconds=0.0,
         )
         staged.stage(slot, rollout)

@@ -1,0 +1,39 @@
+"""A file that one process at a time holds: the lock falls with the process, so that a stale one does not exist."""
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+
+
+class FileIsLocked(Exception):
+    """Another process holds the lock; the message says which, as far as it told."""
+
+
+class FileLock:
+    """Holds `path` from construction to `close` or the end of the process (flock, advisory).
+
+    Raises:
+        FileIsLocked: another process, on this or another host sharing the directory, holds it.
+        OSError: the file cannot be made.
+    """
+
+    def __init__(self, path: Path):
+        self._descriptor: int | None = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(self._descriptor, 1000, 0).decode(errors="replace").strip()
+            self.close()
+            raise FileIsLocked(holder or "another process") from error
+        except BaseException:
+            self.close()
+            raise
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+    def close(self) -> None:
+        """Gives the lock back. The file stays: removing it would let two processes lock two files of one name."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
