@@ -1,15 +1,17 @@
 # Every target but help and clean sets up .venv first; that is silent and quick when nothing changed.
 #   PYTHON=...  the Python (3.10 or 3.11) to make .venv with
+#   HOURS=1        how long soak takes
 #   ARGS="..."  what follows the command of train, evaluate and test
 
 PYTHON ?=
 ARGS ?=
+HOURS ?= 1
 python := .venv/bin/python
 packages := actors common evaluator learner
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train evaluate test lint check format clean
+.PHONY: help setup train evaluate test drill soak lint check format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -25,6 +27,12 @@ evaluate: setup ## score a checkpoint or a run: make evaluate ARGS="RUN_DIR"
 
 test: setup ## run the tests
 	@exec $(python) -m pytest $(ARGS)
+
+drill: setup ## hurt a run in every way on one host and print what happened (under 6 minutes)
+	@exec $(python) -m benchmarks.drill $(ARGS)
+
+soak: setup ## hurt a run every half minute: make soak HOURS=1
+	@exec $(python) -m benchmarks.soak --hours $(HOURS) $(ARGS)
 
 lint: setup ## ruff (lint and format) and mypy, changing nothing
 	@$(python) -m ruff check --quiet

@@ -223,3 +223,23 @@ def test_what_a_run_computes_may_not_change_on_resume():
     algorithm = set(PRESET_TABLE) - {"total_frames", "num_envs"} | {"seed", "preset", "checkpoint_interval"}
     assert not algorithm & FREE_ON_RESUME
     assert {field.name for field in dataclasses.fields(Config)} >= FREE_ON_RESUME
+
+
+@pytest.mark.parametrize(
+    ("preset", "given", "actors", "envs"),
+    [
+        ("lab", {"min_actors": 1}, 16, 4),
+        ("hard", {"min_actors": 1}, 64, 4),
+        ("lab", {"min_actors": 1, "envs_per_actor": 32}, 2, 32),
+        ("lab", {"min_actors": 4, "num_actors": 8}, 8, 8),
+    ],
+)
+def test_an_elastic_fleet_shares_the_same_environments(preset, given, actors, envs):
+    config = resolve(preset, given, available_cores=2)
+    assert (config.num_actors, config.envs_per_actor) == (actors, envs)
+    assert config.batch_size == resolve(preset, {}, available_cores=2).batch_size
+
+
+def test_more_actors_to_start_with_than_there_may_be_are_refused():
+    with pytest.raises(ConfigError, match="--num-actors 3:2 must be LOW:HIGH"):
+        resolve("lab", {"num_actors": 2, "min_actors": 3})

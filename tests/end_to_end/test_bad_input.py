@@ -70,7 +70,11 @@ def stored_run(tmp_path):
         (["--half-batches", "maybe"], "--half-batches 'maybe' is unknown; choose from auto, yes, no"),
         (["--device", "cpu", "--compile"], "--compile: the learner uses no GPU"),
         (["--device", "cpu", "--cuda-graphs"], "--cuda-graphs: neither the learner nor the actors"),
-        (["--num-actors", "many"], "invalid whole number value: 'many'"),
+        (["--num-actors", "many"], "or max) value: 'many'"),
+        (["--num-actors", "4:2"], "LOW:HIGH with 1 <= LOW <= HIGH, or max) value: '4:2'"),
+        (["--num-actors", "4:12"], "--num-actors 12 does not divide the 64 environments"),
+        (["--keep-checkpoints", "-1"], "--keep-checkpoints -1 must be 0 or more"),
+        (["--keep-every", "-1"], "--keep-every -1 must be 0 or more"),
         (["--learning-rate", "nan"], "--learning-rate nan must be more than 0"),
         (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
     ],
@@ -118,6 +122,36 @@ def test_resuming_with_another_number_of_environments(refused, stored_run):
 def test_resuming_without_checkpoints(refused, stored_run):
     shutil.rmtree(stored_run.checkpoints)
     assert "there is no complete checkpoint" in refused("--resume", stored_run.path)
+
+
+def test_auto_without_a_directory(refused):
+    assert "--resume auto needs --run-dir DIR" in refused("--resume", "auto")
+
+
+def test_auto_never_begins_anew_where_checkpoints_are_damaged(stored_run, capsys):
+    for path in stored_run.checkpoints.glob("*/learner.pt"):
+        path.write_bytes(b"")
+    assert main(["--resume", "auto", "--run-dir", str(stored_run.path)]) == 2
+    assert "there is no complete checkpoint" in capsys.readouterr().err
+
+
+def test_auto_contradicting_the_run_is_refused(refused, stored_run):
+    line = refused("--resume", "auto", "--run-dir", stored_run.path, "--gamma", "0.9")
+    assert "--gamma (run has 0.999, asked for 0.9)" in line
+
+
+@pytest.mark.parametrize("auto", [False, True])
+def test_a_run_that_another_learner_holds_is_refused_with_its_process(refused, stored_run, auto):
+    import os
+    import socket
+
+    from common.file_lock import FileLock
+
+    lock = FileLock(stored_run.learner_lock)
+    resume = ("auto", "--run-dir", stored_run.path) if auto else (stored_run.path,)
+    line = refused("--resume", *resume)
+    assert f"in use by another learner (process {os.getpid()} on {socket.gethostname()})" in line
+    lock.close()
 
 
 def test_resuming_when_every_checkpoint_is_broken_names_the_files(stored_run, capsys):

@@ -1,23 +1,68 @@
-"""A run directory that fails while training: training stops, the newest checkpoint is intact."""
+"""A run directory that fails while training: training goes on, and writing resumes when it can."""
 
+import signal
 import time
 
-from common.checkpoints import load_newest_complete
+import pytest
+
+from common.checkpoints import list_checkpoints, load_newest_complete
 
 
-def test_a_run_directory_that_fails_stops_training_with_the_newest_checkpoint_intact(start_learner, tiny, tmp_path):
-    run_dir = tmp_path / "run"
-    process = start_learner(*tiny, "--run-dir", run_dir, "--no-evaluator", "--total-frames", 10**9)
-    deadline = time.monotonic() + 90
-    while not (run_dir / "checkpoints" / "00000002" / "manifest.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.05)
-    # Works for root as well: a file stands where the directory of checkpoints should be.
-    (run_dir / "checkpoints").rename(tmp_path / "moved")
+@pytest.fixture
+def wait_until():
+    """Waits for a condition of a running process; its output is shown when it ends or takes too long."""
+
+    def wait(process, condition):
+        deadline = time.monotonic() + 90
+        while not condition():
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+            time.sleep(0.05)
+
+    return wait
+
+
+def break_checkpoints(run_dir, moved):
+    """Works for root as well: a file stands where the directory of checkpoints should be."""
+    (run_dir / "checkpoints").rename(moved)
     (run_dir / "checkpoints").write_text("")
+
+
+def num_rows(run_dir):
+    metrics = run_dir / "metrics.jsonl"
+    return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+
+
+def test_training_goes_on_without_a_disk_and_writes_again_when_there_is_one(
+    start_learner, tiny, tmp_path, wait_until, rows
+):
+    run_dir, moved = tmp_path / "run", tmp_path / "moved"
+    process = start_learner(*tiny, "--run-dir", run_dir, "--no-evaluator", "--total-frames", 10**9)
+    wait_until(process, (run_dir / "checkpoints" / "00000002" / "manifest.json").exists)
+    break_checkpoints(run_dir, moved)
+    before = num_rows(run_dir)
+    wait_until(process, lambda: num_rows(run_dir) > before + 6)
+    (run_dir / "checkpoints").unlink()
+    moved.rename(run_dir / "checkpoints")
+    newest = list_checkpoints(run_dir / "checkpoints")[-1]
+    wait_until(process, lambda: list_checkpoints(run_dir / "checkpoints")[-1] > newest)
+    process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 2, out + err
-    assert len(err.splitlines()) == 1
-    assert "cannot be written" in err and "training stopped, the newest checkpoint is policy_version " in err
-    newest = load_newest_complete(tmp_path / "moved", on_damaged=lambda line: None)
-    assert newest is not None and f"policy_version {newest.policy_version}" in err
+    assert process.returncode == 143, out + err
+    assert "warning: checkpoint " in out and " cannot be written to " in out
+    metrics = rows(run_dir / "metrics.jsonl")
+    assert [row["policy_version"] for row in metrics] == list(range(1, len(metrics) + 1))
+    last = load_newest_complete(run_dir / "checkpoints", on_damaged=pytest.fail)
+    assert last.policy_version == len(metrics)
+
+
+def test_a_run_whose_end_cannot_be_written_says_so_and_fails(start_learner, tiny, tmp_path, wait_until):
+    run_dir, moved = tmp_path / "run", tmp_path / "moved"
+    process = start_learner(*tiny, "--run-dir", run_dir, "--no-evaluator", "--total-frames", 64 * 40)
+    wait_until(process, (run_dir / "checkpoints" / "00000002" / "manifest.json").exists)
+    break_checkpoints(run_dir, moved)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 1, out + err
+    newest = load_newest_complete(moved, on_damaged=lambda line: None)
+    assert len(err.splitlines()) == 1 and "cannot be written to" in err
+    assert f"the newest is policy_version {newest.policy_version}" in err
+    assert num_rows(run_dir) == 40

@@ -26,6 +26,7 @@ def test_a_run_leaves_one_metrics_row_per_update_with_the_published_names(finish
         *("fps", "policy_lag", "policy_objective", "value_loss", "approx_kl", "clip_fraction", "explained_variance"),
         *("entropy", "episode_return", "episode_length", "seconds_waiting", "seconds_training", "learning_rate"),
         *("ratio_error", "lost_rollouts", "dropped_for_lag", "actors_alive"),
+        *("actor_restarts", "actors_hung", "skipped_updates"),
     }
     assert all(row["policy_lag"] == 0 == row["max_policy_lag"] for row in metrics)
     assert all(row["lost_rollouts"] == row["dropped_for_lag"] == 0 for row in metrics)
@@ -124,5 +125,5 @@ def test_resume_continues_counters_and_logs_without_a_gap(finished, run_learner,
     assert (run_dir / "checkpoints" / "00000005.aside-1").is_dir()
     assert load_checkpoint(run_dir / "checkpoints" / "00000006").frames == 6 * 64
     # the optimizer continued: its step count is that of all six updates, two minibatches each
-    state = load_checkpoint(run_dir / "checkpoints" / "00000006").learner_state["optimizer"]["state"]
+    state = load_checkpoint(run_dir / "checkpoints" / "00000006").learner_state["learner"]["optimizer"]["state"]
     assert int(state[0]["step"]) == 12

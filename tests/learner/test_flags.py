@@ -30,7 +30,7 @@ def section(help_text, flag_name):
     return " ".join(" ".join(lines[starts[0] : end]).split())
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Config)])
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Config) if field.name != "min_actors"])
 def test_every_setting_has_a_flag_whose_help_shows_its_default(help_text, name):
     words = section(help_text, flag(name))
     shown = re.search(r"\(([^()]*)\)$", words)
@@ -43,6 +43,27 @@ def test_every_setting_has_a_flag_whose_help_shows_its_default(help_text, name):
         written = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
         numbers = {str(written), f"{written:,}" if isinstance(written, int) else str(written)}
         assert any(re.search(rf"(^|[ ,]){re.escape(text)}($|[ ,])", shown[1]) for text in numbers), words
+
+
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ("8", {"num_actors": 8, "min_actors": 0}),
+        ("4:64", {"num_actors": 64, "min_actors": 4}),
+        ("3:3", {"num_actors": 3, "min_actors": 3}),
+        ("max", {"min_actors": 1}),
+    ],
+)
+def test_the_number_of_actors_is_one_number_a_range_or_max(text, settings):
+    assert parse(["--num-actors", text]).given == settings
+
+
+@pytest.mark.parametrize("text", ["0:4", "5:4", "4:", ":4", "1:2:3", "most", "1.5:4", "-1:4"])
+def test_what_is_no_number_of_actors_is_refused(text, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        parse([f"--num-actors={text}"])
+    assert exit_.value.code == 2
+    assert "N, LOW:HIGH with 1 <= LOW <= HIGH, or max" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["--run-dir", "--resume", "--address", "--preset"])
@@ -64,7 +85,11 @@ def test_nothing_given_is_nothing_given():
 VALUES = {bool: ("--{}", True), int: ("7", 7), float: ("0.25", 0.25), str: ("word", "word")}
 
 
-@pytest.mark.parametrize("field", [f for f in dataclasses.fields(Config) if f.name != "preset"], ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "field",
+    [f for f in dataclasses.fields(Config) if f.name not in ("preset", "num_actors", "min_actors")],
+    ids=lambda f: f.name,
+)
 def test_each_flag_sets_its_setting_with_the_settings_type(field):
     if field.type is bool:
         assert parse([flag(field.name)]).given == {field.name: True}

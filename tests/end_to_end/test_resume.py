@@ -1,0 +1,166 @@
+"""A killed run goes on as if nothing had happened, bit for bit; `--resume auto` is all a restarting loop needs."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from common.checkpoints import list_checkpoints, load_checkpoint
+
+UPDATES = 16
+# running_return, several minibatches and epochs, unfinished episodes: whatever state there is, is in use.
+SETTINGS = [
+    *("--num-actors", "2", "--envs-per-actor", "4", "--unroll-length", "64", "--num-minibatches", "2"),
+    *("--update-epochs", "2", "--num-levels", "20", "--checkpoint-interval", "3", "--no-evaluator"),
+    *("--reward-transform", "running_return", "--mode", "sync", "--total-frames", str(UPDATES * 512)),
+    *("--learning-rate-schedule", "linear"),
+]
+TIMES = ("time", "fps", "seconds_")
+
+
+def wait_for_rows(process, run_dir: Path, count: int) -> None:
+    metrics = run_dir / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < count:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+
+
+def kill(process: subprocess.Popen) -> list[psutil.Process]:
+    """SIGKILL to the learner alone; returns the processes that it had started."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    return children
+
+
+def without_times(row):
+    return {name: value for name, value in row.items() if not name.startswith(TIMES)}
+
+
+def assert_equal(one, other, where=""):
+    """Nested dicts, lists and tensors, bit for bit."""
+    assert type(one) is type(other), where
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_equal(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, list):
+        assert len(one) == len(other), where
+        for i, pair in enumerate(zip(one, other, strict=True)):
+            assert_equal(*pair, f"{where}/{i}")
+    elif isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and torch.equal(one, other), where
+    else:
+        assert one == other, where
+
+
+@pytest.fixture(scope="module")
+def left_behind():
+    """Processes of learners that were killed."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(run_learner, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    result = run_learner(*SETTINGS, "--run-dir", run_dir)
+    assert result.returncode == 0, result.stderr
+    return run_dir
+
+
+def test_a_killed_run_resumed_is_the_uninterrupted_one_bit_for_bit(
+    start_learner, run_learner, uninterrupted, tmp_path, rows, left_behind
+):
+    run_dir = tmp_path / "run"
+    process = start_learner(*SETTINGS, "--run-dir", run_dir)
+    wait_for_rows(process, run_dir, UPDATES // 2)
+    left_behind += kill(process)
+    result = run_learner("--resume", run_dir)
+    assert result.returncode == 0, result.stderr
+    assert "it continues bit for bit" in result.stdout
+    before, after = (rows(path / "metrics.jsonl") for path in (uninterrupted, run_dir))
+    assert [without_times(row) for row in after] == [without_times(row) for row in before]
+    assert len(after) == UPDATES
+    ours, theirs = (list_checkpoints(path / "checkpoints")[-1] for path in (run_dir, uninterrupted))
+    assert ours.name == theirs.name == f"{UPDATES:08d}"
+    assert (ours / "policy.safetensors").read_bytes() == (theirs / "policy.safetensors").read_bytes()
+    # Optimizer, generators, counters, and every environment: the levels that come next are the same too.
+    assert_equal(load_checkpoint(ours).learner_state, load_checkpoint(theirs).learner_state)
+
+
+def test_auto_begins_continues_and_is_done_with_one_command(start_learner, run_learner, tmp_path, rows, left_behind):
+    run_dir = tmp_path / "run"
+    command = [*SETTINGS, "--resume", "auto", "--run-dir", run_dir]
+    process = start_learner(*command)
+    wait_for_rows(process, run_dir, 5)
+    left_behind += kill(process)
+    # Between config.json and the first checkpoint a kill leaves a directory from which nothing can be continued.
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text((run_dir / "config.json").read_text())
+    with open(run_dir / "metrics.jsonl", "ab") as metrics:
+        metrics.write(b'{"policy_version": 999, "torn')
+    (run_dir / "checkpoints" / ".00000099.1.tmp").mkdir()
+    process = start_learner(*command)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, out + err
+    assert "resumed at policy_version " in out
+    versions = [
+        json.loads(line)["policy_version"]
+        for line in (run_dir / "metrics.jsonl").read_text().splitlines()
+        if line.endswith("}")
+    ]
+    assert versions == list(range(1, UPDATES + 1))
+    assert not list((run_dir / "checkpoints").glob(".*"))
+    again = run_learner(*command)
+    assert again.returncode == 0 and f"resumed at policy_version {UPDATES}" in again.stdout
+    begun = run_learner(*SETTINGS[:-2], "--total-frames", 512, "--resume", "auto", "--run-dir", bare)
+    assert begun.returncode == 0, begun.stderr
+    assert [row["policy_version"] for row in rows(bare / "metrics.jsonl")] == [1]
+
+
+def test_in_overlap_mode_a_resumed_run_says_that_it_is_not_bit_exact(start_learner, run_learner, tmp_path, rows):
+    run_dir = tmp_path / "run"
+    process = start_learner(*SETTINGS, "--mode", "overlap", "--run-dir", run_dir)
+    wait_for_rows(process, run_dir, 5)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    result = run_learner("--resume", run_dir)
+    assert result.returncode == 0, result.stderr
+    assert "environments continue; not bit for bit" in result.stdout
+    metrics = rows(run_dir / "metrics.jsonl")
+    assert [row["policy_version"] for row in metrics] == list(range(1, UPDATES + 1))
+    rates = [row["learning_rate"] for row in metrics]
+    assert rates == sorted(rates, reverse=True) and len(set(rates)) == UPDATES
+
+
+def test_updates_that_are_not_finite_are_kept_for_diagnosis_and_three_in_a_row_stop(run_learner, tiny, tmp_path, rows):
+    run_dir = tmp_path / "run"
+    result = run_learner(
+        *tiny, "--run-dir", run_dir, "--learning-rate", "1e30", "--total-frames", 64 * 50, "--no-evaluator"
+    )
+    assert result.returncode == 1, result.stdout
+    assert result.stderr.startswith("learner: loss or gradient was not finite in 3 updates in a row")
+    metrics = rows(run_dir / "metrics.jsonl")
+    assert [row["skipped_updates"] for row in metrics][-3:] == [1, 2, 3]
+    assert metrics[-1]["grad_norm"] is None or metrics[-1]["value_loss"] is None
+    kept = list_checkpoints(run_dir / "diagnosis")
+    assert len(kept) == 3 and all((path / "batch.safetensors").exists() for path in kept)
+    newest = load_checkpoint(list_checkpoints(run_dir / "checkpoints")[-1])
+    assert newest.policy_version == metrics[-1]["policy_version"]
+    first = load_checkpoint(run_dir / "checkpoints" / "00000000")
+    assert all((newest.weights[name] == first.weights[name]).all() for name in first.weights)
+
+
+def test_nothing_outlives_a_killed_learner(left_behind):
+    # Ray's two agents look for their raylet for a minute before they end too.
+    assert left_behind
+    _, alive = psutil.wait_procs(left_behind, timeout=120)
+    assert not alive
+    assert not [path for path in Path("/dev/shm").iterdir() if path.name.startswith("plasma")]
