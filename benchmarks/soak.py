@@ -85,7 +85,7 @@ def main() -> int:
     print(f"faults: {', '.join(f'{name} {count}' for name, count in sorted(faults.items()))}")
     if options.json:
         contents = {
-            "machine": machine(),
+            "machine": machine(len(os.sched_getaffinity(0))),
             "flags": FLAGS,
             "faults": dict(faults),
             "samples": [_as_dict(s) for s in samples],
