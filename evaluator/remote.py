@@ -29,7 +29,7 @@ _ANSWER_SECONDS = 1.0
 # What the process before this one may take to end and let go of the run's lock.
 _LOCK_SECONDS = 10.0
 # An actor that has not answered for so long is hung: its calls take no time, scoring has a thread of its own.
-_HUNG_SECONDS = 120.0
+_HUNG_SECONDS = 60.0
 # Without a new score in between; then it stays dead.
 _MAX_DEATHS_IN_A_ROW = 3
 
