@@ -3,12 +3,16 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
-from tests.conftest import PROJECT
+import pytest
 
 from benchmarks.drill import adds_up
 
+PROJECT = Path(__file__).parents[2]
 
+
+@pytest.mark.timeout(420)
 def test_every_fault_of_the_short_drill_is_survived_and_counted(tmp_path):
     command = [sys.executable, "-m", "benchmarks.drill", "--short", "--json", str(tmp_path / "drill.json")]
     drill = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=400)

@@ -74,6 +74,7 @@ def uninterrupted(run_learner, tmp_path_factory):
     return run_dir
 
 
+@pytest.mark.timeout(240)
 def test_a_killed_run_resumed_is_the_uninterrupted_one_bit_for_bit(
     start_learner, run_learner, uninterrupted, tmp_path, rows, left_behind
 ):
@@ -94,6 +95,7 @@ def test_a_killed_run_resumed_is_the_uninterrupted_one_bit_for_bit(
     assert_equal(load_checkpoint(ours).learner_state, load_checkpoint(theirs).learner_state)
 
 
+@pytest.mark.timeout(240)
 def test_auto_begins_continues_and_is_done_with_one_command(start_learner, run_learner, tmp_path, rows, left_behind):
     run_dir = tmp_path / "run"
     command = [*SETTINGS, "--resume", "auto", "--run-dir", run_dir]
@@ -158,6 +160,7 @@ def test_updates_that_are_not_finite_are_kept_for_diagnosis_and_three_in_a_row_s
     assert all((newest.weights[name] == first.weights[name]).all() for name in first.weights)
 
 
+@pytest.mark.timeout(180)
 def test_nothing_outlives_a_killed_learner(left_behind):
     # Ray's two agents look for their raylet for a minute before they end too.
     assert left_behind
