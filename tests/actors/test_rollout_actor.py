@@ -10,7 +10,7 @@ import torch
 
 from actors.rollout_actor import RolloutActor
 from common.config import resolve
-from common.messages import FinishedEpisodes
+from common.messages import FinishedEpisodes, weights_sha256
 from common.policy_network import PolicyNetwork
 from common.procgen_env import make_envs, observe
 from common.seeding import derive_seed
@@ -72,7 +72,10 @@ def test_a_rollout_has_the_shapes_and_types_of_the_contract(rollouts):
         "bootstrap_value": (np.float32, (B,)),
     }
     for version, rollout in enumerate(rollouts):
-        assert {f.name for f in fields(rollout)} == {*expected, "policy_version", "actor_id", "episodes", "seconds"}
+        assert {f.name for f in fields(rollout)} == {
+            *expected,
+            *("policy_version", "actor_id", "episodes", "seconds", "next_state", "weights_sha256"),
+        }
         for name, (dtype, shape) in expected.items():
             array = getattr(rollout, name)
             assert (array.dtype, array.shape) == (dtype, shape), name
@@ -231,6 +234,30 @@ def test_bfloat16_changes_the_values_a_little_and_the_types_not_at_all(policy):
         _, values = policy(torch.from_numpy(rollout.observations).flatten(0, 1))
     difference = np.abs(rollout.values.ravel() - values.numpy())
     assert 0 < difference.max() < 0.1
+
+
+@pytest.mark.parametrize("half_batches", ["no", "yes"])
+def test_an_actor_made_from_a_saved_state_goes_on_exactly_where_the_other_stood(policy, rollouts, half_batches):
+    # The state travels as Ray hands it out: arrays that cannot be written.
+    state = copy.deepcopy(rollouts[1].next_state)
+    for field in fields(state):
+        getattr(state, field.name).flags.writeable = False
+    other = RolloutActor(tiny_config(half_batches=half_batches), actor_id=0, started_at=2, state=state)
+    for expected in rollouts[2:]:
+        continued = other.collect(policy.weights(), expected.policy_version)
+        for name in ("observations", "actions", "rewards", "dones"):
+            np.testing.assert_array_equal(getattr(continued, name), getattr(expected, name), err_msg=name)
+        for name in ("returns", "lengths", "levels"):
+            np.testing.assert_array_equal(getattr(continued.episodes, name), getattr(expected.episodes, name))
+        assert continued.next_state.split_env_states() == expected.next_state.split_env_states()
+    other.close()
+    assert sum(len(rollout.episodes.returns) for rollout in rollouts[2:]) > 0
+
+
+def test_a_rollout_says_which_weights_really_acted(policy, rollouts):
+    assert rollouts[0].weights_sha256 == weights_sha256(policy.weights())
+    other = {name: array + 1 for name, array in policy.weights().items()}
+    assert weights_sha256(other) != rollouts[0].weights_sha256
 
 
 def test_half_batches_play_the_same_rollouts(policy, rollouts):

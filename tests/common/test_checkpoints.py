@@ -18,6 +18,8 @@ from common.checkpoints import (
     load_checkpoint,
     load_newest_complete,
     manifest_sha256,
+    prune_checkpoints,
+    remove_leftovers,
     save_checkpoint,
 )
 from common.config import resolve
@@ -283,3 +285,35 @@ def test_a_checkpoint_is_found_where_it_was_copied_to(tmp_path):
     save(tmp_path / "one", 3)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     assert load_checkpoint(tmp_path / "two" / "00000003").path == tmp_path / "two" / "00000003"
+
+
+@pytest.mark.parametrize(
+    ("keep", "every", "protected", "left"),
+    [(2, 0, (), [5, 6]), (2, 3, (), [0, 3, 5, 6]), (1, 0, (2, 4), [2, 4, 6]), (9, 0, (), [0, 1, 2, 3, 4, 5, 6])],
+)
+def test_pruning_keeps_the_newest_every_nth_and_the_protected(tmp_path, keep, every, protected, left):
+    for version in range(7):
+        save(tmp_path, version)
+    removed = prune_checkpoints(tmp_path, keep, every, lambda version: version in protected)
+    assert [int(path.name) for path in list_checkpoints(tmp_path)] == left
+    assert sorted([*removed, *left]) == list(range(7))
+    assert not list(tmp_path.glob(".*"))
+    assert newest(tmp_path) == (6, [])
+
+
+def test_leftovers_of_a_killed_process_go_and_nothing_else(tmp_path):
+    whole = save(tmp_path, 1)
+    os.rename(save(tmp_path, 2), tmp_path / ".00000002.4711.tmp")
+    (tmp_path / "best").symlink_to("00000001")
+    (tmp_path / ".best.4711.tmp").symlink_to("00000001")
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".best.4711.tmp", "00000001", "best"]
+    assert load_checkpoint(whole).policy_version == 1
+
+
+def test_more_files_are_stored_beside_the_others_under_the_manifest(tmp_path):
+    config = resolve("lab", {"num_actors": 2, "seed": 7})
+    path = save_checkpoint(tmp_path, config, 1, 1000, tiny_weights(1), tiny_state(1), {"batch.bin": b"bytes"})
+    assert (path / "batch.bin").read_bytes() == b"bytes"
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert manifest["files"]["batch.bin"] == {"size": 5, "sha256": hashlib.sha256(b"bytes").hexdigest()}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.drill import adds_up
+from benchmarks.drill import adds_up, on_cluster
 
 PROJECT = Path(__file__).parents[2]
 
@@ -34,6 +34,21 @@ def test_every_fault_of_the_short_drill_is_survived_and_counted(tmp_path):
     happened = {outcome["fault"]: outcome["happened"] for outcome in outcomes}
     assert "refused" in happened["second learner on the run"]
     assert happened["SIGTERM"].startswith("exit code 143")
+
+
+@pytest.mark.timeout(420)
+def test_nodes_that_go_come_and_are_drained_and_a_lost_head_are_survived(tmp_path):
+    outcomes = []
+    on_cluster(tmp_path, outcomes)
+    assert [outcome.fault.split(" (")[0] for outcome in outcomes] == [
+        "node lost",
+        "node joined",
+        "node drained",
+        "head lost",
+    ]
+    assert [outcome.adds_up for outcome in outcomes] == ["yes"] * 4
+    assert outcomes[2].frames_lost == 0  # a drained node's actor finishes its rollout
+    assert "exit code 1" in outcomes[3].fault
 
 
 def test_the_drill_notices_what_does_not_add_up():

@@ -14,7 +14,7 @@ from common.messages import ActorState, FinishedEpisodes, Rollout
 from common.policy_network import PolicyNetwork
 from common.seeding import derive_seed
 from learner.batch import StagedBatch
-from learner.ppo import PPOLearner
+from learner.ppo import NotFinite, PPOLearner
 
 CPU = torch.device("cpu")
 T, B, MINIBATCHES, EPOCHS = 8, 4, 2, 2
@@ -419,3 +419,36 @@ def test_on_a_gpu_too_a_stopped_update_never_happened_and_a_checkpoint_is_portab
     elsewhere.update(staged_batch(config, elsewhere.policy), never)
     learner.update(staged, never)
     assert learner.policy_version == elsewhere.policy_version == 2
+
+
+@pytest.mark.parametrize("poison", ["rewards", "behavior_log_probs", "values"])
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_an_update_that_is_not_finite_is_taken_back_whole(poison, number):
+    config = tiny_config(reward_transform="running_return")
+    learner = new_learner(config)
+    learner.update(staged_batch(config, learner.policy, 1), never)
+    before = copy.deepcopy(learner.state_dict())
+    staged = staged_batch(config, learner.policy, 2)
+    getattr(staged, poison)[0, 0] = number
+    with pytest.raises(NotFinite) as error:
+        learner.update(staged, never)
+    assert not all(math.isfinite(value) for value in error.value.statistics.values())
+    assert_same_state(learner.state_dict(), before)
+    learner.pass_over()
+    assert_same_state({**learner.state_dict(), "policy_version": 1, "frames": T * B}, before)
+    assert (learner.policy_version, learner.frames) == (2, 2 * T * B)
+    assert learner.update(staged_batch(config, learner.policy, 3), never)["grad_norm"] > 0
+
+
+def test_weights_that_the_last_step_made_infinite_are_noticed():
+    config = tiny_config(num_minibatches=1, update_epochs=1, learning_rate=1e38, adam_eps=1e-38)
+    learner = new_learner(config)
+    for group in learner.optimizer.param_groups:
+        group["betas"] = (0.0, 0.0)
+    with torch.no_grad():  # one more step of 1e38 and it is no float32 any more
+        learner.policy.value_head.bias.fill_(3.4e38)
+    before = copy.deepcopy(learner.state_dict())
+    staged = staged_batch(config, PPOLearner(config, CPU, 1).policy)
+    with pytest.raises(NotFinite):
+        learner.update(staged, never)
+    assert_same_state(learner.state_dict(), before)

@@ -1,0 +1,107 @@
+"""What a run remembers comes back from a checkpoint exactly."""
+
+import io
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+
+from common.messages import ActorState
+from learner.batch import RolloutSource, StagedBatch
+from learner.run_state import COUNTERS, RECENT_EPISODES, RunState
+
+
+def actor_state(seed):
+    rng = np.random.default_rng(seed)
+    return ActorState(
+        env_states=rng.integers(0, 256, 10, dtype=np.uint8),
+        env_state_sizes=np.array([4, 6]),
+        running_return=rng.normal(size=2),
+        running_length=rng.integers(0, 1000, 2, dtype=np.int32),
+        generator=torch.Generator().manual_seed(seed).get_state().numpy(),
+    )
+
+
+def staged(*sources):
+    """A batch of which only the sources matter: (slot, actor, seed of its state, returns)."""
+    batch = StagedBatch.__new__(StagedBatch)
+    batch.sources = {
+        slot: RolloutSource(
+            actor_id=actor,
+            policy_version=0,
+            episode_returns=np.array(returns, np.float32),
+            episode_lengths=np.arange(len(returns), dtype=np.int32),
+            collect_seconds=0.0,
+            transfer_seconds=0.0,
+            next_state=actor_state(seed),
+        )
+        for slot, actor, seed, returns in sources
+    }
+    return batch
+
+
+def assert_same_actor(one, other):
+    for field in fields(ActorState):
+        mine, theirs = getattr(one, field.name), getattr(other, field.name)
+        assert mine.dtype == theirs.dtype, field.name
+        np.testing.assert_array_equal(mine, theirs, err_msg=field.name)
+
+
+def through_a_file(state):
+    buffer = io.BytesIO()
+    torch.save(state.state_dict(), buffer)
+    buffer.seek(0)
+    return RunState.from_state_dict(torch.load(buffer, weights_only=True))
+
+
+def test_it_comes_back_exactly_without_running_code():
+    state = RunState()
+    assert state.take_in(staged((1, 1, 11, [0.1, 10.0]), (0, 0, 12, [1 / 3]))) == 3
+    state.counters["lost_rollouts"] = 3
+    back = through_a_file(state)
+    assert (
+        list(back.episodes.returns)
+        == list(state.episodes.returns)
+        == [float(np.float32(1 / 3)), *np.float32([0.1, 10])]
+    )
+    assert list(back.episodes.lengths) == [0, 0, 1]
+    assert back.counters == {**dict.fromkeys(COUNTERS, 0), "lost_rollouts": 3}
+    assert back.actors.keys() == {0, 1}
+    assert_same_actor(back.actors[0], actor_state(12))
+    assert_same_actor(back.actors[1], actor_state(11))
+    back.episodes.returns.extend(range(2 * RECENT_EPISODES))
+    assert len(back.episodes.returns) == RECENT_EPISODES
+
+
+def test_of_an_actors_several_rollouts_the_last_to_arrive_counts_and_who_had_no_part_is_forgotten():
+    state = RunState()
+    state.take_in(staged((0, 0, 1, []), (1, 1, 2, [])))
+    state.take_in(staged((1, 0, 3, []), (0, 0, 4, [])))
+    assert state.actors.keys() == {0}
+    assert_same_actor(state.actors[0], actor_state(4))
+
+
+def test_a_stored_state_does_not_change_with_what_comes_later():
+    state = RunState()
+    state.take_in(staged((0, 0, 1, [5.0])))
+    stored = state.state_dict()
+    state.actors[0].env_states[:] = 0
+    state.counters["actor_restarts"] = 9
+    state.take_in(staged((0, 0, 2, [7.0])))
+    back = RunState.from_state_dict(stored)
+    assert list(back.episodes.returns) == [5.0] and back.counters["actor_restarts"] == 0
+    assert_same_actor(back.actors[0], actor_state(1))
+
+
+def test_saved_environments_are_split_at_their_sizes():
+    state = actor_state(3)
+    first, second = state.split_env_states()
+    assert (len(first), len(second)) == (4, 6) and first + second == state.env_states.tobytes()
+    empty = replace(state, env_state_sizes=np.array([0, 10]))
+    assert empty.split_env_states() == [b"", state.env_states.tobytes()]
+
+
+@pytest.mark.parametrize("name", COUNTERS)
+def test_every_counter_begins_at_zero(name):
+    assert RunState().counters[name] == 0
