@@ -122,10 +122,7 @@ class CheckpointWriter:
         with self._changed:
             was_last_try = self._is_closing
             kept = f"policy_version {self.newest}" if self.newest >= 0 else "none"
-            self.problem = (
-                f"checkpoint {snapshot.policy_version} cannot be written to {self._run.checkpoints}: {reason}; "
-                f"the newest is {kept}"
-            )
+            self.problem = f"checkpoints cannot be written to {self._run.checkpoints}: {reason}; the newest is {kept}"
             self._waiting = self._waiting or snapshot
             self._changed.notify_all()
             if was_last_try:

@@ -48,7 +48,7 @@ def test_training_goes_on_without_a_disk_and_writes_again_when_there_is_one(
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 143, out + err
-    assert "warning: checkpoint " in out and " cannot be written to " in out
+    assert out.count("warning: checkpoints cannot be written to ") == 1  # told once, however often it was tried
     metrics = rows(run_dir / "metrics.jsonl")
     assert [row["policy_version"] for row in metrics] == list(range(1, len(metrics) + 1))
     last = load_newest_complete(run_dir / "checkpoints", on_damaged=pytest.fail)
