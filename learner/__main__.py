@@ -71,13 +71,7 @@ def train(prepared: PreparedRun, stop: StopSignals, where: str) -> int:
     prepare_process(num_threads=1 if device.type == "cpu" else None, sees_gpu=device.type == "cuda")
     overlap = config.mode == "overlap" or (config.mode == "auto" and device.type == "cuda")
     learner = PPOLearner(config, device, num_threads)
-    state, resumed = RunState(), prepared.resumed
-    if resumed is not None:
-        assert resumed.learner_state is not None
-        learner.load_state_dict(resumed.learner_state["learner"])
-        state = RunState.from_state_dict(resumed.learner_state["run"])
-        if not prepared.environments_continue:
-            state.actors.clear()
+    resumed, state = prepared.resumed, _restore(prepared, learner)
     progress = Progress(config)
     progress.note(
         f"{config.env_name} {config.distribution_mode}, preset {config.preset}, "
@@ -132,6 +126,17 @@ def train(prepared: PreparedRun, stop: StopSignals, where: str) -> int:
     progress.note(f"results in {run.path}")
     progress.note(f"curves: tensorboard --logdir {run.tensorboard}")
     return 0
+
+
+def _restore(prepared: PreparedRun, learner: PPOLearner) -> RunState:
+    """Brings the learner to where the run stood; returns what else there is to go on from."""
+    if prepared.resumed is None or prepared.resumed.learner_state is None:
+        return RunState()
+    learner.load_state_dict(prepared.resumed.learner_state["learner"])
+    state = RunState.from_state_dict(prepared.resumed.learner_state["run"])
+    if not prepared.environments_continue:
+        state.actors.clear()
+    return state
 
 
 def _continuation(prepared: PreparedRun, state: RunState, overlap: bool) -> str:

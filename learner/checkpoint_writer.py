@@ -50,10 +50,13 @@ class CheckpointWriter:
         self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
         self._thread.start()
 
-    def put(self, snapshot: Snapshot) -> None:
-        """Returns at once, unless the one before has not been begun: then when it is, for a disk that only is slow."""
+    def put(self, snapshot: Snapshot, patience: float = PATIENCE_SECONDS) -> None:
+        """Returns at once, unless the one before has not been begun: then when it is, for a disk that only is slow.
+
+        After `patience` seconds of that the one before is given up.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting is None or self.problem is not None, PATIENCE_SECONDS)
+            self._changed.wait_for(lambda: self._waiting is None or self.problem is not None, patience)
             self._waiting = snapshot
             self._changed.notify_all()
 
@@ -68,7 +71,7 @@ class CheckpointWriter:
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
-        self._thread.join(timeout)
+        self._thread.join(max(0.0, timeout))
         return not self._thread.is_alive() and self._waiting is None
 
     def _work(self) -> None:

@@ -18,7 +18,7 @@ from common.messages import CheckpointNotice
 from common.run_directory import RunDirectory
 from learner.advice import UpdateTimes, advice
 from learner.batch import StagedBatch
-from learner.checkpoint_writer import CheckpointWriter, Snapshot, on_host
+from learner.checkpoint_writer import PATIENCE_SECONDS, CheckpointWriter, Snapshot, on_host
 from learner.diagnosis import save_diagnosis
 from learner.ppo import NotFinite, PPOLearner
 from learner.progress import Progress
@@ -29,8 +29,8 @@ from learner.stopping import StopSignals
 
 # Updates in a row that were not finite; then nothing is learned any more.
 MOST_PASSED_OVER = 3
-# What the last checkpoint may take to reach the disk, seconds.
-LAST_WRITE_SECONDS = 120.0
+# What the last checkpoint may take to reach the disk at the end, and when a signal asked for an end within 30 s.
+LAST_WRITE_SECONDS, STOPPED_WRITE_SECONDS = 120.0, 20.0
 
 
 class EvaluatorHandle(Protocol):
@@ -110,23 +110,24 @@ class Training:
                 if learner.policy_version % config.checkpoint_interval == 0:
                     self._checkpoint()
         except BaseException:  # whatever ends training early: what was learned stays
-            if (problem := self._finish_writing()) is not None:
+            if (problem := self._finish_writing(STOPPED_WRITE_SECONDS)) is not None:
                 self.progress.warn(problem)
             raise
-        if (problem := self._finish_writing()) is not None:
+        if (problem := self._finish_writing(LAST_WRITE_SECONDS)) is not None:
             raise RunDirectoryFailed(problem)
         return self._last_score()
 
-    def _finish_writing(self) -> str | None:
+    def _finish_writing(self, seconds: float) -> str | None:
         """Puts the newest completed update on the disk; a line about what could not be written, or None."""
+        deadline = time.monotonic() + seconds
         if (line := self.advice()) is not None:
             self.log.add_text("learner/advice", line, self.learner.frames)
-        self._checkpoint()
-        all_written = self.writer.close(LAST_WRITE_SECONDS)
+        self._checkpoint(patience=seconds / 2)
+        all_written = self.writer.close(deadline - time.monotonic())
         self._announce_written()
         self.log.close()
         if not all_written:
-            return self.writer.problem or f"a checkpoint was not on the disk after {LAST_WRITE_SECONDS:.0f} s"
+            return self.writer.problem or f"a checkpoint was not on the disk after {seconds:.0f} s"
         return self.log.problem if self.log.unwritten else None
 
     def advice(self) -> str | None:
@@ -229,14 +230,14 @@ class Training:
             problems.append(self.evaluator.problem)
         self.progress.standing("; ".join(problem for problem in problems if problem))
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, patience: float = PATIENCE_SECONDS) -> None:
         """Has the newest completed update written; once per version."""
         learner = self.learner
         if learner.policy_version == self.last_snapshot:
             return
         self.last_snapshot = learner.policy_version
         state = {"learner": on_host(learner.state_dict()), "run": self.state.state_dict()}
-        self.writer.put(Snapshot(learner.policy_version, learner.frames, learner.weights(), state))
+        self.writer.put(Snapshot(learner.policy_version, learner.frames, learner.weights(), state), patience)
 
     def _last_score(self) -> dict[str, Any] | None:
         if self.evaluator is None:

@@ -20,8 +20,10 @@ from common.policy_network import PolicyNetwork
 from common.process import prepare_ray_environment
 from learner.rollout_stream import RolloutStream
 
+# Ten actors are started one after the other in some of these; on a busy machine each takes many seconds.
+pytestmark = pytest.mark.timeout(400)
 ACTORS, ENVS, STEPS = 2, 2, 16
-DEADLINE = 90.0
+DEADLINE = 180.0
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -165,7 +167,6 @@ def test_rollouts_of_other_weights_are_not_used(running, weights):
     assert len(stream.next_batch(limited()).sources) == ACTORS
 
 
-@pytest.mark.timeout(240)
 def test_an_actor_that_never_works_stops_the_run_with_its_traceback(new_fleet, new_stream, weights, monkeypatch):
     monkeypatch.setattr(actors.fleet, "LONGEST_BACK_OFF", 0.1)
     config = tiny_config()
@@ -179,7 +180,6 @@ def test_an_actor_that_never_works_stops_the_run_with_its_traceback(new_fleet, n
     assert "value_head" in error.value.details
 
 
-@pytest.mark.timeout(240)
 def test_failures_after_a_rollout_never_stop_a_run(running, weights, monkeypatch):
     monkeypatch.setattr(actors.fleet, "LONGEST_BACK_OFF", 0.1)
     fleet, stream = running
