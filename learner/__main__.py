@@ -143,8 +143,9 @@ def _continuation(prepared: PreparedRun, state: RunState, overlap: bool) -> str:
     """How faithfully a resumed run goes on."""
     if not prepared.environments_continue:
         return "environments begin anew (another number of actors or environments)"
-    if not state.actors and prepared.resumed is not None and prepared.resumed.policy_version:
-        return "environments begin anew"
+    there, needed = len(state.actors), prepared.config.num_actors
+    if prepared.resumed is not None and prepared.resumed.policy_version and there < needed:
+        return f"environments of {there} of {needed} actors continue, the others begin anew"
     if overlap:
         return "environments continue; not bit for bit, since in overlap mode rollouts were under way"
     return "it continues bit for bit where machine and settings are the same"
