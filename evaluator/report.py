@@ -53,11 +53,15 @@ class Report:
             self._lock = FileLock(run.evaluator_lock)
         except FileIsLocked as error:
             raise RunIsBeingScored(f"another evaluator is scoring {run.path} ({error})") from error
-        self.rows = sorted(read_jsonl(run.evaluations), key=lambda row: row["policy_version"])
         self._events = EventFile(run.tensorboard / "evaluator")
-        self._set_aside_unscored_levels()
-        self._history = LevelHistory.read(run.levels, {row["policy_version"] for row in self.rows})
-        self._point_to_best()
+        try:
+            self.rows = sorted(read_jsonl(run.evaluations), key=lambda row: row["policy_version"])
+            self._set_aside_unscored_levels()
+            self._history = LevelHistory.read(run.levels, {row["policy_version"] for row in self.rows})
+            self._point_to_best()
+        except BaseException:
+            self.close()
+            raise
 
     def is_scored(self, policy_version: int) -> bool:
         """Whether evaluations.jsonl has this version."""

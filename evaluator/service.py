@@ -178,12 +178,16 @@ class EvaluationService:
                     if self._changed.wait_for(lambda: self._is_closed, RETRY_SECONDS):
                         return
         with self._changed:
-            if not self._report.is_scored(int(path.name)) and self._newest is None and int(path.name) != 0:
-                self._newest, self._skipped = path, self._skipped + skipped
-            elif not self._report.is_scored(int(path.name)) and int(path.name) == 0:
+            version = int(path.name)
+            self._latest = self._report.rows[-1] if self._report.rows else None
+            if self._report.is_scored(version):  # only what is drawn from it could not be written
+                self.problem = None
+            elif version == 0:
                 self._baseline = path
+            elif self._newest is None:
+                self._newest, self._skipped = path, self._skipped + skipped
             else:
-                self._skipped += skipped
+                self._skipped += skipped + 1
 
     def _take(self) -> tuple[Path, int] | None:
         """The next checkpoint and how many were skipped before it; None once closed. Waits as long as it takes."""

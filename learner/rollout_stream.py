@@ -143,7 +143,7 @@ class RolloutStream:
         """Waits for the next full batch; `stop_check` runs while waiting and may raise.
 
         Raises:
-            NoRollouts: no actor delivered anything for `actor_timeout` seconds.
+            NoRollouts: no actor delivered anything for longer than `actor_timeout` and starting again allow.
             Exception: whatever ended the stream, an actor's own error included.
         """
         with self._changed:
@@ -175,9 +175,9 @@ class RolloutStream:
                         last_delivery = time.monotonic()
                 elif self._receive_one():
                     last_delivery = time.monotonic()
-                if time.monotonic() - last_delivery > 2 * self.config.actor_timeout:
+                if time.monotonic() - last_delivery > self._patience():
                     raise NoRollouts(
-                        f"no actor has delivered a rollout for {2 * self.config.actor_timeout:.0f} s "
+                        f"no actor has delivered a rollout for {self._patience():.0f} s "
                         f"(--actor-timeout {self.config.actor_timeout:.0f}, {self.counters.actors_ready} actors ready)"
                     )
         # Whatever happens here must reach the learner, which would wait for ever.
@@ -185,6 +185,11 @@ class RolloutStream:
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
+
+    def _patience(self) -> float:
+        """Seconds without any rollout that end a run: never less than all actors need to be started again."""
+        config = self.config
+        return max(2 * config.actor_timeout, config.actor_timeout + config.cluster_timeout)
 
     def _wants_rollouts(self) -> bool:
         with self._changed:

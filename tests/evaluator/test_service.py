@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -191,9 +192,26 @@ def test_damaged_and_deleted_checkpoints_are_reported_counted_and_skipped(
 
 
 def test_an_error_while_scoring_reaches_whoever_asks(service: EvaluationService, run: RunDirectory, save: Save) -> None:
-    run.levels.mkdir()  # a directory where the file should be
+    run.level_sets.write_text("no JSON")
     service.notify(notice(save(run.checkpoints, 10)))
-    with pytest.raises(EvaluationFailed, match="scoring stopped: IsADirectoryError"):
+    with pytest.raises(EvaluationFailed, match="scoring stopped: ConfigError"):
         service.finish(DEADLINE)
     with pytest.raises(EvaluationFailed):
         service.latest()
+
+
+def test_a_directory_that_cannot_be_written_is_waited_out(
+    service: EvaluationService, run: RunDirectory, save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "RETRY_SECONDS", 0.05)
+    run.levels.mkdir()  # a directory where the file should be
+    service.notify(notice(save(run.checkpoints, 10)))
+    deadline = time.monotonic() + DEADLINE
+    while service.problem is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert "scores of 00000010 cannot be written" in service.problem
+    run.levels.rmdir()
+    last = service.finish(DEADLINE)
+    assert last is not None and last["policy_version"] == 10
+    assert service.problem is None and service.num_scored == 1
