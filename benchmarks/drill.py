@@ -175,6 +175,7 @@ class Drill:
     def restart_learner(self, fault: str, signum: int, meanwhile: Callable[[], None]) -> None:
         self.trainee.end(signum)
         before = self.trainee.last()
+        rows = {row["policy_version"]: row for row in self.trainee.rows()}
         meanwhile()
         started = time.monotonic()
         self.trainee.start()
@@ -187,7 +188,8 @@ class Drill:
         happened = f"--resume auto went on {lost} updates back" + (
             ", damage named" if "is damaged" in self.trainee.text() else ""
         )
-        self.note(fault, happened, time.monotonic() - started, before, frames_lost=lost * BATCH)
+        # Counters go on from the checkpoint's: what was counted after it belongs to updates that are made again.
+        self.note(fault, happened, time.monotonic() - started, rows.get(resumed_at, before), frames_lost=lost * BATCH)
 
     def stop(self) -> None:
         before = self.trainee.last()
