@@ -1,20 +1,24 @@
 """`python -m benchmarks.evaluator_cost`: what a busy evaluator costs the learner, and what telling it costs.
 
 Runs of `python -m learner` with one actor and one learner thread, so that a second core is free for the evaluator,
-with it and without it in turn. The evaluator scores without a pause: every update makes a checkpoint, and each score
-takes longer than an update. Compared are the seconds of the updates after the first.
+with it, without it, and beside a process that only counts, in turn. The evaluator scores without a pause: every update
+makes a checkpoint, and each score takes longer than an update. Compared are the seconds of the updates after the first.
+The counting process touches no memory and knows nothing of the run: what an update loses beside it is what the machine
+takes for a second busy core (shared cores, clock); what it loses beside the evaluator beyond that is the evaluator's.
 
 `notify` is timed in this process, against an evaluator that is scoring all the while.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +54,17 @@ def update_seconds(updates: int, evaluator: bool) -> list[float]:
     return [row["seconds_training"] for row in rows[1:]]
 
 
+@contextlib.contextmanager
+def counting_process() -> Iterator[None]:
+    """A second busy core that shares nothing with the learner but the machine."""
+    process = subprocess.Popen([sys.executable, "-c", "n = 0\nwhile True: n += 1"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 def notify_seconds(calls: int) -> list[float]:
     """Seconds of each `notify` of an evaluator that is scoring meanwhile."""
     config = resolve("lab", {**SIZES, "eval_episodes_per_level": EPISODES_PER_LEVEL})
@@ -78,18 +93,23 @@ def notify_seconds(calls: int) -> list[float]:
 
 
 def measure(updates: int, rounds: int) -> dict[str, Any]:
-    """Without and with the evaluator in turn, `rounds` times; then `notify`."""
+    """Without the evaluator, with it, and beside a counting process in turn, `rounds` times; then `notify`."""
     without: list[float] = []
     beside: list[float] = []
+    beside_counting: list[float] = []
     for _ in range(rounds):
         without += update_seconds(updates, evaluator=False)
         beside += update_seconds(updates, evaluator=True)
+        with counting_process():
+            beside_counting += update_seconds(updates, evaluator=False)
     notify = notify_seconds(calls=100)
     return {
         "machine": machine(len(os.sched_getaffinity(0))),
         "update_seconds_without": without,
         "update_seconds_beside": beside,
+        "update_seconds_beside_counting_process": beside_counting,
         "ratio_of_medians": statistics.median(beside) / statistics.median(without),
+        "ratio_of_medians_counting_process": statistics.median(beside_counting) / statistics.median(without),
         "notify_milliseconds": {
             "median": 1e3 * statistics.median(notify),
             "max": 1e3 * max(notify),
@@ -104,12 +124,17 @@ def show(result: Mapping[str, Any]) -> None:
     table.add_column("")
     table.add_column("median", justify="right")
     table.add_column("range", justify="right")
-    for name, key in (("without evaluator", "update_seconds_without"), ("beside it", "update_seconds_beside")):
+    for name, key in (
+        ("without evaluator", "update_seconds_without"),
+        ("beside it", "update_seconds_beside"),
+        ("beside a counting process", "update_seconds_beside_counting_process"),
+    ):
         values = result[key]
         table.add_row(
             f"update {name}, s", f"{statistics.median(values):.2f}", f"{min(values):.2f} to {max(values):.2f}"
         )
-    table.add_row("ratio", f"{result['ratio_of_medians']:.3f}", "")
+    table.add_row("ratio, evaluator", f"{result['ratio_of_medians']:.3f}", "")
+    table.add_row("ratio, counting process", f"{result['ratio_of_medians_counting_process']:.3f}", "")
     notify = result["notify_milliseconds"]
     table.add_row(f"notify, ms ({notify['calls']} calls)", f"{notify['median']:.2f}", f"at most {notify['max']:.2f}")
     Console(stderr=True).print(table)

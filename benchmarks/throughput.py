@@ -5,7 +5,7 @@ In one run on one machine, preset `lab` on CoinRun, in frames/s:
     a  environments stepped with random actions, nothing else, on all cores
     b  policy inference alone, on all cores
     c  forward, backward and optimizer alone, samples/s, on all cores
-    p  the service's own parts in one process: actors on threads, then an update, no Ray
+    p  the service's own parts in one process: actors on threads, then an update, no Ray; before d and after it
     d  the service: `python -m learner`, several updates after the first
     e  the notebook's data path in one process; e' the same with an allocator that keeps its memory
 
@@ -185,8 +185,11 @@ def measure(updates: int, seconds: float) -> dict[str, Any]:
     a = env_stepping(config, cores, seconds)
     b = inference(config, cores, seconds)
     c = updating(config, cores)
-    p = parts_in_one_process(config, cores)
+    # Around d: d / p is a matter of a few percent, and a machine's speed drifts by more within minutes.
+    p_before = parts_in_one_process(config, cores)
     d = service(updates)
+    p_after = parts_in_one_process(config, cores)
+    p = (p_before + p_after) / 2
     e = notebook({})
     e_keeping = notebook(KEEPING_ALLOCATOR)
     ideal = 1 / (1 / a + 1 / b + config.update_epochs / c)
@@ -198,6 +201,7 @@ def measure(updates: int, seconds: float) -> dict[str, Any]:
         "b_inference": b,
         "c_update_samples": c,
         "p_one_process": p,
+        "p_before_and_after": [p_before, p_after],
         "d_service": d,
         "e_notebook": e,
         "e_notebook_keeping_memory": e_keeping,
