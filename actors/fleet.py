@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import ray
 from ray.actor import ActorHandle
 
-from actors.remote import Place, RemoteRolloutActor
-from common.code_version import code_version
+from actors.remote import Learner, Place, RemoteRolloutActor
+from common.code_version import software
 from common.config import Config
 from common.errors import cause_in_one_line
 from common.messages import ActorState, Rollout
@@ -44,6 +44,7 @@ class Member:
     start_at: float = 0.0
     has_delivered: bool = False
     failures: list[str] = field(default_factory=list)  # of lives in a row that delivered nothing
+    problem: str | None = None  # why it cannot work where Ray placed it
 
     @property
     def is_ready(self) -> bool:
@@ -63,15 +64,22 @@ class Fleet:
         """
         self.started_at = started_at
         self.config_ref = ray.put(config)
+        self.learner = Learner(software(), ray.get_runtime_context().get_node_id())
         self.gpus_each = config.actor_gpus
         self.fewest = config.min_actors or config.num_actors
         self.is_elastic = self.fewest < config.num_actors
         self.restarts = restarts
+        self._has_worked = False
         self._draining: frozenset[str] = frozenset()
         self._drain_asked = 0.0
         self.members = {i: Member(i) for i in range(config.num_actors)}
         for member in self.members.values():
             self._start(member, (states or {}).get(member.actor_id))
+
+    @property
+    def problem(self) -> str | None:
+        """One line about a node whose actors cannot work, or None."""
+        return next((m.problem for m in self.members.values() if m.problem), None)
 
     def wait_until_placed(self, timeout: float, stop_check: Callable[[], None]) -> int:
         """Waits until every actor that the cluster's CPUs and GPUs can hold is ready; returns how many are.
@@ -118,19 +126,20 @@ class Fleet:
     def delivered(self, actor_id: int) -> None:
         """The actor's rollout arrived whole: it works, whatever happened before."""
         member = self.members[actor_id]
-        member.has_delivered = True
+        member.has_delivered = self._has_worked = True
         member.failures.clear()
 
     def replace(self, actor_id: int, error: BaseException | str) -> None:
         """Ends an actor that is dead, hung or wrong; another one with seeds of its own is started in its place.
 
         Raises:
-            FleetError: it is the fifth in a row to end like this before its first rollout, or has other code.
+            FleetError: it is the fifth in a row to end like this before its first rollout, or has other software.
         """
         member = self.members[actor_id]
         cause = error if isinstance(error, str) else cause_in_one_line(error)
         if "CodeDiffers" in cause:
-            raise FleetError(f"actor {actor_id} cannot be used: {cause.partition('CodeDiffers: ')[2] or cause}")
+            self._refuse(member, f"actor {actor_id} cannot be used: {cause.partition('CodeDiffers: ')[2] or cause}")
+            return
         kind = cause if isinstance(error, str | ray.exceptions.RayTaskError) else f"{type(error).__name__}: {cause}"
         # Ray's sentences about a death hold ids and times; the kind of death is what repeats.
         if isinstance(error, ray.exceptions.RayActorError) and "The actor died because of an error" not in str(error):
@@ -145,6 +154,14 @@ class Fleet:
         self._end(member)
         self.restarts += 1
         member.start_at = time.monotonic() + min(LONGEST_BACK_OFF, 2.0 ** max(0, len(member.failures) - 1))
+
+    def _refuse(self, member: Member, problem: str) -> None:
+        """A node with other software ends a run that has not begun; one that joined later only lacks its actors."""
+        if not self._has_worked:
+            raise FleetError(problem)
+        member.problem = problem
+        self._end(member)
+        member.start_at = time.monotonic() + LONGEST_BACK_OFF
 
     def leaving(self) -> list[int]:
         """Ready actors on nodes that Ray says are being drained; they do well to be replaced between two rollouts."""
@@ -192,14 +209,14 @@ class Fleet:
     def _start(self, member: Member, state: ActorState | None = None) -> None:
         actor_class = RemoteRolloutActor.options(num_gpus=self.gpus_each)  # type: ignore[attr-defined]
         life = (member.actor_id, member.incarnation, self.started_at)
-        member.handle = actor_class.remote(code_version(), self.config_ref, *life, state)
+        member.handle = actor_class.remote(self.learner, self.config_ref, *life, state)
         member.starting = member.handle.place.remote()
         member.has_delivered = False
 
     def _finish_start(self, member: Member, started: ray.ObjectRef) -> None:
         try:
             member.place = ray.get(started, timeout=10)
-            member.starting = None
+            member.starting = member.problem = None
         except ray.exceptions.RayError as error:
             self.replace(member.actor_id, error)
 

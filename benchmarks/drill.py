@@ -252,16 +252,18 @@ def on_cluster(directory: Path, outcomes: list[Outcome]) -> None:
     """Faults of nodes: a cluster of two raylets on this host, the actors following its size."""
     from ray.cluster_utils import Cluster
 
+    node_args = {"num_cpus": 1, "object_store_memory": OBJECT_STORE}
+
     def new_cluster() -> Any:  # Ray's own types say less than it takes
-        head = {"num_cpus": 1, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
-        return Cluster(initialize_head=True, head_node_args=head)
+        return Cluster(initialize_head=True, head_node_args={**node_args, "include_dashboard": False})
 
     def add_node() -> Any:
-        return cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE)
+        return cluster.add_node(**node_args)
 
     cluster = new_cluster()
     node = add_node()
-    flags = [*FLAGS, "--no-evaluator", "--num-actors", f"1:{ACTORS}", "--address", cluster.address]
+    flags = [*FLAGS, "--no-evaluator", "--num-actors", f"1:{ACTORS}"]
+    flags += ["--allow-unauthenticated", "--address", cluster.address]  # a cluster of `ray.cluster_utils` has no token
     try:
         with running(Trainee(directory, flags)) as trainee:
             drill = Drill(trainee, outcomes)

@@ -54,6 +54,7 @@ from common.policy_network import PolicyNetwork
 from common.process import prepare_process
 from learner import cluster
 from learner.batch import StagedBatch
+from learner.machine_checks import SHARED_MEMORY
 from learner.rollout_stream import Request, RolloutStream
 from learner.stopping import StopRequested, StopSignals
 
@@ -329,7 +330,7 @@ def shared_memory_bytes() -> int:
     files: dict[int, int] = {}
     for link in raylet_files():
         with contextlib.suppress(OSError):
-            if os.readlink(link).startswith(cluster.SHARED_MEMORY):
+            if os.readlink(link).startswith(str(SHARED_MEMORY)):
                 status = link.stat()
                 files[status.st_ino] = status.st_blocks * 512
     return sum(files.values())

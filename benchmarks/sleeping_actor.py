@@ -74,6 +74,7 @@ class SleepingActor:
         started = time.perf_counter()
         self.weights = {name: np.array(array) for name, array in weights.items()}
         if self.collect_seconds:
+            assert isinstance(self.rollout.observations, np.ndarray)
             self.rollout.observations.fill(policy_version % 256)
             sleep_until(started + self.collect_seconds)
         sha256 = weights_sha256(self.weights)
@@ -110,6 +111,7 @@ class SleepingFleet:
 
     def __init__(self) -> None:
         self.restarts = 0
+        self.problem: str | None = None
         self.handles: list[ray.actor.ActorHandle] = []
         self.pids: set[int] = set()
         self.in_flight = InFlight()

@@ -69,6 +69,11 @@ class Config:
         ("auto", "yes", "no"),
     )
     actor_gpus: float = setting(COLLECT, "share of a GPU that each actor's policy runs on; 0: on its CPU")
+    compress: str = setting(
+        COLLECT,
+        "frames on their way to the learner; auto: zstd from other nodes, none on its own",
+        ("auto", "none", "lz4", "zstd"),
+    )
     mode: str = setting(
         COLLECT,
         "sync: collect, then train (lag 0); overlap: collect while training (lag 1); auto: overlap with a GPU",
@@ -226,6 +231,7 @@ FREE_ON_RESUME = frozenset(
         "precision",
         "half_batches",
         "actor_gpus",
+        "compress",
         "micro_batch",
         "cuda_graphs",
         "compile",
@@ -252,6 +258,7 @@ _LAB: dict[str, Any] = {
     "unroll_length": 256,
     "half_batches": "auto",
     "actor_gpus": 0.0,
+    "compress": "auto",
     "mode": "auto",
     "actor_timeout": 600.0,
     "cluster_timeout": 60.0,

@@ -19,7 +19,7 @@ class FileLock:
     """
 
     def __init__(self, path: Path):
-        self._descriptor: int | None = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+        self._descriptor: int | None = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

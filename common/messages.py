@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.frame_compression import Frames
+
 Weights = dict[str, np.ndarray]  # the policy's state_dict, float32
 
 
@@ -53,7 +55,7 @@ class Rollout:
 
     policy_version: int
     actor_id: int
-    observations: np.ndarray  # uint8 [T, B, 64, 64, 3]
+    observations: Frames  # uint8 [T, B, 64, 64, 3], on the way perhaps compressed
     actions: np.ndarray  # int32 [T, B]
     rewards: np.ndarray  # float32 [T, B], raw
     dones: np.ndarray  # bool [T, B]

@@ -1,4 +1,4 @@
-"""The one place that changes the process it runs in: allocator, threads, environment variables, arithmetic.
+"""The one place that changes the process it runs in: allocator, threads, environment variables, file modes, arithmetic.
 
 Every role's process calls `prepare_process` once, before its first tensor.
 """
@@ -32,15 +32,26 @@ def keep_freed_memory() -> bool:
 
 
 def prepare_process(num_threads: int | None, sees_gpu: bool) -> None:
-    """Allocator, torch's thread count (None: torch's own choice) and, unless `sees_gpu`, hidden GPUs.
+    """Private files, allocator, torch's thread count (None: torch's own choice) and, unless `sees_gpu`, hidden GPUs.
 
     Ray lets an actor that asked for no GPU see them all; a CUDA context there would cost the learner's memory.
     """
+    keep_files_private()
     keep_freed_memory()
     if not sees_gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if num_threads is not None:
         torch.set_num_threads(num_threads)
+
+
+def keep_files_private() -> None:
+    """Files made from now on, also by processes started from here, can be read by this user only: 0600, 0700."""
+    os.umask(0o077)
+
+
+def set_ray_authentication(mode: Literal["token", "disabled"]) -> None:
+    """Whether Ray shows its token in this process and asks for it; it reads that when told to or in a new process."""
+    os.environ["RAY_AUTH_MODE"] = mode
 
 
 def prepare_ray_environment() -> None:

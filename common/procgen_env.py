@@ -6,10 +6,19 @@ episode's first frame; the terminal frame is never shown.
 """
 
 import functools
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+
+class MissingLibrary(RuntimeError):
+    """The system lacks a library that Procgen loads; the message is its file name, as `libGL.so.1`."""
+
+
+# The Debian and Ubuntu packages that hold what Procgen loads.
+SYSTEM_PACKAGES = "libgl1 libglib2.0-0"
 
 
 @functools.cache
@@ -77,3 +86,24 @@ def observe(envs: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(float32 rewards `[N]`, uint8 frames `[N, 64, 64, 3]`, bool first `[N]`) of the newest step."""
     rewards, observations, first = envs.observe()
     return rewards, observations["rgb"], first
+
+
+def step_once() -> None:
+    """Builds one real environment and steps it: the import alone works where the first environment fails.
+
+    Raises:
+        MissingLibrary: a system library is not there.
+        Exception: whatever else keeps Procgen from running here.
+    """
+    try:
+        envs = make_envs(1, "coinrun", "easy", 0, 1, rand_seed=0)
+    except OSError as error:
+        missing = re.search(r"(lib[^\s/:]+\.so[.\d]*): cannot open shared object file", str(error))
+        if missing is None:
+            raise
+        raise MissingLibrary(missing[1]) from error
+    envs.act(np.zeros(1, np.int32))
+    _, frames, _ = observe(envs)
+    envs.close()
+    if frames.shape != (1, 64, 64, 3):
+        raise RuntimeError(f"Procgen gave an observation of shape {frames.shape} instead of (1, 64, 64, 3)")

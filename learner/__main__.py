@@ -5,11 +5,13 @@ import sys
 
 from actors.fleet import Fleet, FleetError
 from common.config import ConfigError
-from common.process import prepare_process
+from common.process import keep_files_private, prepare_process
 from evaluator.level_sets import draw_level_sets
 from evaluator.remote import RemoteEvaluator
-from learner import cluster, flags
+from learner import cluster, flags, nodes
 from learner.cluster import ClusterError
+from learner.flags import CommandLine
+from learner.operator_metrics import OperatorMetrics
 from learner.ppo import PPOLearner
 from learner.preparation import PreparedRun, prepare_run
 from learner.progress import Progress, scores_text
@@ -20,14 +22,20 @@ from learner.training import Diverged, RunDirectoryFailed, Training
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs training and returns the exit code."""
+    """Runs training, or the doctor, and returns the exit code."""
+    keep_files_private()
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["doctor"]:
+        from learner import doctor  # training has no use for it
+
+        return doctor.main(argv[1:])
     command_line = flags.parse(argv)
     prepared = None
     try:
         prepared = prepare_run(command_line)
         draw_level_sets(prepared.config)  # levels that do not exist are refused now, not when they are to be scored
         with StopSignals() as stop:
-            return train_on_cluster(prepared, command_line.address, stop)
+            return train_on_cluster(prepared, command_line, stop)
     except (ConfigError, ClusterError) as error:
         return fail(str(error), 2)
     finally:
@@ -35,12 +43,14 @@ def main(argv: list[str] | None = None) -> int:
             prepared.close()
 
 
-def train_on_cluster(prepared: PreparedRun, address: str | None, stop: StopSignals) -> int:
-    """Trains on the cluster at `address`, or on an embedded one, and leaves it."""
+def train_on_cluster(prepared: PreparedRun, command_line: CommandLine, stop: StopSignals) -> int:
+    """Trains on the cluster at --address, or on an embedded one, and leaves it."""
     try:
-        where = cluster.connect(prepared.config, address)
+        where = cluster.connect(prepared.config, command_line.address, command_line.allow_unauthenticated)
         stop.install()  # Ray installed handlers of its own
-        return train(prepared, stop, where)
+        if cluster.address_to_join(command_line.address) is not None:
+            nodes.require_same_software(prepared.config.cluster_timeout)
+        return train(prepared, stop, where, has_operators=cluster.address_to_join(command_line.address) is not None)
     except FleetError as error:
         if error.details:
             print(error.details, file=sys.stderr)
@@ -63,8 +73,11 @@ def fail(message: str, exit_code: int) -> int:
     return exit_code
 
 
-def train(prepared: PreparedRun, stop: StopSignals, where: str) -> int:
-    """Starts the three roles, trains to the end and says where the results are."""
+def train(prepared: PreparedRun, stop: StopSignals, where: str, has_operators: bool) -> int:
+    """Starts the three roles, trains to the end and says where the results are.
+
+    With `has_operators`, of a cluster that was joined, the run's numbers are on Ray's Prometheus endpoint too.
+    """
     config, run, device = prepared.config, prepared.run, prepared.device
     num_threads = config.learner_threads or len(os.sched_getaffinity(0))
     # On a CPU the gradients have threads of their own: torch must not spread each operator as well.
@@ -109,7 +122,11 @@ def train(prepared: PreparedRun, stop: StopSignals, where: str) -> int:
         if resumed is None:
             prepared.store()
         resumed_from = None if resumed is None else resumed.path
-        training = Training(config, run, learner, stream, evaluator, progress, stop, state, resumed_from)
+        metrics = None
+        if has_operators:
+            totals = {**state.counters, "frames": learner.frames, "policy_version": learner.policy_version}
+            metrics = OperatorMetrics(run.path.name, config.num_actors, totals, stream.bytes_in_flight)
+        training = Training(config, run, learner, stream, evaluator, progress, stop, state, resumed_from, metrics)
         score = training.run_to_end()
     finally:
         progress.stop()

@@ -4,8 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from common.games import OBSERVATION_SHAPE
+
 # A learner that waits less than this share of the time is well fed.
 WELL_FED = 0.1
+RAW_FRAME_BYTES = math.prod(OBSERVATION_SHAPE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +19,7 @@ class UpdateTimes:
     training: float  # update, weights out of the device, `ray.put`
     collecting: float  # the slowest rollout of the batch, inside its actor
     transfer: float  # the slowest rollout of the batch, between the actor's end and its place in the batch
+    bytes_per_frame: float = RAW_FRAME_BYTES  # as sent
 
 
 def advice(times: Sequence[UpdateTimes], num_actors: int, envs_per_actor: int, overlap: bool) -> str | None:
@@ -32,9 +36,13 @@ def advice(times: Sequence[UpdateTimes], num_actors: int, envs_per_actor: int, o
     if idle <= WELL_FED or (not overlap and waiting <= training):
         return f"bound by the learner: it trained {1 - idle:.0%} of the time and waited {idle:.0%}"
     if transfer > collecting:
+        bytes_per_frame = sum(t.bytes_per_frame for t in counted) / len(counted)
+        remedy = "put actors nearer to the learner or on a faster link"
+        if bytes_per_frame >= RAW_FRAME_BYTES:
+            remedy = f"--compress zstd sends less, or {remedy}"
         return (
             f"bound by transfer: learner idle {idle:.0%}; a rollout took {collecting / len(counted):.2f} s to collect "
-            f"and {transfer / len(counted):.2f} s to arrive; put actors nearer to the learner or on a faster link"
+            f"and {transfer / len(counted):.2f} s to arrive, {bytes_per_frame:,.0f} bytes a frame; {remedy}"
         )
     if not overlap:
         return (

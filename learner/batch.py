@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from common.config import Config
+from common.frame_compression import decompress_frames
 from common.games import OBSERVATION_SHAPE
 from common.messages import ActorState, Rollout
 from learner.gae import generalized_advantages
@@ -67,10 +68,14 @@ class StagedBatch:
         self.staging_seconds = 0.0
 
     def stage(self, slot: int, rollout: Rollout, transfer_seconds: float = 0.0) -> None:
-        """Copies one rollout into its columns; nothing of it is referenced afterwards."""
+        """Copies one rollout into its columns; nothing of it is referenced afterwards.
+
+        Raises:
+            DamagedFrames: its compressed frames cannot be read; then nothing was copied.
+        """
         columns = slice(slot * self.envs_per_rollout, (slot + 1) * self.envs_per_rollout)
         for target, source in (
-            (self.observations, rollout.observations),
+            (self.observations, decompress_frames(rollout.observations)),
             (self.actions, rollout.actions),
             (self.rewards, rollout.rewards),
             (self.dones, rollout.dones),
@@ -86,6 +91,7 @@ class StagedBatch:
             episode_lengths=rollout.episodes.lengths.copy(),
             collect_seconds=rollout.seconds,
             transfer_seconds=transfer_seconds,
+            frame_bytes=rollout.observations.nbytes,
             next_state=copy.deepcopy(rollout.next_state),
         )
 
@@ -136,6 +142,7 @@ class RolloutSource:
     episode_lengths: np.ndarray
     collect_seconds: float
     transfer_seconds: float  # asked for until delivered, without collecting: queues, network, object store
+    frame_bytes: int  # of all its frames as they were sent
     next_state: ActorState  # of its actor, after this rollout
 
 

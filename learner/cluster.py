@@ -6,16 +6,23 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 
+from common.code_version import package_directories
 from common.config import Config
 from common.messages import rollout_bytes
-from common.process import prepare_ray_environment
+from common.process import prepare_ray_environment, set_ray_authentication
+from learner import authentication
+from learner.authentication import AccessError
+from learner.machine_checks import SHARED_MEMORY
 
-SHARED_MEMORY = "/dev/shm"
 # Weights, Ray's own objects and the slack its allocator needs.
 OBJECT_STORE_SLACK = 128 << 20
 # Beyond this share of the object store Ray begins to move objects to the disk.
@@ -32,27 +39,27 @@ def object_store_bytes_needed(config: Config) -> int:
     return int((per_rollout * (config.num_actors + 1) + OBJECT_STORE_SLACK) / SPILLING_BEGINS)
 
 
-def connect(config: Config, address: str | None) -> str:
+def connect(config: Config, address: str | None, allow_unauthenticated: bool = False) -> str:
     """Joins the cluster at `address` (or RAY_ADDRESS), or starts a local one; returns a line that says which.
 
     Raises:
-        ClusterError: nothing answers within `cluster_timeout`, this host is no node of the cluster, or shared memory
-            is too small for the rollouts in flight.
+        ClusterError: nothing answers within `cluster_timeout`, the cluster is open to anyone and that is not allowed,
+            it does not let us in, this host is no node of it, or shared memory is too small for the rollouts in flight.
     """
     prepare_ray_environment()
     needed = object_store_bytes_needed(config)
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address in (None, "", "local"):
+    address = address_to_join(address)
+    if address is None:
         _check_shared_memory(needed)
         _init("local", object_store_memory=needed)
         return f"embedded local Ray, {ray.cluster_resources().get('CPU', 0):.0f} CPUs"
-    assert address is not None
     if address.startswith("ray://"):
         raise ClusterError(
             f"--address {address}: Ray Client is too slow for rollouts; run on a cluster node with --address auto"
         )
     if address != "auto":
         _wait_for_port(address, config.cluster_timeout)
+    access = _access_to(address, allow_unauthenticated)
     _init(address)
     store = ray.cluster_resources().get("object_store_memory", 0)
     if store < needed:
@@ -62,7 +69,40 @@ def connect(config: Config, address: str | None) -> str:
             f"start Ray with --object-store-memory {needed}"
         )
     resources = ray.cluster_resources()
-    return f"Ray cluster at {address}, {len(ray.nodes())} nodes, {resources.get('CPU', 0):.0f} CPUs"
+    return f"Ray cluster at {address}, {len(ray.nodes())} nodes, {resources.get('CPU', 0):.0f} CPUs, {access}"
+
+
+def _access_to(address: str, allow_unauthenticated: bool) -> str:
+    """Makes this process speak as the cluster does, with a token or without; returns which of them."""
+    try:
+        access = authentication.access_to(address, allow_unauthenticated)
+    except AccessError as error:
+        raise ClusterError(str(error)) from error
+    set_ray_authentication(access.mode)
+    authentication.reload_mode()
+    if access.warning is not None:
+        print(f"learner: warning: {access.warning}", file=sys.stderr)
+    return "token authentication" if access.mode == "token" else "no authentication"
+
+
+def address_to_join(address: str | None) -> str | None:
+    """`address`, else RAY_ADDRESS; None where that means an embedded local Ray."""
+    address = address or os.environ.get("RAY_ADDRESS")
+    return None if address in (None, "", "local") else address
+
+
+@contextlib.contextmanager
+def our_code() -> Iterator[dict[str, Any]]:
+    """A runtime environment that brings our four packages, as they are here, to every node that is joined.
+
+    As its `working_dir`: Ray then does not look for code in the learner's current directory, whose namesake on another
+    host may hold an older copy.
+    """
+    with tempfile.TemporaryDirectory(prefix="heldout-code-") as directory:
+        for package in package_directories():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(package, Path(directory) / package.name, ignore=ignored)
+        yield {"working_dir": directory}
 
 
 def disconnect() -> None:
@@ -71,21 +111,26 @@ def disconnect() -> None:
 
 
 def _init(address: str, object_store_memory: int | None = None) -> None:
+    embedded = address == "local"
     try:
-        with _silent_stderr():
+        # What we start ourselves is reached from this host and by this user only.
+        reach = authentication.only_loopback() if embedded else contextlib.nullcontext()
+        private = embedded and "RAY_TMPDIR" not in os.environ
+        temp_dir = str(authentication.private_directory() / "ray") if private else None
+        code = contextlib.nullcontext() if embedded else our_code()
+        with reach, code as runtime_env, _silent_stderr():
             ray.init(
                 address=address,
                 object_store_memory=object_store_memory,
-                include_dashboard=False if address == "local" else None,
+                include_dashboard=False if embedded else None,
+                runtime_env=runtime_env,
+                _temp_dir=temp_dir,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError, AuthenticationError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        # Ray shows its token to a local cluster and to `auto`, but to HOST:PORT only when told to.
-        told = address in ("auto", "local") or "RAY_AUTH_MODE" in os.environ
-        hint = "" if told else "; if it asks for a token, set RAY_AUTH_MODE=token"
-        raise ClusterError(f"no Ray cluster could be used at --address {address}: {reason}{hint}") from error
+        raise ClusterError(f"no Ray cluster could be used at --address {address}: {reason}") from error
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ class CommandLine:
     run_dir: Path | None
     resume: Path | None  # the run to continue; Path("auto"): the one in run_dir, if there is one
     address: str | None
+    allow_unauthenticated: bool = False  # a cluster that anyone who reaches it can use
 
 
 def parse(argv: list[str] | None) -> CommandLine:
@@ -32,7 +33,8 @@ def parse(argv: list[str] | None) -> CommandLine:
     if (actors := parsed.pop("num_actors", None)) is not None:
         parsed |= actors
     own = {name: parsed.pop(name, None) for name in ("preset", "run_dir", "resume", "address")}
-    return CommandLine(given=parsed, **own)
+    allow_unauthenticated = parsed.pop("allow_unauthenticated", False)
+    return CommandLine(given=parsed, allow_unauthenticated=allow_unauthenticated, **own)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
         "--address",
         metavar="ADDRESS",
         help="Ray cluster to join: auto or HOST:PORT (RAY_ADDRESS, else an embedded local Ray)",
+    )
+    where.add_argument(
+        "--allow-unauthenticated",
+        action="store_true",
+        help="join a cluster without authentication: anyone who reaches its ports can run code on it (no)",
     )
     settings = dataclasses.fields(Config)
     groups = {name: parser.add_argument_group(name) for name in dict.fromkeys(s.metadata["group"] for s in settings)}

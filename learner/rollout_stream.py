@@ -21,13 +21,16 @@ import ray
 import torch
 
 from common.config import Config
-from common.messages import Rollout, Weights, weights_sha256
+from common.frame_compression import DamagedFrames
+from common.messages import Rollout, Weights, rollout_bytes, weights_sha256
 from learner.batch import StagedBatch
 
 # An actor counts as hung after so many times what the slowest recent rollout took, but not before so many seconds.
 HUNG_AFTER_ROLLOUTS, HUNG_AFTER_SECONDS = 10, 60.0
 _RECENT_ROLLOUTS = 32
 _POLL_SECONDS = 0.05
+# The same while an actor has nothing to do until new weights are published.
+_POLL_SECONDS_IDLE_ACTOR = 0.005
 
 
 class ActorFleet(Protocol):
@@ -35,6 +38,8 @@ class ActorFleet(Protocol):
 
     restarts: int
 
+    @property
+    def problem(self) -> str | None: ...
     def ready(self) -> list[int]: ...
     def collect(self, actor_id: int, weights: ray.ObjectRef, policy_version: int) -> "ray.ObjectRef[Rollout]": ...
     def delivered(self, actor_id: int) -> None: ...
@@ -117,6 +122,7 @@ class RolloutStream:
         self._full: deque[StagedBatch] = deque()
         self._handed_out: StagedBatch | None = None
         self._in_flight: dict[ray.ObjectRef, Request] = {}
+        self._actor_is_idle = False
         self._durations: deque[float] = deque(maxlen=_RECENT_ROLLOUTS)  # asked for until there, seconds
         self._error: BaseException | None = None
         self._closing = False
@@ -154,6 +160,10 @@ class RolloutStream:
                 self._changed.wait(timeout=0.2)
             self._handed_out = self._full.popleft()
             return self._handed_out
+
+    def bytes_in_flight(self) -> int:
+        """Raw size of the rollouts that actors have been asked for."""
+        return len(self._in_flight) * rollout_bytes(self.config.unroll_length, self.config.envs_per_actor)
 
     def close(self) -> None:
         """Ends the thread; rollouts in flight are abandoned."""
@@ -203,6 +213,7 @@ class RolloutStream:
                 self.fleet.move(actor_id)
         ready = self.fleet.ready()
         self.counters.actors_ready = len(ready)
+        self._actor_is_idle = False
         for actor_id in ready:
             if actor_id in busy:
                 continue
@@ -210,6 +221,7 @@ class RolloutStream:
                 batch = self._batch_with_room()
                 version, weights = self._published.version, self._published.weights
             if batch is None or weights is None:
+                self._actor_is_idle = True
                 return
             # Its own slot where it is free: then a batch does not depend on who was faster.
             slot = actor_id if actor_id in batch.unassigned else min(batch.unassigned)
@@ -234,7 +246,8 @@ class RolloutStream:
 
     def _receive_one(self) -> bool:
         """Takes one finished rollout, or gives up on actors past their deadline. True if one was staged."""
-        finished, _ = ray.wait(list(self._in_flight), num_returns=1, timeout=_POLL_SECONDS)
+        patience = _POLL_SECONDS_IDLE_ACTOR if self._actor_is_idle else _POLL_SECONDS
+        finished, _ = ray.wait(list(self._in_flight), num_returns=1, timeout=patience)
         if not finished:
             self._replace_overdue()
             return False
@@ -245,8 +258,12 @@ class RolloutStream:
         elif request.batch.number - rollout.policy_version > self.max_policy_lag:
             self.counters.dropped_for_lag += 1
         else:
-            self._stage(request, rollout)
-            return True
+            try:
+                self._stage(request, rollout)
+                return True
+            except DamagedFrames as error:
+                self.counters.lost_rollouts += 1
+                self.fleet.replace(request.actor_id, str(error))
         with self._changed:
             request.batch.unassigned.add(request.slot)
         return False

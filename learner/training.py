@@ -7,6 +7,7 @@ stream.next_batch --StagedBatch--> learner.update --Weights--> stream.publish
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,6 +45,15 @@ class EvaluatorHandle(Protocol):
     def finish(self, timeout: float) -> dict[str, Any] | None: ...
 
 
+class OperatorMetricsHandle(Protocol):
+    """Where a cluster's operators read the run's numbers; told, never asked. `learner.operator_metrics` is one."""
+
+    def update(self, row: Mapping[str, Any]) -> None: ...
+    def scored(self, row: Mapping[str, Any]) -> None: ...
+    def standing(self, checkpoint_policy_version: int, disk_problem: bool, evaluator_problem: bool) -> None: ...
+    def refresh(self) -> None: ...
+
+
 class RunDirectoryFailed(RuntimeError):
     """The end of the run could not be written; the message is one line for the user."""
 
@@ -68,6 +78,7 @@ class Training:
     stop: StopSignals
     state: RunState = field(default_factory=RunState)
     resumed_from: Path | None = None
+    operator_metrics: OperatorMetricsHandle | None = None
     times: list[UpdateTimes] = field(default_factory=list)
     last_scored: int = -1
     last_snapshot: int = -1
@@ -101,6 +112,8 @@ class Training:
                 row = self._one_update()
                 self.log.add(row)
                 self.progress.update(row)
+                if self.operator_metrics is not None:
+                    self.operator_metrics.update(row)
                 self._show_news()
                 if self.passed_over_in_a_row >= MOST_PASSED_OVER:
                     raise Diverged(
@@ -144,6 +157,7 @@ class Training:
         trained = time.perf_counter()
         num_episodes = self.state.take_in(staged)
         sources = staged.sources.values()
+        bytes_per_frame = sum(source.frame_bytes for source in sources) / self.config.batch_size
         timing = {
             "seconds_collecting": max(source.collect_seconds for source in sources),
             "seconds_transfer": max(source.transfer_seconds for source in sources),
@@ -157,6 +171,7 @@ class Training:
                 training=published - waited,
                 collecting=timing["seconds_collecting"],
                 transfer=timing["seconds_transfer"],
+                bytes_per_frame=bytes_per_frame,
             )
         )
         return {
@@ -172,6 +187,7 @@ class Training:
             "seconds_training": trained - waited,
             "seconds_publishing": published - trained,
             **timing,
+            "bytes_per_frame": bytes_per_frame,
             "actors_alive": self.stream.counters.actors_ready,
             **self._count(),
             "time": time.time(),
@@ -212,6 +228,8 @@ class Training:
     def _between_steps(self) -> None:
         """Called many times in an update and while waiting for one; may raise StopRequested."""
         self._announce_written()
+        if self.operator_metrics is not None:
+            self.operator_metrics.refresh()
         self.stop.check()
 
     def _announce_written(self) -> None:
@@ -221,13 +239,19 @@ class Training:
 
     def _show_news(self) -> None:
         """The newest score, and what stands against the evaluator or the disk."""
-        problems = [self.writer.problem, self.log.problem]
+        problems = [self.writer.problem, self.log.problem, self.stream.fleet.problem]
         if self.evaluator is not None:
             row = self.evaluator.latest()
             if row is not None and row["policy_version"] > self.last_scored:
                 self.last_scored = row["policy_version"]
                 self.progress.evaluated(row)
+                if self.operator_metrics is not None:
+                    self.operator_metrics.scored(row)
             problems.append(self.evaluator.problem)
+        if self.operator_metrics is not None:
+            disk_problem = bool(self.writer.problem or self.log.problem)
+            evaluator_problem = self.evaluator is not None and bool(self.evaluator.problem)
+            self.operator_metrics.standing(self.writer.newest, disk_problem, evaluator_problem)
         self.progress.standing("; ".join(problem for problem in problems if problem))
 
     def _checkpoint(self, patience: float = PATIENCE_SECONDS) -> None:
@@ -247,6 +271,10 @@ class Training:
         while (left := deadline - time.monotonic()) > 0:
             self.stop.check()
             row = self.evaluator.finish(timeout=min(1.0, left))
+            if self.operator_metrics is not None:
+                self.operator_metrics.refresh()
+                if row is not None:
+                    self.operator_metrics.scored(row)
             if row is not None and row["policy_version"] == self.learner.policy_version:
                 return row
             self.progress.standing(self.evaluator.problem or "")

@@ -14,7 +14,7 @@ MAY_IMPORT = {
 }
 WIRING = "learner/__main__.py"
 RAY_FILES = {"remote.py", "fleet.py", "rollout_stream.py", "__main__.py"}
-RAY_PATHS = {"learner/cluster.py"}
+RAY_PATHS = {f"learner/{name}.py" for name in ("authentication", "cluster", "nodes", "operator_metrics")}
 ENVIRONMENT_FILE = "common/process.py"
 NAMELESS = {"utils.py", "helpers.py"}
 

@@ -103,15 +103,19 @@ def pins() -> dict[str, str]:
             continue
         (specifier,) = requirement.specifier  # one, and exact: a dependency without a pin fails here
         assert specifier.operator == "==", line
-        assert canonicalize_name(requirement.name) not in pinned, f"{requirement.name} is pinned twice"
-        pinned[canonicalize_name(requirement.name)] = specifier.version
+        name = canonicalize_name(requirement.name)
+        # ray[default] beside ray is one pin with more of it
+        assert name not in pinned or requirement.extras, f"{requirement.name} is pinned twice"
+        assert pinned.get(name, specifier.version) == specifier.version, f"{requirement.name} is pinned to two versions"
+        pinned[name] = specifier.version
     return pinned
 
 
 def installed_dependencies() -> dict[str, str]:
     """Version by canonical name of everything that heldout[dev] needs here, directly or not."""
     found: dict[str, str] = {}
-    waiting = [("heldout", {"dev"})]
+    followed: set[tuple[str, frozenset[str]]] = set()
+    waiting: list[tuple[str, set[str]]] = [("heldout", {"dev"})]
     while waiting:
         name, extras = waiting.pop()
         for line in distribution(name).requires or []:
@@ -119,8 +123,9 @@ def installed_dependencies() -> dict[str, str]:
             marker, key = requirement.marker, canonicalize_name(requirement.name)
             if marker is not None and not any(marker.evaluate({"extra": extra}) for extra in extras | {""}):
                 continue
-            if key in found or PINNED_BY_TORCH.fullmatch(key):
+            if (key, frozenset(requirement.extras)) in followed or PINNED_BY_TORCH.fullmatch(key):
                 continue
+            followed.add((key, frozenset(requirement.extras)))
             found[key] = distribution(requirement.name).version.split("+")[0]  # without torch's +cpu
             waiting.append((requirement.name, requirement.extras))
     return found

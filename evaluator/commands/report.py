@@ -33,8 +33,10 @@ def run(options: argparse.Namespace) -> None:
         require_new_file("--output", options.output)
     from common.atomic_files import write_atomically
     from common.config import ConfigError
+    from common.process import keep_files_private
     from evaluator.html_report import NothingScored, render_report
 
+    keep_files_private()
     try:
         page = render_report(directory).encode()
     except (ConfigError, NothingScored) as error:

@@ -1,5 +1,6 @@
 """Actors that die, hang, lie or never work, on a real Ray with real signals: batches are whole, and all is counted."""
 
+import dataclasses
 import signal
 import time
 
@@ -13,7 +14,7 @@ import actors.fleet
 import learner.rollout_stream as rollout_stream
 from actors.fleet import Fleet, FleetError
 from actors.rollout_actor import RolloutActor
-from common.code_version import code_version
+from common.code_version import software
 from common.config import resolve
 from common.messages import weights_sha256
 from common.policy_network import PolicyNetwork
@@ -192,12 +193,29 @@ def test_failures_after_a_rollout_never_stop_a_run(running, weights, monkeypatch
 
 
 def test_a_node_with_other_code_is_refused_at_once_with_both_versions(new_fleet, monkeypatch):
-    monkeypatch.setattr(actors.fleet, "code_version", lambda: "0.0.0+other")
+    theirs = {**software(), "torch": "1.2.3"}
+    monkeypatch.setattr(actors.fleet, "software", lambda: theirs)
     fleet = new_fleet(tiny_config())
-    with pytest.raises(FleetError, match=r"has heldout \S+, the learner has 0\.0\.0\+other") as error:
+    with pytest.raises(FleetError, match=r"has torch \S+ \(the learner has 1\.2\.3\): install") as error:
         fleet.wait_until_placed(DEADLINE, never)
-    assert code_version() in str(error.value) and "\n" not in str(error.value)
+    assert software()["torch"] in str(error.value) and "\n" not in str(error.value)
     assert fleet.restarts == 0
+
+
+def test_a_node_with_other_code_that_joins_later_does_not_end_the_run(running, weights, monkeypatch):
+    monkeypatch.setattr(actors.fleet, "LONGEST_BACK_OFF", 0.5)
+    fleet, stream = running
+    same, fleet.learner = fleet.learner, dataclasses.replace(fleet.learner, software={"heldout's code": "other"})
+    fleet.replace(1, "its node was lost")
+    deadline = time.monotonic() + DEADLINE
+    while fleet.problem is None and time.monotonic() < deadline:
+        fleet.ready()
+        time.sleep(0.05)
+    assert "the learner has other" in fleet.problem
+    fleet.learner = same  # the next one is placed on a node that is right
+    wait_for_all(fleet)
+    assert fleet.problem is None
+    assert len(list(batches(stream, weights, [1]))) == 1
 
 
 def test_actors_of_a_resumed_run_go_on_where_they_stood(new_fleet, weights):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.code_version import PACKAGES, CodeDiffers, code_version, require_same_code
+from common.code_version import PACKAGES, CodeDiffers, code_version, differences, require_same_software, software
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +32,21 @@ def test_one_other_byte_in_any_package_is_another_version(tmp_path):
 
 
 def test_other_code_is_refused_with_both_versions_and_the_host():
-    require_same_code(code_version(), "host-1")
-    with pytest.raises(CodeDiffers, match=r"^host-1 has heldout \S+, the learner has 0\.0\.0\+other") as refused:
-        require_same_code("0.0.0+other", "host-1")
-    assert code_version() in str(refused.value)
+    require_same_software(software(), "host-1")
+    theirs = {**software(), "heldout's code": "other", "numpy": "0.1"}
+    with pytest.raises(
+        CodeDiffers, match=r"^host-1 has heldout's code \w+ \(the learner has other\), numpy"
+    ) as refused:
+        require_same_software(theirs, "host-1")
+    assert code_version() in str(refused.value) and "(the learner has 0.1)" in str(refused.value)
+    assert "torch" not in str(refused.value)
+
+
+def test_what_is_missing_differs_from_what_is_there():
+    assert differences({"lz4": "4.4.5"}, {"lz4": "none"}) == ["lz4 none (the learner has 4.4.5)"]
+    assert differences({"lz4": "4.4.5"}, {}) == ["lz4 none (the learner has 4.4.5)"]
+    assert differences(software(), software()) == []
+
+
+def test_builds_of_one_torch_are_one_version():
+    assert "+" not in software()["torch"]

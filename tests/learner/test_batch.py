@@ -1,10 +1,13 @@
 """Staging rollouts side by side and flattening them: every number lands where it belongs."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from common.config import resolve
+from common.frame_compression import compress_frames
 from common.messages import ActorState, FinishedEpisodes, Rollout
 from learner.batch import RolloutSource, StagedBatch, TrainingBatch, normalize
 from learner.gae import generalized_advantages
@@ -167,12 +170,25 @@ def test_normalize_divides_by_the_unbiased_deviation():
     torch.testing.assert_close(normalize(torch.tensor([0.0, 2.0, 4.0])), torch.tensor([-1.0, 0.0, 1.0]))
 
 
+@pytest.mark.parametrize("codec", ["lz4", "zstd"])
+def test_compressed_frames_are_staged_as_raw_ones_are_and_their_bytes_counted(codec):
+    raw, compressed = StagedBatch(tiny_config(), CPU), StagedBatch(tiny_config(), CPU)
+    for slot in range(ACTORS):
+        rollout = random_rollout(slot)
+        sent = dataclasses.replace(rollout, observations=compress_frames(rollout.observations, codec))
+        raw.stage(slot, rollout)
+        compressed.stage(slot, sent)
+        assert compressed.sources[slot].frame_bytes == sent.observations.nbytes
+        assert raw.sources[slot].frame_bytes == T * ENVS * 12288
+    assert torch.equal(raw.observations, compressed.observations)
+
+
 def test_waves_follow_each_actor_through_the_rollouts_it_gave_one_batch():
     config = resolve("lab", {"num_actors": 3, "envs_per_actor": 2, "unroll_length": 4, "num_minibatches": 2})
     staged = StagedBatch(config, CPU)
     for slot, actor_id in ((1, 1), (2, 0), (0, 1)):  # in order of arrival: actor 1 came twice, actor 2 never
         staged.sources[slot] = RolloutSource(
-            actor_id, 0, np.zeros(0), np.zeros(0), 0.0, 0.0, random_rollout(0).next_state
+            actor_id, 0, np.zeros(0), np.zeros(0), 0.0, 0.0, 0, random_rollout(0).next_state
         )
     first, second = staged.waves()
     assert first[0].tolist() == [2, 3, 4, 5] and first[1].tolist() == [2, 3, 0, 1]

@@ -34,6 +34,7 @@ def staged(*sources):
             episode_lengths=np.arange(len(returns), dtype=np.int32),
             collect_seconds=0.0,
             transfer_seconds=0.0,
+            frame_bytes=0,
             next_state=actor_state(seed),
         )
         for slot, actor, seed, returns in sources

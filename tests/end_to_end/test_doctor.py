@@ -1,0 +1,128 @@
+"""`python -m learner doctor` on this machine and on a real cluster, one node of which has other software."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from common.checkpoints import save_checkpoint
+from common.config import resolve
+from common.policy_network import PolicyNetwork
+from common.run_directory import RunDirectory
+from learner import cluster as joining
+from learner.doctor import run_directory_check
+from learner.preparation import lock_for_learner
+
+PROJECT = Path(__file__).parents[2]
+NODE = {"num_cpus": 1, "object_store_memory": 300 << 20}
+OPEN = "--allow-unauthenticated"  # a cluster of `ray.cluster_utils` asks for no token
+
+
+def doctor(*args, **environment):
+    command = [sys.executable, "-m", "learner", "doctor", *map(str, args)]
+    return subprocess.run(
+        command, cwd=PROJECT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=100
+    )
+
+
+@pytest.fixture(scope="module")
+def two_nodes():
+    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    cluster.add_node(**NODE)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture
+def node_with_another_lz4(two_nodes, tmp_path):
+    """A third node on which lz4 says that it is 9.9.9."""
+    there = tmp_path / "lz4-9.9.9.dist-info"
+    there.mkdir()
+    (there / "METADATA").write_text("Metadata-Version: 2.1\nName: lz4\nVersion: 9.9.9\n")
+    node = two_nodes.add_node(**NODE, env_vars={"PYTHONPATH": str(tmp_path)})
+    yield node
+    two_nodes.remove_node(node)
+
+
+def test_a_machine_that_can_train_passes(tmp_path):
+    result = doctor("--run-dir", tmp_path / "run")
+    assert result.returncode == 0, result.stdout + result.stderr
+    for what in ("Python", "libraries", "torch", "Procgen", "memory", "shared memory", "run directory", "token"):
+        assert any(line.startswith(what) for line in result.stdout.splitlines()), what
+    assert "fatal: 0" in result.stdout and not (tmp_path / "run").exists()
+
+
+def test_what_is_fatal_is_said_with_what_to_do_and_ends_with_1(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    result = doctor("--run-dir", tmp_path, "--address", "127.0.0.1")
+    assert result.returncode == 1
+    assert "config.json cannot be read" in result.stdout and "is neither auto nor HOST:PORT" in result.stdout
+    assert "fatal: 2" in result.stdout and result.stderr == ""
+
+
+def test_wrong_usage_is_one_line():
+    result = doctor("--adress", "auto")
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
+
+
+def test_a_run_directory_is_free_or_holds_a_run_or_is_in_use(tmp_path):
+    assert "free for a new run" in run_directory_check(tmp_path / "new").found
+    run = RunDirectory(tmp_path / "run")
+    run.create()
+    config = resolve("lab", {"num_actors": 1})
+    run.write_config(config, {})
+    save_checkpoint(run.checkpoints, config, 0, 0, PolicyNetwork(config.network).weights(), {})
+    check = run_directory_check(run.path)
+    assert check.verdict == "ok" and "holds a run with 1 checkpoint" in check.found
+    lock = lock_for_learner(run)
+    check = run_directory_check(run.path)
+    assert check.verdict == "fatal" and "in use by another learner" in check.found
+    lock.close()
+
+
+def test_each_node_of_a_cluster_is_looked_at(two_nodes):
+    result = doctor("--address", two_nodes.address, OPEN)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "2 nodes, 2 CPUs" in result.stdout and "room for 2 (--num-actors 2)" in result.stdout
+    assert result.stdout.count("software as here, Procgen steps") == 2
+
+
+def test_nodes_get_our_code_from_the_learner(two_nodes):
+    """Although the learner's own directory is there on each of these nodes, and the packages are installed."""
+    joining.connect(resolve("lab", {"num_actors": 1, "envs_per_actor": 4}), two_nodes.address, True)
+    try:
+
+        @ray.remote(num_cpus=1)
+        def where() -> list[str]:
+            import actors
+            import common
+            import evaluator
+            import learner
+
+            return [package.__path__[0] for package in (actors, common, evaluator, learner)]
+
+        for path in ray.get(where.remote(), timeout=60):
+            assert "working_dir_files" in path
+    finally:
+        joining.disconnect()
+
+
+def test_a_node_with_other_software_is_named_by_doctor_and_learner(
+    two_nodes, node_with_another_lz4, run_learner, tiny, tmp_path
+):
+    result = doctor("--address", two_nodes.address, OPEN)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "lz4 9.9.9 (the learner has 4.4.5)" in result.stdout
+    assert result.stdout.count("software as here, Procgen steps") == 2
+
+    result = run_learner(*tiny, "--run-dir", tmp_path / "run", "--address", two_nodes.address, OPEN)
+    assert result.returncode == 2, result.stdout + result.stderr
+    error = result.stderr.splitlines()[-1]
+    assert error.startswith("learner: nodes that cannot be used: node ")
+    assert error.endswith("lz4 9.9.9 (the learner has 4.4.5)") and error.count("node ") == 1
+    assert not (tmp_path / "run").exists()
