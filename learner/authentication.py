@@ -62,7 +62,7 @@ class Answer:
     """What the head says to somebody who asks for its nodes."""
 
     verdict: Literal["admitted", "refused", "silent"]
-    nodes: tuple[str, ...] = ()  # addresses, when admitted
+    nodes: tuple[str, ...] = ()  # when admitted: the addresses of the nodes, and the one that answered
     reason: str = ""  # when silent
 
 
@@ -83,7 +83,7 @@ def token_description() -> Token:
 
 def is_loopback(address: str) -> bool:
     """Whether a node with this address can be reached from its own host only."""
-    return address in LOOPBACK
+    return address.strip("[]") in LOOPBACK
 
 
 def access_to(address: str, allow_unauthenticated: bool) -> Access:
@@ -97,7 +97,7 @@ def access_to(address: str, allow_unauthenticated: bool) -> Access:
     if answer.verdict == "silent":
         raise AccessError(f"no Ray cluster could be used at --address {address}: {answer.reason}")
     if answer.verdict == "admitted":
-        exposed = sorted(node for node in answer.nodes if not is_loopback(node))
+        exposed = sorted({node for node in answer.nodes if not is_loopback(node)})
         if not exposed:
             return Access("disabled")
         danger = (
@@ -163,7 +163,8 @@ def _ask_once(address: str, environment: dict[str, str]) -> Answer:
 def asked(address: str) -> Answer:
     """What the head at `address` says to this process."""
     try:
-        client = GcsClient(address=services.canonicalize_bootstrap_address(address))
+        head = services.canonicalize_bootstrap_address(address)
+        client = GcsClient(address=head)
         nodes = client.get_all_node_info(timeout=10, state_filter=0).values()  # 0: those alive
     except AuthenticationError:
         return Answer("refused")
@@ -171,7 +172,9 @@ def asked(address: str) -> Answer:
         return Answer("silent", reason=f"no answer: {error}".splitlines()[0])
     except (ConnectionError, ValueError, RuntimeError) as error:
         return Answer("silent", reason=str(error).strip().splitlines()[0])
-    return Answer("admitted", tuple(node.node_manager_address for node in nodes))
+    if not nodes:  # the head has only just been started: nothing says yet where it can be reached
+        return Answer("silent", reason="no answer: the head has no node yet")
+    return Answer("admitted", (head.rpartition(":")[0], *(node.node_manager_address for node in nodes)))
 
 
 def reload_mode() -> None:

@@ -51,7 +51,7 @@ def connect(config: Config, address: str | None, allow_unauthenticated: bool = F
     address = address_to_join(address)
     if address is None:
         _check_shared_memory(needed)
-        _init("local", object_store_memory=needed)
+        _start_embedded(needed)
         return f"embedded local Ray, {ray.cluster_resources().get('CPU', 0):.0f} CPUs"
     if address.startswith("ray://"):
         raise ClusterError(
@@ -60,16 +60,22 @@ def connect(config: Config, address: str | None, allow_unauthenticated: bool = F
     if address != "auto":
         _wait_for_port(address, config.cluster_timeout)
     access = _access_to(address, allow_unauthenticated)
-    _init(address)
-    store = ray.cluster_resources().get("object_store_memory", 0)
+    _join(address)
+    store = _object_store_here()
     if store < needed:
         disconnect()
         raise ClusterError(
-            f"the cluster's object store has {_mib(store)} MiB, the rollouts in flight need {_mib(needed)} MiB: "
-            f"start Ray with --object-store-memory {needed}"
+            f"the object store of the learner's node has {_mib(store)} MiB, the rollouts in flight need "
+            f"{_mib(needed)} MiB: start Ray here with --object-store-memory {needed}"
         )
     resources = ray.cluster_resources()
     return f"Ray cluster at {address}, {len(ray.nodes())} nodes, {resources.get('CPU', 0):.0f} CPUs, {access}"
+
+
+def _object_store_here() -> float:
+    """Bytes of the object store of this process's node, to which every rollout comes."""
+    here = ray.get_runtime_context().get_node_id()
+    return next(node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["NodeID"] == here)
 
 
 def _access_to(address: str, allow_unauthenticated: bool) -> str:
@@ -110,24 +116,30 @@ def disconnect() -> None:
     ray.shutdown()
 
 
-def _init(address: str, object_store_memory: int | None = None) -> None:
-    embedded = address == "local"
+def _start_embedded(object_store_memory: int) -> None:
+    """A Ray of our own, reached from this host and by this user only."""
+    with _one_line_errors("local"), authentication.only_loopback(), _silent_stderr():
+        ray.init(
+            address="local",
+            object_store_memory=object_store_memory,
+            include_dashboard=False,
+            # Nobody would read them, and their port answers without a token.
+            _system_config={"enable_metrics_collection": False},
+            _temp_dir=None if "RAY_TMPDIR" in os.environ else str(authentication.private_directory() / "ray"),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+
+
+def _join(address: str) -> None:
+    with _one_line_errors(address), our_code() as runtime_env, _silent_stderr():
+        ray.init(address=address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
+
+
+@contextlib.contextmanager
+def _one_line_errors(address: str) -> Iterator[None]:
     try:
-        # What we start ourselves is reached from this host and by this user only.
-        reach = authentication.only_loopback() if embedded else contextlib.nullcontext()
-        private = embedded and "RAY_TMPDIR" not in os.environ
-        temp_dir = str(authentication.private_directory() / "ray") if private else None
-        code = contextlib.nullcontext() if embedded else our_code()
-        with reach, code as runtime_env, _silent_stderr():
-            ray.init(
-                address=address,
-                object_store_memory=object_store_memory,
-                include_dashboard=False if embedded else None,
-                runtime_env=runtime_env,
-                _temp_dir=temp_dir,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+        yield
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError, AuthenticationError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ClusterError(f"no Ray cluster could be used at --address {address}: {reason}") from error

@@ -46,7 +46,9 @@ class EvaluatorHandle(Protocol):
 
 
 class OperatorMetricsHandle(Protocol):
-    """Where a cluster's operators read the run's numbers; told, never asked. `learner.operator_metrics` is one."""
+    """Where a cluster's operators read the run's numbers; `learner.operator_metrics` is one."""
+
+    problem: str | None
 
     def update(self, row: Mapping[str, Any]) -> None: ...
     def scored(self, row: Mapping[str, Any]) -> None: ...
@@ -249,10 +251,15 @@ class Training:
                     self.operator_metrics.scored(row)
             problems.append(self.evaluator.problem)
         if self.operator_metrics is not None:
-            disk_problem = bool(self.writer.problem or self.log.problem)
-            evaluator_problem = self.evaluator is not None and bool(self.evaluator.problem)
-            self.operator_metrics.standing(self.writer.newest, disk_problem, evaluator_problem)
+            self._tell_operators_what_stands()
+            problems.append(self.operator_metrics.problem)
         self.progress.standing("; ".join(problem for problem in problems if problem))
+
+    def _tell_operators_what_stands(self) -> None:
+        assert self.operator_metrics is not None
+        disk_problem = bool(self.writer.problem or self.log.problem)
+        evaluator_problem = self.evaluator is not None and bool(self.evaluator.problem)
+        self.operator_metrics.standing(self.writer.newest, disk_problem, evaluator_problem)
 
     def _checkpoint(self, patience: float = PATIENCE_SECONDS) -> None:
         """Has the newest completed update written; once per version."""
@@ -272,6 +279,7 @@ class Training:
             self.stop.check()
             row = self.evaluator.finish(timeout=min(1.0, left))
             if self.operator_metrics is not None:
+                self._tell_operators_what_stands()
                 self.operator_metrics.refresh()
                 if row is not None:
                     self.operator_metrics.scored(row)

@@ -102,5 +102,5 @@ def test_an_object_store_too_small_is_refused_with_the_number_needed(two_nodes, 
     assert result.returncode == 2
     warning, error = result.stderr.splitlines()
     assert warning.startswith("learner: warning: ")
-    assert "the cluster's object store has 400 MiB, the rollouts in flight need" in error
+    assert "the object store of the learner's node has 200 MiB, the rollouts in flight need" in error
     assert not (tmp_path / "run").exists()

@@ -1,0 +1,16 @@
+#!/usr/bin/env python
+"""Healthcheck of a container: does its raylet answer (`raylet`), and the cluster's head that runs here (`head`)?"""
+
+import sys
+import urllib.request
+
+AGENT = "http://127.0.0.1:52365/api/local_raylet_healthz"
+DASHBOARD = "http://127.0.0.1:8265/api/gcs_healthz"
+
+for url in [AGENT, DASHBOARD] if sys.argv[1:] == ["head"] else [AGENT]:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            if b"success" not in answer.read():
+                sys.exit(f"{url}: not healthy")
+    except OSError as error:
+        sys.exit(f"{url}: {error}")

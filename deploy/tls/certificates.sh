@@ -1,0 +1,31 @@
+#!/bin/sh
+# Makes a certificate authority and, for each node, a certificate with its key, for Ray's TLS (docs/security.md).
+#   certificates.sh DIR ADDRESS...
+# ADDRESS: a node's IP address or name, as other nodes reach it. DIR/ca.key makes further certificates when the script is
+# run again; it belongs on no node. DIR/ADDRESS/ is what that node gets.
+set -eu
+umask 077
+[ $# -ge 2 ] || { sed -n '2,5s/^# *//p' "$0" >&2; exit 2; }
+directory=$1
+shift
+days=${DAYS:-365}
+mkdir -p "$directory"
+[ -e "$directory/ca.key" ] || openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days "$days" \
+  -subj "/CN=heldout cluster" -addext "keyUsage=critical,keyCertSign,cRLSign" \
+  -keyout "$directory/ca.key" -out "$directory/ca.crt" 2>/dev/null
+for address in "$@"; do
+  node=$directory/$address
+  mkdir -p "$node"
+  # Hexadecimal digits, colons and dots alone, with a colon or no letter: an IP address.
+  if echo "$address" | grep -Eq '^([0-9.]+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*)$'; then name="IP:$address"; else name="DNS:$address"; fi
+  # Ray's processes of one node also speak with each other over loopback.
+  openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj "/CN=$address" \
+    -keyout "$node/node.key" -out "$node/node.csr" 2>/dev/null
+  printf 'subjectAltName=%s,DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\nbasicConstraints=CA:false\n' \
+    "$name" >"$node/extensions"
+  openssl x509 -req -in "$node/node.csr" -CA "$directory/ca.crt" -CAkey "$directory/ca.key" -CAcreateserial \
+    -days "$days" -extfile "$node/extensions" -out "$node/node.crt" 2>/dev/null
+  rm "$node/node.csr" "$node/extensions"
+  cp "$directory/ca.crt" "$node/ca.crt"
+  echo "$node"
+done

@@ -1,0 +1,214 @@
+"""The image and the compose files, read as files: no container engine is needed."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from common.config import resolve
+from learner.cluster import object_store_bytes_needed
+from learner.flags import parse
+
+PROJECT = Path(__file__).parent.parent.parent
+UNITS = {"k": 2**10, "m": 2**20, "g": 2**30}
+
+
+def with_defaults(value: Any) -> Any:
+    """`value` with `${NAME:-default}` replaced by the default, as compose does in an empty environment."""
+    if isinstance(value, dict):
+        return {key: with_defaults(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [with_defaults(item) for item in value]
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value) if isinstance(value, str) else value
+
+
+def compose_file(name: str) -> dict[str, Any]:
+    return with_defaults(yaml.safe_load((PROJECT / name).read_text()))
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    return compose_file("docker-compose.yml")["services"]
+
+
+def stage(name: str) -> list[str]:
+    """The instructions of one stage of the Dockerfile, each on one line."""
+    text = re.sub(r"\\\n\s*", "", (PROJECT / "Dockerfile").read_text())
+    stages = re.split(r"^FROM ", text, flags=re.MULTILINE)[1:]
+    (found,) = [s for s in stages if s.splitlines()[0].endswith(f"AS {name}")]
+    return [line for line in found.splitlines()[1:] if line and not line.startswith("#")]
+
+
+def megabytes(size: str) -> float:
+    return int(size[:-1]) * UNITS[size[-1]] / 2**20
+
+
+def test_the_defaults_are_a_command_that_the_learner_accepts(services: dict[str, Any]) -> None:
+    script, *flags = services["head"]["entrypoint"]
+    assert script == "head.sh"
+    for command in (services["head"]["command"], compose_file("docker-compose.gpu.yml")["services"]["head"]["command"]):
+        parsed = parse(["--address", "auto", *flags, *shlex.split(command)])
+        config = resolve(parsed.preset or "lab", parsed.given)
+        assert config.min_actors == 1  # it begins with the first actor there is
+        assert str(parsed.resume) == "auto"
+        assert f"runs:{parsed.run_dir.parent}" in services["head"]["volumes"]  # type: ignore[union-attr]
+
+
+def test_the_default_object_stores_carry_the_default_run(services: dict[str, Any]) -> None:
+    parsed = parse(shlex.split(services["head"]["command"]))
+    for preset in ("lab", "easy"):
+        needed = object_store_bytes_needed(resolve(preset, parsed.given))
+        assert int(services["head"]["environment"]["OBJECT_STORE_MEMORY"]) >= needed
+
+
+@pytest.mark.parametrize("name", ["head", "actors"])
+def test_an_object_store_fits_into_the_shared_memory(services: dict[str, Any], name: str) -> None:
+    service = services[name]
+    store = int(service["environment"]["OBJECT_STORE_MEMORY"]) / 2**20
+    assert store < megabytes(service["shm_size"])
+
+
+def test_only_tensorboard_is_published_and_only_on_loopback(services: dict[str, Any]) -> None:
+    published = {name: service["ports"] for name, service in services.items() if "ports" in service}
+    assert published == {"tensorboard": ["127.0.0.1:6006:6006"]}
+    assert not any("network_mode" in service for name, service in services.items() if name != "token")
+    assert compose_file("docker-compose.yml")["networks"]["cluster"] == {"internal": True}
+    assert {name for name, service in services.items() if "cluster" in service.get("networks", [])} == {
+        "head",
+        "actors",
+    }
+
+
+@pytest.mark.parametrize("name", ["head", "actors"])
+def test_every_ray_node_asks_for_the_token_and_reads_it_from_the_volume(services: dict[str, Any], name: str) -> None:
+    environment = services[name]["environment"]
+    assert environment["RAY_AUTH_MODE"] == "token"
+    assert environment["RAY_AUTH_TOKEN_PATH"] == services["token"]["environment"]["RAY_AUTH_TOKEN_PATH"]
+    assert "token:/token:ro" in services[name]["volumes"]
+    assert services[name]["depends_on"]["token"] == {"condition": "service_completed_successfully"}
+
+
+def test_no_service_has_the_token_in_its_environment(services: dict[str, Any]) -> None:
+    assert not any("RAY_AUTH_TOKEN" in service.get("environment", {}) for service in services.values())
+    assert "RAY_AUTH_TOKEN=" not in (PROJECT / "Dockerfile").read_text()
+
+
+def test_a_crash_resumes_and_a_stop_leaves_time_for_a_checkpoint(services: dict[str, Any]) -> None:
+    head = services["head"]
+    assert re.fullmatch(r"on-failure:\d+", head["restart"])  # not after 0, and not for ever after 2
+    assert services["actors"]["restart"] == "unless-stopped"
+    assert int(head["stop_grace_period"].rstrip("s")) >= 40
+    assert all(service["init"] is True for service in services.values())
+
+
+def test_the_gpu_goes_to_the_head_alone() -> None:
+    (name, head), *others = compose_file("docker-compose.gpu.yml")["services"].items()
+    assert name == "head" and not others
+    (device,) = head["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+    assert head["image"] != compose_file("docker-compose.yml")["services"]["actors"]["image"]
+
+
+@pytest.mark.parametrize("files", [["docker-compose.yml"], ["docker-compose.yml", "docker-compose.gpu.yml"]])
+def test_compose_itself_accepts_the_files(files: list[str]) -> None:
+    command = ["docker-compose"] if shutil.which("docker-compose") else ["docker", "compose"]
+    try:
+        there = subprocess.run([*command, "version"], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        there = False
+    if not there:
+        pytest.skip("neither docker-compose nor docker compose is installed")
+    named = [part for name in files for part in ("-f", name)]
+    done = subprocess.run([*command, *named, "config", "-q"], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "obsolete" not in done.stderr
+
+
+def test_no_stage_but_those_that_install_sees_the_package_index() -> None:
+    for name in ("base", "heldout"):
+        assert not any(line.startswith("ARG") for line in stage(name))
+    assert all("=" not in line for name in ("dependencies", "code") for line in stage(name) if line.startswith("ARG"))
+    assert "http" not in (PROJECT / "Dockerfile").read_text()
+
+
+def test_dependencies_are_installed_before_any_code_is_copied() -> None:
+    copied = [line for line in stage("dependencies") if line.startswith("COPY")]
+    assert copied == [
+        "COPY constraints.txt /tmp/",
+        "COPY --from=requirements /tmp/heldout/build.txt /tmp/heldout/run.txt /tmp/",
+    ]
+    final = stage("heldout")
+    assert final.index("COPY --from=dependencies /opt/heldout /opt/heldout") < final.index(
+        "COPY --from=code /tmp/code /opt/heldout/lib/python3.11/site-packages"
+    )
+    assert all(
+        "-c /tmp/constraints.txt" in part for line in stage("dependencies") for part in line.split("pip install")[1:]
+    )
+
+
+@pytest.mark.parametrize("name", ["heldout", "tensorboard"])
+def test_containers_do_not_run_as_root(name: str) -> None:
+    users = [line for line in stage(name) if line.startswith("USER")]
+    assert users == ["USER 1000:1000"]  # a number: Kubernetes cannot tell whether a name is root
+
+
+def test_the_image_installs_our_packages_and_what_pyproject_names(tmp_path: Path) -> None:
+    tomllib = pytest.importorskip("tomllib", reason="the image has Python 3.11, whose tomllib reads pyproject.toml")
+    pyproject = PROJECT / "pyproject.toml"
+    script = PROJECT / "deploy/docker/requirements.py"
+    subprocess.run([sys.executable, script, pyproject], cwd=tmp_path, check=True)
+    project = tomllib.loads(pyproject.read_text())
+    wanted = project["project"]["dependencies"] + project["project"]["optional-dependencies"]["cluster"]
+    assert (tmp_path / "run.txt").read_text().splitlines() == wanted
+    assert (tmp_path / "build.txt").read_text().startswith("setuptools==")
+    packages = {name.partition(".")[0] for name in project["tool"]["setuptools"]["packages"]}
+    assert {f"COPY {name} {name}" for name in packages} <= set(stage("code"))
+
+
+def test_everything_the_dockerfile_copies_is_let_through_and_nothing_else_is() -> None:
+    lines = (PROJECT / ".dockerignore").read_text().splitlines()
+    rules = [line for line in lines if line and not line.startswith("#")]
+    assert rules[0] == "*"
+    allowed = {rule.removeprefix("!") for rule in rules if rule.startswith("!")}
+    sources = set()
+    for line in (PROJECT / "Dockerfile").read_text().splitlines():
+        if line.startswith("COPY ") and "--from" not in line:
+            sources |= set(line.split()[1:-1])
+    assert all((PROJECT / source).exists() for source in sources)
+    assert {"deploy/docker" if source.startswith("deploy/docker/") else source for source in sources} == allowed
+
+
+@pytest.mark.parametrize("script", ["token.sh", "head.sh", "node.sh", "healthy.py"])
+def test_the_scripts_can_be_run(script: str) -> None:
+    path = PROJECT / "deploy/docker" / script
+    assert os.access(path, os.X_OK)
+    if path.suffix == ".sh":
+        subprocess.run(["bash", "-n", path], check=True)
+    assert f"deploy/docker/{script}" in (PROJECT / "Dockerfile").read_text()
+
+
+def test_the_token_is_made_once_for_the_owner_alone_and_is_not_printed(tmp_path: Path) -> None:
+    path = tmp_path / "ray-token"
+    python = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    outputs, tokens = [], []
+    for _ in range(2):
+        done = subprocess.run(
+            [PROJECT / "deploy/docker/token.sh"],
+            env={"PATH": python, "RAY_AUTH_TOKEN_PATH": str(path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        outputs.append(done.stdout + done.stderr)
+        tokens.append(path.read_text())
+    assert re.fullmatch("[0-9a-f]{64}", tokens[0]) and tokens[0] == tokens[1]
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+    assert not any(tokens[0] in output for output in outputs)

@@ -1,0 +1,90 @@
+"""The Grafana dashboard shows every metric of the learner and asks for no other; Prometheus reads where Ray writes."""
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
+
+from learner.operator_metrics import COUNTERS, GAUGES
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+# As Ray's endpoint serves them.
+SERVED = {f"ray_{name}": metric for name, metric in GAUGES.items()}
+SERVED |= {f"ray_{name}_total": metric for name, metric in COUNTERS.items()}
+
+
+@pytest.fixture(scope="module")
+def dashboard() -> dict[str, Any]:
+    return json.loads((DEPLOY / "grafana" / "heldout.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def panels(dashboard) -> list[dict[str, Any]]:
+    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+
+
+@pytest.fixture(scope="module")
+def targets(panels) -> list[dict[str, Any]]:
+    return [target for panel in panels for target in panel["targets"]]
+
+
+def names(query: str) -> set[str]:
+    return set(re.findall(r"\bray_\w+", query))
+
+
+def test_what_it_asks_for_is_what_is_served(targets):
+    assert {name for target in targets for name in names(target["expr"])} == set(SERVED)
+
+
+def test_variables_ask_for_what_is_served(dashboard):
+    queries = [variable["definition"] for variable in dashboard["templating"]["list"] if variable["type"] == "query"]
+    assert queries and all(names(query) and names(query) <= set(SERVED) for query in queries)
+
+
+def test_only_counters_are_asked_for_their_growth(targets):
+    growing = {name for t in targets for name in re.findall(r"(?:rate|increase)\((\w+)", t["expr"])}
+    assert growing == {f"ray_{name}_total" for name in COUNTERS}
+
+
+def test_labels_in_queries_and_legends_are_the_metrics_own(targets):
+    for target in targets:
+        metrics = [SERVED[name] for name in names(target["expr"])]
+        has = {"run", "SessionName", *(metric.label for metric in metrics if metric.label)}
+        grouped = re.findall(r"(?:by|on) \(([^)]*)\)", target["expr"])
+        asked = {label.strip() for group in grouped for label in group.split(",")}
+        asked |= set(re.findall(r"[{,]\s*(\w+)=~", target["expr"]))
+        asked |= set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
+        assert asked <= has, target["expr"]
+
+
+def test_every_query_goes_to_the_chosen_datasource_session_and_run(dashboard, panels, targets):
+    assert [variable["name"] for variable in dashboard["templating"]["list"]] == ["datasource", "session", "run"]
+    for asking in (*panels, *targets):
+        assert asking["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+    for target in targets:
+        selectors = re.findall(r"ray_\w+(\{[^}]*\})?", target["expr"])
+        assert set(selectors) == {'{SessionName=~"$session", run=~"$run"}'}
+
+
+def test_panels_are_on_the_grid_and_on_top_of_none(dashboard):
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    places = [panel["gridPos"] for panel in dashboard["panels"]]
+    assert all(place["x"] >= 0 and place["x"] + place["w"] <= 24 for place in places)
+    for a, b in itertools.combinations(places, 2):
+        beside = a["x"] + a["w"] <= b["x"] or b["x"] + b["w"] <= a["x"]
+        assert beside or a["y"] + a["h"] <= b["y"] or b["y"] + b["h"] <= a["y"], (a, b)
+
+
+def test_every_panel_says_what_it_shows(panels):
+    assert all(panel["title"] and panel["description"] for panel in panels)
+
+
+def test_prometheus_reads_the_file_that_ray_writes():
+    (job,) = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
+    (discovery,) = job["file_sd_configs"]
+    assert discovery["files"] == [f"/tmp/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"]

@@ -1,0 +1,474 @@
+"""Who gets into a cluster, who can read a run: a real Ray head with a token, and strangers who try every door."""
+
+import contextlib
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from learner.authentication import CLIENT_TIMEOUTS, LOOPBACK
+
+PROJECT = Path(__file__).parents[2]
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+# Ray asks again and again after it was refused; once is enough here.
+IMPATIENCE = {**CLIENT_TIMEOUTS, "RAY_NUM_REDIS_GET_RETRIES": "1"}
+# A node told to be at 127.0.0.1 takes the host's own address instead, one at 127.0.0.2 stays there.
+HOST = "127.0.0.2"
+WRONG_TOKEN = "0123456789abcdef" * 4
+needs_dashboard = pytest.mark.skipif(
+    any(importlib.util.find_spec(module) is None for module in ("aiohttp", "grpc")),
+    reason="Ray's dashboard is not installed (ray[default])",
+)
+# Calls that every Ray server of a kind answers; what they would say does not matter, only that they say it to nobody.
+GRPC_CALLS = (
+    "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo",
+    "/ray.rpc.NodeManagerService/GetNodeStats",
+    "/ray.rpc.ObjectManagerService/Pull",
+    "/ray.rpc.CoreWorkerService/NumPendingTasks",
+    "/ray.rpc.ReporterService/GetTraceback",
+    "/ray.rpc.RayletDriver/ClusterInfo",
+)
+JOIN = """
+import ray, sys
+ray.init(address=sys.argv[1], log_to_driver=False)
+print("INSIDE", len(ray.nodes()))
+"""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running `ray start --head` and what is needed to reach it."""
+
+    process: psutil.Process
+    address: str
+    dashboard: str
+    metrics_port: int
+    home: Path  # of its user, with the token
+    token: str
+    temp_dir: Path
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """This process' environment for a user whose home is `home`: no variable of Ray's comes along."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return {**inherited, "HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", **more}
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for listener in sockets:
+            listener.bind(("127.0.0.1", 0))
+        return [listener.getsockname()[1] for listener in sockets]
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Ends a process and all it started."""
+    try:
+        tree = psutil.Process(process.pid).children(recursive=True)
+    except psutil.Error:
+        tree = []
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for child in tree:
+        with contextlib.suppress(psutil.Error):
+            child.kill()
+
+
+def make_token(home: Path, token: str | None = None) -> str:
+    """Ray's own command makes the token, unless it is given."""
+    if token is None:
+        made = subprocess.run(
+            ["sh", "-c", 'umask 077; exec "$@"', "sh", *RAY, "get-auth-token", "--generate"],
+            env=environment(home),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return made.stdout.strip()
+    (home / ".ray").mkdir(parents=True)
+    (home / ".ray" / "auth_token").write_text(token)
+    return token
+
+
+@pytest.fixture(scope="module")
+def temp_dir() -> Iterator[Path]:
+    """Short, since the paths of Ray's sockets may have 107 characters; private, since Ray's own directories are not."""
+    path = Path(tempfile.mkdtemp(prefix="hs-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def head(temp_dir: Path) -> Iterator[Head]:
+    """A head with token authentication, dashboard, job submission and Ray Client."""
+    home = temp_dir / "home"
+    home.mkdir()
+    token = make_token(home)
+    port, dashboard, client, agent, metrics = free_ports(5)
+    with open(temp_dir / "head.log", "w") as log:
+        process = subprocess.Popen(
+            [
+                *(*RAY, "start", "--head", "--block", "--node-ip-address", HOST, "--port", str(port)),
+                *("--include-dashboard", "true", "--dashboard-port", str(dashboard)),
+                *("--ray-client-server-port", str(client), "--dashboard-agent-listen-port", str(agent)),
+                *("--metrics-export-port", str(metrics), "--temp-dir", str(temp_dir / "ray")),
+                *("--num-cpus", "2", "--object-store-memory", str(200 << 20)),
+            ],
+            env=environment(home, RAY_AUTH_MODE="token"),
+            cwd=PROJECT,
+            stdout=log,
+            stderr=log,
+            text=True,
+        )
+    url = f"http://127.0.0.1:{dashboard}"
+    try:
+        deadline = time.monotonic() + 60
+        while status_of(f"{url}/api/jobs/", token) != 200:
+            assert process.poll() is None, (temp_dir / "head.log").read_text()
+            assert time.monotonic() < deadline, (temp_dir / "head.log").read_text()
+            time.sleep(0.3)
+        yield Head(
+            psutil.Process(process.pid), f"{HOST}:{port}", url, metrics, home, token, temp_dir / "ray"
+        )  # fmt: skip
+    finally:
+        end(process)
+
+
+@pytest.fixture(scope="module", params=["without a token", "with a wrong token"])
+def stranger(request: pytest.FixtureRequest, temp_dir: Path) -> dict[str, str]:
+    """The environment of somebody who may not get in."""
+    home = temp_dir / request.param.replace(" ", "-")
+    home.mkdir()
+    if request.param == "without a token":
+        return environment(home, RAY_AUTH_MODE="disabled", **IMPATIENCE)
+    make_token(home, WRONG_TOKEN)
+    return environment(home, RAY_AUTH_MODE="token", **IMPATIENCE)
+
+
+def owner(head: Head) -> dict[str, str]:
+    """The environment of the user whose cluster it is; only the learner finds out by itself to show the token."""
+    return environment(head.home, RAY_AUTH_MODE="token", **IMPATIENCE)
+
+
+def run(*command: object, env: dict[str, str], timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(word) for word in command],
+        env=env,
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def status_of(url: str, token: str | None, body: bytes | None = None) -> int | None:
+    """The HTTP status; None where nothing answers in HTTP."""
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=5) as reply:
+            return reply.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except (OSError, ValueError):
+        return None
+
+
+def grpc_codes(address: str) -> set[str]:
+    """What calls without a token are answered with there; empty where nothing speaks gRPC."""
+    import grpc
+
+    codes = set()
+    with grpc.insecure_channel(address) as channel:
+        for call in GRPC_CALLS:
+            try:
+                channel.unary_unary(call)(b"", timeout=5)
+                codes.add("ANSWERED")
+            except grpc.RpcError as error:
+                codes.add(error.code().name)  # type: ignore[attr-defined]
+            if codes == {"UNAVAILABLE"}:
+                return set()
+    return codes
+
+
+def listening(process: psutil.Process) -> set[tuple[str, int]]:
+    """Addresses and ports on which a process and all it started listen."""
+    found = set()
+    for each in [process, *process.children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):
+            sockets = each.net_connections("inet")
+            found |= {(s.laddr.ip, s.laddr.port) for s in sockets if s.status == psutil.CONN_LISTEN}
+    return found
+
+
+def readable_by_others(directory: Path) -> list[str]:
+    """What in there, with its own mode, group or others could read, write or enter; links have no mode of their own."""
+    paths = [directory, *directory.rglob("*")]
+    assert len(paths) > 10
+    return [f"{p} {p.lstat().st_mode & 0o777:o}" for p in paths if not p.is_symlink() and p.lstat().st_mode & 0o077]
+
+
+def command_lines(process: psutil.Process) -> str:
+    """As everybody on the host sees them in `ps`."""
+    lines = []
+    for each in [process, *process.children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):
+            lines.append(" ".join(each.cmdline()))
+    return "\n".join(lines)
+
+
+@needs_dashboard
+def test_ray_makes_the_token_so_that_only_its_user_can_read_it(head: Head) -> None:
+    path = head.home / ".ray" / "auth_token"
+    assert re.fullmatch("[0-9a-f]{64}", head.token)
+    assert path.read_text() == head.token
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@needs_dashboard
+def test_a_strange_driver_does_not_join(head: Head, stranger: dict[str, str]) -> None:
+    refused = run(sys.executable, "-c", JOIN, head.address, env=stranger)
+    assert refused.returncode == 1
+    assert "INSIDE" not in refused.stdout
+    assert "Authentication token is missing or incorrect" in refused.stderr
+
+
+@needs_dashboard
+def test_a_strange_node_does_not_join(head: Head, stranger: dict[str, str]) -> None:
+    refused = run(*RAY, "start", "--address", head.address, "--block", env=stranger)
+    assert refused.returncode != 0
+    assert "Authentication token is missing or incorrect" in refused.stderr + refused.stdout
+    inside = run(sys.executable, "-c", JOIN, head.address, env=owner(head))
+    assert inside.stdout.split()[-2:] == ["INSIDE", "1"], inside.stderr
+
+
+@needs_dashboard
+@pytest.mark.parametrize(("token", "status"), [(None, 401), (WRONG_TOKEN, 403)])
+def test_the_dashboard_shows_a_stranger_nothing_and_takes_no_jobs(
+    head: Head, token: str | None, status: int, tmp_path: Path
+) -> None:
+    for path in (
+        "/api/jobs/",
+        "/nodes?view=summary",
+        "/api/v0/nodes",
+        "/api/v0/logs?node_ip=127.0.0.2",
+        "/logical/actors",
+    ):
+        assert status_of(head.dashboard + path, token) == status, path
+        assert status_of(head.dashboard + path, head.token) not in (401, 403, None), path
+    job = b'{"entrypoint": "touch %s"}' % bytes(tmp_path / "ran")
+    assert status_of(f"{head.dashboard}/api/jobs/", token, job) == status
+    assert not (tmp_path / "ran").exists()
+
+
+@needs_dashboard
+def test_the_job_command_runs_nothing_for_a_stranger(head: Head, stranger: dict[str, str], tmp_path: Path) -> None:
+    submit = (*RAY, "job", "submit", "--address", head.dashboard, "--", "touch")
+    refused = run(*submit, tmp_path / "stranger", env=stranger)
+    assert refused.returncode != 0
+    assert not (tmp_path / "stranger").exists()
+
+
+@needs_dashboard
+def test_the_job_command_runs_for_who_has_the_token(head: Head, tmp_path: Path) -> None:
+    submitted = run(
+        *RAY, "job", "submit", "--address", head.dashboard, "--", "touch", tmp_path / "ran", env=owner(head)
+    )
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    assert (tmp_path / "ran").exists()
+
+
+@needs_dashboard
+def test_the_learner_says_in_one_line_why_it_is_not_let_in(
+    head: Head, stranger: dict[str, str], tmp_path: Path
+) -> None:
+    env = {name: value for name, value in stranger.items() if name != "RAY_AUTH_MODE"}
+    command = (sys.executable, "-m", "learner", "--address", head.address, "--run-dir", tmp_path / "run")
+    refused = run(*command, env=env)
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+    asked = "asks for a token, and there is none in" in refused.stderr
+    assert asked or "refuses the token in" in refused.stderr
+    assert asked != (Path(env["HOME"]) / ".ray").exists()
+    assert WRONG_TOKEN not in refused.stderr + refused.stdout
+    assert not (tmp_path / "run").exists()
+
+
+@needs_dashboard
+def test_a_run_in_a_cluster_shows_nobody_its_token_or_its_files(head: Head, tiny: list[str], tmp_path: Path) -> None:
+    """The head was started elsewhere, under another umask: the evaluator's files are private as well."""
+    for name in ("RAY_AUTH_MODE", "RAY_ADDRESS"):
+        assert name not in environment(head.home)
+    directory = tmp_path / "run"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "learner", *tiny, "--total-frames", "1280", "--eval-episodes-per-level", "1"),
+            *("--address", head.address, "--run-dir", str(directory)),
+        ],
+        env=environment(head.home),
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (directory / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert process.poll() is None, process.communicate()
+        seen = command_lines(head.process) + command_lines(psutil.Process(process.pid))
+        ports = listening(head.process)
+        open_doors = []
+        for address, port in ports:
+            host = HOST if address in ("::", "0.0.0.0") else address.removeprefix("::ffff:")
+            codes = grpc_codes(f"{host}:{port}")
+            asks = "UNAUTHENTICATED" in codes and codes <= {"UNAUTHENTICATED", "UNIMPLEMENTED"}
+            if not asks and status_of(f"http://{host}:{port}/api/jobs/", None) != 401:
+                open_doors.append((address, port, codes))
+        output, _ = process.communicate(timeout=100)
+    finally:
+        end(process)
+    assert process.returncode == 0, output
+    assert "token authentication" in output
+
+    assert "RemoteRolloutActor" in seen and "gcs_server" in seen
+    assert head.token not in seen
+    # Ray's metrics can be read by anybody who reaches their port; everything else asks for the token.
+    assert [port for _, port, _ in open_doors] == [head.metrics_port], open_doors
+
+    assert head.token not in output
+    written = [path for place in (directory, head.temp_dir) for path in place.rglob("*") if path.is_file()]
+    assert any("gcs_server" in path.name for path in written) and any(path.suffix == ".gif" for path in written)
+    assert [path for path in written if head.token.encode() in path.read_bytes()] == []
+    assert head.token not in (head.temp_dir.parent / "head.log").read_text()
+    assert readable_by_others(directory) == []
+
+
+def test_an_embedded_run_is_reached_and_read_by_its_user_only(tiny, tmp_path: Path) -> None:
+    home, directory = tmp_path / "home", tmp_path / "run"
+    home.mkdir()
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "learner", *tiny, "--total-frames", str(10**9)),
+            *("--eval-episodes-per-level", "1", "--run-dir", str(directory)),
+        ],
+        env=environment(home),
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        umask=0o022,
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while not (directory / "evaluations.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert process.poll() is None, process.communicate()
+        learner = psutil.Process(process.pid)
+        addresses = {address.removeprefix("::ffff:") for address, _ in listening(learner)}
+        sessions = {
+            Path(word.split("=")[1]) for word in command_lines(learner).split() if word.startswith("--session-dir=")
+        }
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        end(process)
+    assert process.returncode == 143, output
+    assert addresses == {"127.0.0.1"}
+    assert readable_by_others(directory) == []
+    token = home / ".ray" / "auth_token"
+    assert (token.stat().st_mode | token.parent.stat().st_mode) & 0o077 == 0
+    # Ray's directories for a session are open to everybody; the one around them is not.
+    assert sessions
+    assert all(any(parent.stat().st_mode & 0o077 == 0 for parent in session.parents) for session in sessions)
+
+
+def test_a_run_directory_that_the_user_made_keeps_its_mode(tiny, tmp_path: Path, run_learner) -> None:
+    directory = tmp_path / "run"
+    directory.mkdir(mode=0o755)
+    result = run_learner(*tiny, "--total-frames", 64, "--no-evaluator", "--run-dir", directory)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert directory.stat().st_mode & 0o777 == 0o755
+    assert [line for line in readable_by_others(directory) if not line.startswith(f"{directory} ")] == []
+
+
+@pytest.fixture
+def isolated_network() -> Iterator[list[str]]:
+    """What to put before a command to run it in a network that only has a loopback interface."""
+    own_user = [] if os.getuid() == 0 else ["--map-root-user"]
+    holder = subprocess.Popen(
+        ["unshare", *own_user, "--net", "sh", "-c", "ip link set lo up && echo ready && exec sleep 300"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert holder.stdout is not None
+        if (said := holder.stdout.readline().strip()) != "ready":
+            pytest.skip(f"no network namespace can be made here: {said}")
+        user = [] if os.getuid() == 0 else ["--user", "--preserve-credentials"]
+        yield ["nsenter", "--target", str(holder.pid), "--net", *user, "--"]
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+def test_the_learner_refuses_a_cluster_that_is_open_to_its_network_unless_told_otherwise(
+    isolated_network: list[str], tiny: list[str], tmp_path: Path
+) -> None:
+    """Ray listens on every interface for a node at 127.0.0.2, so this is a cluster others could reach."""
+    assert HOST not in LOOPBACK
+    home = tmp_path / "home"
+    make_token(home, WRONG_TOKEN)  # a token of our own does not make the cluster ask for one
+    temp = Path(tempfile.mkdtemp(prefix="hs-", dir="/tmp"))
+    with open(temp / "head.log", "w") as log:
+        process = subprocess.Popen(
+            [
+                *(*isolated_network, *RAY, "start", "--head", "--block", "--node-ip-address", HOST),
+                *("--port", "6379", "--include-dashboard", "false", "--temp-dir", str(temp / "ray")),
+                *("--num-cpus", "2", "--object-store-memory", str(200 << 20)),
+            ],
+            env=environment(home, RAY_AUTH_MODE="disabled"),
+            cwd=PROJECT,
+            stdout=log,
+            stderr=log,
+            text=True,
+        )
+    learner = (
+        *(*isolated_network, sys.executable, "-m", "learner", *tiny, "--total-frames", "64", "--no-evaluator"),
+        *("--address", f"{HOST}:6379", "--run-dir", tmp_path / "run"),
+    )
+    try:
+        for mode in ({}, {"RAY_AUTH_MODE": "token"}):
+            refused = run(*learner, env=environment(home, **mode))
+            assert refused.returncode == 2, refused.stdout + refused.stderr
+            assert len(refused.stderr.splitlines()) == 1
+            assert f"runs without authentication on {HOST}: anyone who reaches its ports can run code" in refused.stderr
+            assert "--allow-unauthenticated" in refused.stderr
+            assert not (tmp_path / "run").exists()
+        trained = run(*learner, "--allow-unauthenticated", env=environment(home, RAY_AUTH_MODE="token"))
+    finally:
+        end(process)
+        shutil.rmtree(temp, ignore_errors=True)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    assert (trained.stdout + trained.stderr).count("anyone who reaches its ports can run code") == 1
