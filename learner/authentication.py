@@ -163,7 +163,7 @@ def _ask_once(address: str, environment: dict[str, str]) -> Answer:
 def asked(address: str) -> Answer:
     """What the head at `address` says to this process."""
     try:
-        head = services.canonicalize_bootstrap_address(address)
+        head = services.canonicalize_bootstrap_address(address) or address
         client = GcsClient(address=head)
         nodes = client.get_all_node_info(timeout=10, state_filter=0).values()  # 0: those alive
     except AuthenticationError:

@@ -69,7 +69,8 @@ def connect(config: Config, address: str | None, allow_unauthenticated: bool = F
             f"{_mib(needed)} MiB: start Ray here with --object-store-memory {needed}"
         )
     resources = ray.cluster_resources()
-    return f"Ray cluster at {address}, {len(ray.nodes())} nodes, {resources.get('CPU', 0):.0f} CPUs, {access}"
+    alive = sum(node["Alive"] for node in ray.nodes())
+    return f"Ray cluster at {address}, {alive} nodes, {resources.get('CPU', 0):.0f} CPUs, {access}"
 
 
 def _object_store_here() -> float:

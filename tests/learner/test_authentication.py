@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ray._private import ray_constants
@@ -183,3 +184,24 @@ def test_loopback_is_asked_of_ray_only_inside() -> None:
     with only_loopback():
         assert not ray_constants.ENABLE_RAY_CLUSTER
     assert before == ray_constants.ENABLE_RAY_CLUSTER
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ([], Answer("silent", reason="no answer: the head has no node yet")),
+        (["127.0.0.1"], Answer("admitted", ("10.0.0.1", "127.0.0.1"))),
+    ],
+)
+def test_a_head_that_was_reached_from_elsewhere_or_has_no_node_yet_is_not_on_loopback(
+    nodes, expected, monkeypatch
+) -> None:
+    class Client:
+        def __init__(self, address: str) -> None:
+            assert address == "10.0.0.1:6379"
+
+        def get_all_node_info(self, **_: object) -> dict[int, SimpleNamespace]:
+            return {number: SimpleNamespace(node_manager_address=node) for number, node in enumerate(nodes)}
+
+    monkeypatch.setattr(authentication, "GcsClient", Client)
+    assert authentication.asked("10.0.0.1:6379") == expected
