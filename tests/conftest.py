@@ -1,9 +1,10 @@
 """What several test files share: the real `python -m learner` with settings so small that an update takes a second."""
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,20 @@ TINY = [
 TINY_BATCH = 64
 
 
+@pytest.fixture(scope="module", autouse=True)
+def ray_without_memory() -> Iterator[None]:
+    """Ray and our code set RAY_AUTH_MODE in the process that joins a cluster; the next module's starts without."""
+    before = os.environ.get("RAY_AUTH_MODE")
+    yield
+    if os.environ.get("RAY_AUTH_MODE") != before:
+        os.environ.pop("RAY_AUTH_MODE")
+        if before is not None:
+            os.environ["RAY_AUTH_MODE"] = before
+        from learner import authentication
+
+        authentication.reload_mode()
+
+
 @pytest.fixture(scope="session")
 def tiny() -> list[str]:
     """Flags of a run whose updates have 64 frames."""
@@ -30,8 +45,6 @@ def start_learner() -> Callable[..., subprocess.Popen[str]]:
     """Starts `python -m learner ARGS` in the project's root and returns the process."""
 
     def start(*args: object, **environment: str) -> subprocess.Popen[str]:
-        import os
-
         return subprocess.Popen(
             [sys.executable, "-m", "learner", *map(str, args)],
             cwd=PROJECT,

@@ -18,7 +18,7 @@ from learner.doctor import run_directory_check
 from learner.preparation import lock_for_learner
 
 PROJECT = Path(__file__).parents[2]
-NODE = {"num_cpus": 1, "object_store_memory": 300 << 20}
+NODE = {"num_cpus": 1, "object_store_memory": 600 << 20}
 OPEN = "--allow-unauthenticated"  # a cluster of `ray.cluster_utils` asks for no token
 
 

@@ -1,6 +1,7 @@
 """Who gets into a cluster, who can read a run: a real Ray head with a token, and strangers who try every door."""
 
 import contextlib
+import http.client
 import importlib.util
 import os
 import re
@@ -191,7 +192,7 @@ def status_of(url: str, token: str | None, body: bytes | None = None) -> int | N
             return reply.status
     except urllib.error.HTTPError as error:
         return error.code
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return None
 
 
@@ -209,11 +210,11 @@ def grpc_codes(address: str) -> set[str]:
     with grpc.insecure_channel(address) as channel:
         for call in GRPC_CALLS:
             try:
-                channel.unary_unary(call)(b"", timeout=3)
+                channel.unary_unary(call)(b"", timeout=10)
                 codes.add("ANSWERED")
             except grpc.RpcError as error:
                 codes.add(error.code().name)  # type: ignore[attr-defined]
-            if codes == {"UNAVAILABLE"}:
+            if codes <= {"UNAVAILABLE", "DEADLINE_EXCEEDED"}:
                 return set()
     return codes
 
