@@ -13,7 +13,7 @@ from common.code_version import require_same_software
 from common.config import Config
 from common.frame_compression import compress_frames
 from common.messages import ActorState, Rollout, Weights
-from common.process import prepare_process
+from common.process import end_with_parent, prepare_process
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ class RemoteRolloutActor:
         state: ActorState | None,
     ):
         require_same_software(learner.software, socket.gethostname())
+        end_with_parent()
         prepare_process(num_threads=1, sees_gpu=config.actor_gpus > 0)
         self.actor = RolloutActor(config, actor_id, incarnation, started_at, state)
         self.codec = config.compress

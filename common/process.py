@@ -6,6 +6,8 @@ Every role's process calls `prepare_process` once, before its first tensor.
 import contextlib
 import ctypes
 import os
+import threading
+import time
 from typing import Literal
 
 import torch
@@ -47,6 +49,18 @@ def prepare_process(num_threads: int | None, sees_gpu: bool) -> None:
 def keep_files_private() -> None:
     """Files made from now on, also by processes started from here, can be read by this user only: 0600, 0700."""
     os.umask(0o077)
+
+
+def end_with_parent() -> None:
+    """Has this process end within a second of its parent, a raylet: Ray leaves actors behind when a node is cut off."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
 def set_ray_authentication(mode: Literal["token", "disabled"]) -> None:

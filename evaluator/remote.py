@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from common.config import Config
 from common.errors import cause_in_one_line
 from common.messages import CheckpointNotice
-from common.process import prepare_process
+from common.process import end_with_parent, prepare_process
 from common.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class RemoteEvaluatorActor:
     """`EvaluationService` in a process of its own. It scores on its own thread, so every call is answered at once."""
 
     def __init__(self, run_path: Path, config: Config):
+        end_with_parent()
         prepare_process(num_threads=1, sees_gpu=False)
         # Here, because the learner imports this file too and has no use for matplotlib.
         import evaluator.service  # noqa: F401
