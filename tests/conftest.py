@@ -20,11 +20,34 @@ TINY = [
 TINY_BATCH = 64
 
 
+_exit_status: int = pytest.ExitCode.OK
+
+
+def pytest_sessionfinish(exitstatus: int) -> None:
+    global _exit_status
+    _exit_status = exitstatus
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    """Ends the process here: no process but this one joins a dozen clusters, and the interpreter's own end once crashed
+    in it, after all tests. How learners end is what tests of their exit codes see.
+    """
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(_exit_status)
+
+
 @pytest.fixture(scope="module", autouse=True)
-def ray_without_memory() -> Iterator[None]:
-    """Ray and our code set RAY_AUTH_MODE in the process that joins a cluster; the next module's starts without."""
+def process_as_before() -> Iterator[None]:
+    """Who joins a cluster in this process sets RAY_AUTH_MODE, and a learner its umask; the next module has neither."""
     before = os.environ.get("RAY_AUTH_MODE")
+    umask = os.umask(0o022)
+    os.umask(umask)
     yield
+    os.umask(umask)
     if os.environ.get("RAY_AUTH_MODE") != before:
         os.environ.pop("RAY_AUTH_MODE")
         if before is not None:

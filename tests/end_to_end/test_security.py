@@ -415,7 +415,8 @@ def test_an_embedded_run_is_reached_and_read_by_its_user_only(tiny, tmp_path: Pa
 
 def test_a_run_directory_that_the_user_made_keeps_its_mode(tmp_path: Path) -> None:
     made, not_made = tmp_path / "made", tmp_path / "not made"
-    made.mkdir(mode=0o755)
+    made.mkdir()
+    made.chmod(0o755)  # whatever umask this process has
     umask = os.umask(0o077)
     try:
         for directory in (made, not_made):
