@@ -111,10 +111,11 @@ class Fleet:
         """Ids of actors that can collect now. What is due to be started, or failed to, is started again."""
         now = time.monotonic()
         for member in self.members.values():
+            starting = member.starting
             if member.handle is None and now >= member.start_at:
                 self._start(member)
-            elif member.starting is not None and ray.wait([member.starting], timeout=0)[0]:
-                self._finish_start(member, member.starting)
+            elif starting is not None and ray.wait([starting], timeout=0)[0]:
+                self._finish_start(member, starting)
         return [m.actor_id for m in self.members.values() if m.is_ready]
 
     def collect(self, actor_id: int, weights: ray.ObjectRef, policy_version: int) -> "ray.ObjectRef[Rollout]":
