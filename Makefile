@@ -29,15 +29,15 @@ test: setup ## run the tests
 	@exec $(python) -m pytest $(ARGS)
 
 drill: setup ## hurt a run in every way on one host and print what happened (under 6 minutes)
-	@exec $(python) -m benchmarks.drill $(ARGS)
+	@exec $(python) -m drills.drill $(ARGS)
 
 soak: setup ## hurt a run every half minute: make soak HOURS=1
-	@exec $(python) -m benchmarks.soak --hours $(HOURS) $(ARGS)
+	@exec $(python) -m drills.soak --hours $(HOURS) $(ARGS)
 
 lint: setup ## ruff (lint and format) and mypy, changing nothing
 	@$(python) -m ruff check --quiet
 	@$(python) -m ruff format --check --quiet || { echo "some files are not formatted; run: make format" >&2; exit 1; }
-	@$(python) -m mypy --no-error-summary $(packages) benchmarks
+	@$(python) -m mypy --no-error-summary $(packages) benchmarks drills
 
 check: lint test ## what CI runs: lint, then the tests
 

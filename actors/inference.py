@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.games import OBSERVATION_SHAPE
 from common.policy_network import PolicyNetwork, sample_actions
-from common.process import Precision, autocast
+from common.precision import Precision, autocast
 
 # int32 actions, float32 log-probabilities, float32 values, each [N].
 Acted = tuple[np.ndarray, np.ndarray, np.ndarray]

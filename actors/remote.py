@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import ray
 
 from actors.rollout_actor import RolloutActor
-from common.code_version import require_same_software
 from common.config import Config
 from common.frame_compression import compress_frames
 from common.messages import ActorState, Rollout, Weights
 from common.process import end_with_parent, prepare_process
+from common.versions import require_same_software
 
 
 @dataclass(frozen=True, slots=True)

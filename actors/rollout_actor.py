@@ -5,13 +5,13 @@ import time
 import numpy as np
 import torch
 
-from actors.env_group import EnvGroup, Finished, make_env_groups
+from actors.environments import EnvGroup, Finished, make_env_groups
 from actors.inference import make_inference
 from common.config import Config
 from common.games import OBSERVATION_SHAPE
 from common.messages import ActorState, FinishedEpisodes, Rollout, Weights, weights_sha256
 from common.policy_network import PolicyNetwork
-from common.process import autocast, choose_precision
+from common.precision import autocast, choose_precision
 from common.procgen_env import observe
 from common.seeding import derive_seed
 

@@ -17,12 +17,12 @@ import torch
 
 from actors.rollout_actor import RolloutActor
 from benchmarks.processes import machine
-from common.checkpoints import save_checkpoint
 from common.config import resolve
 from common.process import prepare_process
-from learner.batch import StagedBatch
-from learner.checkpoint_writer import on_host
-from learner.ppo import PPOLearner
+from common.storage.checkpoints import save_checkpoint
+from learner.ppo.learner import PPOLearner
+from learner.reporting.checkpoint_writer import on_host
+from learner.rollouts.staging import StagedBatch
 from learner.run_state import RunState
 
 

@@ -51,10 +51,10 @@ from benchmarks.processes import end_on_sigterm, machine
 from common.config import resolve
 from common.frame_compression import CODECS, compress_frames, decompress_frames
 from common.games import NUM_ACTIONS
-from common.metrics import read_jsonl
 from common.policy_network import PolicyNetwork
 from common.procgen_env import make_envs, observe
-from learner import flags as command_line
+from common.storage.jsonl import read_jsonl
+from learner.startup import flags as command_line
 
 ACTORS, ENVS, STEPS = 2, 2, 64
 BATCH = ACTORS * ENVS * STEPS

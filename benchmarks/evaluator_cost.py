@@ -26,14 +26,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.processes import end_on_sigterm, machine, run_and_watch
-from common.checkpoints import save_checkpoint
 from common.config import flag, resolve
 from common.messages import CheckpointNotice
-from common.metrics import read_jsonl
 from common.policy_network import PolicyNetwork
-from common.run_directory import RunDirectory
-from evaluator.remote import RemoteEvaluator
-from learner import cluster
+from common.storage.checkpoints import save_checkpoint
+from common.storage.jsonl import read_jsonl
+from common.storage.run_directory import RunDirectory
+from learner.cluster import connection
+from learner.evaluator_handle import RemoteEvaluator
 
 # 2,048 frames an update: about ten seconds of one core.
 SIZES = {"num_actors": 1, "envs_per_actor": 16, "unroll_length": 128, "num_minibatches": 2, "learner_threads": 1}
@@ -68,7 +68,7 @@ def counting_process() -> Iterator[None]:
 def notify_seconds(calls: int) -> list[float]:
     """Seconds of each `notify` of an evaluator that is scoring meanwhile."""
     config = resolve("lab", {**SIZES, "eval_episodes_per_level": EPISODES_PER_LEVEL})
-    cluster.connect(config, "local")
+    connection.connect(config, "local")
     try:
         with tempfile.TemporaryDirectory() as directory:
             run = RunDirectory(Path(directory) / "run")
@@ -86,7 +86,7 @@ def notify_seconds(calls: int) -> list[float]:
             problem = evaluator.problem
             evaluator.stop()
     finally:
-        cluster.disconnect()
+        connection.disconnect()
     if problem:
         raise RuntimeError(problem)
     return seconds

@@ -16,9 +16,10 @@ from actors.rollout_actor import RolloutActor
 from benchmarks.processes import machine
 from common.config import Config, resolve
 from common.policy_network import PolicyNetwork
-from common.process import choose_precision, prepare_process
-from evaluator.level_sets import draw_level_sets
-from evaluator.scoring import play
+from common.precision import choose_precision
+from common.process import prepare_process
+from evaluator.levels.level_sets import draw_level_sets
+from evaluator.scores.play import play
 
 
 def main() -> None:

@@ -31,9 +31,10 @@ from benchmarks.throughput import random_batch, rate, service
 from common.config import Config, resolve
 from common.errors import cause_in_one_line
 from common.policy_network import PolicyNetwork
-from common.process import Precision, autocast, prepare_process
-from learner.batch import TrainingBatch
-from learner.ppo import PPOLearner
+from common.precision import Precision, autocast
+from common.process import prepare_process
+from learner.ppo.batch import TrainingBatch
+from learner.ppo.learner import PPOLearner
 
 ACTOR_BATCHES = (32, 64, 128, 256, 512)
 

@@ -52,10 +52,10 @@ from common.config import Config, resolve
 from common.messages import Rollout, rollout_bytes
 from common.policy_network import PolicyNetwork
 from common.process import prepare_process
-from learner import cluster
-from learner.batch import StagedBatch
-from learner.machine_checks import SHARED_MEMORY
-from learner.rollout_stream import Request, RolloutStream
+from learner.cluster import connection
+from learner.cluster.machine_checks import SHARED_MEMORY
+from learner.rollouts.staging import StagedBatch
+from learner.rollouts.stream import Request, RolloutStream
 from learner.stopping import StopRequested, StopSignals
 
 Row = Mapping[str, Any]
@@ -349,11 +349,11 @@ def spills_triggered() -> int:
 def embedded_ray(cases: list[Case], stop: StopSignals) -> Iterator[SleepingFleet]:
     """An embedded Ray whose object store is as large as the service's would be for the largest of the cases."""
     try:
-        cluster.connect(max((case.config() for case in cases), key=cluster.object_store_bytes_needed), "local")
+        connection.connect(max((case.config() for case in cases), key=connection.object_store_bytes_needed), "local")
         stop.install()  # Ray installed handlers of its own
         yield SleepingFleet()
     finally:
-        cluster.disconnect()
+        connection.disconnect()
 
 
 def sweep_cases(arguments: argparse.Namespace) -> list[Case]:

@@ -107,7 +107,7 @@ class InFlight:
 
 
 class SleepingFleet:
-    """What the rollout stream needs of `actors.fleet.Fleet`, with actors that sleep. It only ever grows."""
+    """What the rollout stream needs of `learner.rollouts.fleet.Fleet`, with actors that sleep. It only ever grows."""
 
     def __init__(self) -> None:
         self.restarts = 0

@@ -37,13 +37,14 @@ from benchmarks.processes import end_on_sigterm, machine, run_and_watch
 from common.config import Config, resolve
 from common.games import NUM_ACTIONS
 from common.messages import Rollout
-from common.metrics import read_jsonl
 from common.policy_network import PolicyNetwork
-from common.process import autocast, choose_precision, prepare_process
+from common.precision import autocast, choose_precision
+from common.process import prepare_process
 from common.procgen_env import make_envs, observe
-from learner import flags as command_line
-from learner.batch import StagedBatch
-from learner.ppo import PPOLearner
+from common.storage.jsonl import read_jsonl
+from learner.ppo.learner import PPOLearner
+from learner.rollouts.staging import StagedBatch
+from learner.startup import flags as command_line
 
 CPU = torch.device("cpu")
 # What CPU users set who know about it: glibc then keeps freed memory.

@@ -1,9 +1,8 @@
-"""The one place that changes the process it runs in: allocator, threads, environment variables, file modes, arithmetic.
+"""The one place that changes the process it runs in: allocator, threads, environment variables, file modes.
 
 Every role's process calls `prepare_process` once, before its first tensor.
 """
 
-import contextlib
 import ctypes
 import os
 import threading
@@ -11,8 +10,6 @@ import time
 from typing import Literal
 
 import torch
-
-Precision = Literal["float32", "bfloat16"]
 
 # glibc's mallopt(3) parameter numbers.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -79,22 +76,3 @@ def prepare_ray_environment() -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a notice; we hide GPUs ourselves
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
-
-
-def choose_precision(requested: str, device: torch.device) -> Precision:
-    """`auto` is bfloat16 where the hardware computes it natively, else float32."""
-    if requested in ("float32", "bfloat16"):
-        return requested  # type: ignore[return-value]
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
-
-
-def autocast(device: torch.device, precision: Precision, cache: bool = True) -> contextlib.AbstractContextManager:
-    """Convolutions and large matrix products in `precision`; the network keeps its heads in float32.
-
-    With `cache` each parameter is rounded once in the whole region, without it at each use.
-    """
-    if precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16, cache_enabled=cache)

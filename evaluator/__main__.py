@@ -3,11 +3,11 @@
 import argparse
 import sys
 
-from common.command_line import USAGE_EXIT_CODE, OneLineParser
-from evaluator.commands import compare, film, levels, report, score, watch
+from common.cli import USAGE_EXIT_CODE, OneLineParser
+from evaluator.commands import compare, levels, report, score, video, watch
 from evaluator.commands.arguments import UsageError
 
-COMMANDS = {"score": score, "compare": compare, "film": film, "levels": levels, "report": report, "watch": watch}
+COMMANDS = {"score": score, "compare": compare, "film": video, "levels": levels, "report": report, "watch": watch}
 INTERRUPTED_EXIT_CODE = 130
 
 

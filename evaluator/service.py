@@ -11,16 +11,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common.checkpoints import CheckpointError, list_checkpoints, load_checkpoint
 from common.config import Config
 from common.messages import CheckpointNotice
-from common.run_directory import RunDirectory
-from evaluator.evaluation import evaluate
-from evaluator.film import film_episode
-from evaluator.level_file import stored_level_sets
-from evaluator.level_sets import LevelSets, live_splits
-from evaluator.report import Report
-from evaluator.scoring import load_policy
+from common.storage.checkpoints import CheckpointError, list_checkpoints, load_checkpoint
+from common.storage.run_directory import RunDirectory
+from evaluator.levels.level_file import stored_level_sets
+from evaluator.levels.level_sets import LevelSets, live_splits
+from evaluator.output.score_files import Report
+from evaluator.output.video import film_episode
+from evaluator.scores.evaluation import evaluate
+from evaluator.scores.play import load_policy
 
 # A run directory that could not be written is tried again after so many seconds.
 RETRY_SECONDS = 10.0

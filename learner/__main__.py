@@ -3,20 +3,21 @@
 import os
 import sys
 
-from actors.fleet import Fleet, FleetError
 from common.config import ConfigError
 from common.process import keep_files_private, prepare_process
-from evaluator.level_sets import draw_level_sets
-from evaluator.remote import RemoteEvaluator
-from learner import cluster, flags, nodes
-from learner.cluster import ClusterError
-from learner.flags import CommandLine
-from learner.operator_metrics import OperatorMetrics
-from learner.ppo import PPOLearner
-from learner.preparation import PreparedRun, prepare_run
-from learner.progress import Progress, scores_text
-from learner.rollout_stream import NoRollouts, RolloutStream, StreamCounters
+from evaluator.levels.level_sets import draw_level_sets
+from learner.cluster import connection, nodes
+from learner.cluster.connection import ClusterError
+from learner.evaluator_handle import RemoteEvaluator
+from learner.ppo.learner import PPOLearner
+from learner.reporting.operator_metrics import OperatorMetrics
+from learner.reporting.progress import Progress, scores_text
+from learner.rollouts.fleet import Fleet, FleetError
+from learner.rollouts.stream import NoRollouts, RolloutStream, StreamCounters
 from learner.run_state import RunState
+from learner.startup import flags
+from learner.startup.flags import CommandLine
+from learner.startup.preparation import PreparedRun, prepare_run
 from learner.stopping import StopRequested, StopSignals
 from learner.training import Diverged, RunDirectoryFailed, Training
 
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     keep_files_private()
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["doctor"]:
-        from learner import doctor  # training has no use for it
+        from learner.cluster import doctor  # training has no use for it
 
         return doctor.main(argv[1:])
     command_line = flags.parse(argv)
@@ -46,11 +47,11 @@ def main(argv: list[str] | None = None) -> int:
 def train_on_cluster(prepared: PreparedRun, command_line: CommandLine, stop: StopSignals) -> int:
     """Trains on the cluster at --address, or on an embedded one, and leaves it."""
     try:
-        where = cluster.connect(prepared.config, command_line.address, command_line.allow_unauthenticated)
+        where = connection.connect(prepared.config, command_line.address, command_line.allow_unauthenticated)
         stop.install()  # Ray installed handlers of its own
-        if cluster.address_to_join(command_line.address) is not None:
+        if connection.address_to_join(command_line.address) is not None:
             nodes.require_same_software(prepared.config.cluster_timeout)
-        return train(prepared, stop, where, has_operators=cluster.address_to_join(command_line.address) is not None)
+        return train(prepared, stop, where, has_operators=connection.address_to_join(command_line.address) is not None)
     except FleetError as error:
         if error.details:
             print(error.details, file=sys.stderr)
@@ -64,7 +65,7 @@ def train_on_cluster(prepared: PreparedRun, command_line: CommandLine, stop: Sto
         after = f"continue with --resume {prepared.run.path}" if can_resume else "training had not begun"
         return fail(f"stopped by {request}; {after}", request.exit_code)
     finally:
-        cluster.disconnect()
+        connection.disconnect()
 
 
 def fail(message: str, exit_code: int) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from common.messages import ActorState
-from learner.batch import StagedBatch
+from learner.rollouts.staging import StagedBatch
 
 # Episodes that episode_return and episode_length are averaged over, as baselines and CleanRL do.
 RECENT_EPISODES = 100

@@ -16,15 +16,15 @@ import numpy as np
 
 from common.config import Config
 from common.messages import CheckpointNotice
-from common.run_directory import RunDirectory
-from learner.advice import UpdateTimes, advice
-from learner.batch import StagedBatch
-from learner.checkpoint_writer import PATIENCE_SECONDS, CheckpointWriter, Snapshot, on_host
-from learner.diagnosis import save_diagnosis
-from learner.ppo import NotFinite, PPOLearner
-from learner.progress import Progress
-from learner.rollout_stream import RolloutStream
-from learner.run_log import RunLog
+from common.storage.run_directory import RunDirectory
+from learner.ppo.learner import NotFinite, PPOLearner
+from learner.reporting.bottleneck import UpdateTimes, advice
+from learner.reporting.checkpoint_writer import PATIENCE_SECONDS, CheckpointWriter, Snapshot, on_host
+from learner.reporting.diagnosis import save_diagnosis
+from learner.reporting.progress import Progress
+from learner.reporting.run_log import RunLog
+from learner.rollouts.staging import StagedBatch
+from learner.rollouts.stream import RolloutStream
 from learner.run_state import RunState
 from learner.stopping import StopSignals
 
@@ -46,7 +46,7 @@ class EvaluatorHandle(Protocol):
 
 
 class OperatorMetricsHandle(Protocol):
-    """Where a cluster's operators read the run's numbers; `learner.operator_metrics` is one."""
+    """Where a cluster's operators read the run's numbers; `learner.reporting.operator_metrics` is one."""
 
     problem: str | None
 

@@ -52,7 +52,7 @@ def process_as_before() -> Iterator[None]:
         os.environ.pop("RAY_AUTH_MODE")
         if before is not None:
             os.environ["RAY_AUTH_MODE"] = before
-        from learner import authentication
+        from learner.cluster import authentication
 
         authentication.reload_mode()
 

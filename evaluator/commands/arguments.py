@@ -10,8 +10,8 @@ from common.games import MAX_LEVEL_SEED
 
 # torch, Procgen and matplotlib are imported where they are used: `--help` answers at once.
 if TYPE_CHECKING:
-    from common.checkpoints import Checkpoint
-    from common.run_directory import RunDirectory
+    from common.storage.checkpoints import Checkpoint
+    from common.storage.run_directory import RunDirectory
 
 
 class UsageError(Exception):
@@ -51,8 +51,8 @@ def load(path: Path) -> "Checkpoint":
     Raises:
         UsageError: there is none, or the one named is damaged.
     """
-    from common.checkpoints import MANIFEST_FILE, CheckpointError, load_checkpoint, load_newest_complete
-    from common.run_directory import RunDirectory
+    from common.storage.checkpoints import MANIFEST_FILE, CheckpointError, load_checkpoint, load_newest_complete
+    from common.storage.run_directory import RunDirectory
 
     run = RunDirectory(path)
     if not path.exists():
@@ -80,7 +80,7 @@ def require_run(path: Path) -> "RunDirectory":
     Raises:
         UsageError: there is none.
     """
-    from common.run_directory import RunDirectory
+    from common.storage.run_directory import RunDirectory
 
     run = RunDirectory(path)
     if not path.exists():
@@ -92,7 +92,7 @@ def require_run(path: Path) -> "RunDirectory":
 
 def run_of(checkpoint: "Checkpoint") -> "RunDirectory | None":
     """The run that the checkpoint lies in, or None where it was copied out of one."""
-    from common.run_directory import RunDirectory
+    from common.storage.run_directory import RunDirectory
 
     run = RunDirectory(checkpoint.path.resolve().parent.parent)
     return run if run.config.exists() and run.checkpoints == checkpoint.path.resolve().parent else None

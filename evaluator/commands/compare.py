@@ -8,7 +8,7 @@ from typing import Any
 
 from evaluator.commands.arguments import UsageError, add_playing_arguments, load
 from evaluator.commands.playing import level_sets_of, note_test_use
-from evaluator.commands.tables import print_table
+from evaluator.output.text import print_table
 
 _PLACES = {"train": "training levels", "validation": "held-out levels", "test": "test levels"}
 
@@ -37,10 +37,10 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Raises UsageError where the two cannot be compared."""
     from common.process import prepare_process
-    from evaluator.comparison import compare, sentence
-    from evaluator.evaluation import evaluate
-    from evaluator.level_sets import SPLITS
-    from evaluator.statistics import by_split
+    from evaluator.levels.level_sets import SPLITS
+    from evaluator.scores.comparison import compare, sentence
+    from evaluator.scores.evaluation import evaluate
+    from evaluator.scores.statistics import by_split
 
     first, second = load(options.A), load(options.B)
     games = [f"{side.config.env_name} {side.config.distribution_mode}" for side in (first, second)]

@@ -6,7 +6,7 @@ from typing import Any
 
 from common.games import DISTRIBUTION_MODES, GAMES
 from evaluator.commands.arguments import UsageError, count, level_or_seed
-from evaluator.commands.tables import print_table
+from evaluator.output.text import print_table
 
 _SHOWN = 40
 
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
     """Raises UsageError where the settings contradict each other."""
     from common.config import ConfigError, resolve
     from common.process import prepare_process
-    from evaluator.level_file import audited_level_sets
+    from evaluator.levels.level_file import audited_level_sets
 
     prepare_process(num_threads=1, sees_gpu=False)
     names = tuple(GAMES) if "all" in options.env_name else tuple(options.env_name)

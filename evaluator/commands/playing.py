@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from evaluator.commands.arguments import UsageError, run_of
 
 if TYPE_CHECKING:
-    from common.checkpoints import Checkpoint
-    from evaluator.level_sets import LevelSets
+    from common.storage.checkpoints import Checkpoint
+    from evaluator.levels.level_sets import LevelSets
 
 
 def level_sets_of(checkpoint: "Checkpoint") -> "LevelSets":
@@ -18,7 +18,7 @@ def level_sets_of(checkpoint: "Checkpoint") -> "LevelSets":
         UsageError: its settings leave too few levels, or levels.json is damaged.
     """
     from common.config import ConfigError
-    from evaluator.level_file import audited_level_sets, stored_level_sets
+    from evaluator.levels.level_file import audited_level_sets, stored_level_sets
 
     run = run_of(checkpoint)
     try:
@@ -35,7 +35,7 @@ def note_test_use(checkpoint: "Checkpoint", splits: Collection[str], command: st
     """
     if "test" not in splits:
         return
-    from evaluator.use_log import log_test_use
+    from evaluator.output.test_log import log_test_use
 
     run = run_of(checkpoint)
     path = checkpoint.path.resolve().parent / "test_uses.jsonl" if run is None else run.test_uses

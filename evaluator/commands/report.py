@@ -31,10 +31,10 @@ def run(options: argparse.Namespace) -> None:
     directory = require_run(options.path)
     if options.output is not None:
         require_new_file("--output", options.output)
-    from common.atomic_files import write_atomically
     from common.config import ConfigError
     from common.process import keep_files_private
-    from evaluator.html_report import NothingScored, render_report
+    from common.storage.atomic_files import write_atomically
+    from evaluator.output.html_report import NothingScored, render_report
 
     keep_files_private()
     try:

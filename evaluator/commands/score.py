@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from evaluator.commands.arguments import UsageError, add_playing_arguments, load, require_run
 from evaluator.commands.playing import level_sets_of, note_test_use
-from evaluator.commands.tables import print_table
+from evaluator.output.text import print_table
 
 if TYPE_CHECKING:
-    from evaluator.evaluation import Evaluation
+    from evaluator.scores.evaluation import Evaluation
 
 
 def add_parser(subparsers: Any) -> None:
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
         _backfill(options)
         return
     from common.process import prepare_process
-    from evaluator.evaluation import evaluate
+    from evaluator.scores.evaluation import evaluate
 
     checkpoint = load(options.path)
     config = checkpoint.config
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
 def _backfill(options: argparse.Namespace) -> None:
     from common.config import ConfigError
     from common.process import prepare_process
-    from evaluator.report import RunIsBeingScored
+    from evaluator.output.score_files import RunIsBeingScored
     from evaluator.service import EvaluationService
 
     directory = require_run(options.path)

@@ -76,7 +76,7 @@ class Rows:
 
     def refresh(self) -> bool:
         """Whether there was something new to read."""
-        from common.metrics import read_jsonl
+        from common.storage.jsonl import read_jsonl
 
         try:
             status = os.stat(self.path)
@@ -151,7 +151,7 @@ def stale_after(metrics: Sequence[dict[str, Any]]) -> float:
 
 def evaluation_table(rows: Sequence[dict[str, Any]], best: dict[str, Any] | None, width: int) -> "Table":
     """The newest evaluations, the newest at the bottom; a star marks the best. Narrow terminals get fewer columns."""
-    from evaluator.commands.tables import make_table
+    from evaluator.output.text import make_table
 
     shown = rows[-SHOWN_EVALUATIONS:]
     held_out = shown[-1].get("held_out_split", "held-out")
@@ -242,7 +242,7 @@ def _display(watched: Watched, config: "Config", width: int) -> "RenderableType"
     from rich.console import Group
     from rich.text import Text
 
-    from evaluator.ranking import best_row
+    from evaluator.scores.ranking import best_row
 
     first, *others = header(config, watched.metrics.rows, watched.age(time.time()))
     lines: list[Any] = [Text(first, style="bold"), Text(others[0])]
@@ -260,7 +260,7 @@ def _display(watched: Watched, config: "Config", width: int) -> "RenderableType"
 
 def _print_lines(watched: Watched, config: "Config", interval: float, once: bool) -> None:
     """Every evaluation once, and what a person should hear of."""
-    from evaluator.ranking import best_row
+    from evaluator.scores.ranking import best_row
 
     printed: set[tuple[int, str | None]] = set()
     is_stale = False

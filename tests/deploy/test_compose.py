@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from common.config import resolve
-from learner.cluster import object_store_bytes_needed
-from learner.flags import parse
+from learner.cluster.connection import object_store_bytes_needed
+from learner.startup.flags import parse
 
 PROJECT = Path(__file__).parent.parent.parent
 UNITS = {"k": 2**10, "m": 2**20, "g": 2**30}

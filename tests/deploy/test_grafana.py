@@ -10,7 +10,7 @@ import pytest
 import yaml
 from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 
-from learner.operator_metrics import COUNTERS, GAUGES
+from learner.reporting.operator_metrics import COUNTERS, GAUGES
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 # As Ray's endpoint serves them.

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from common.config import Config, resolve
-from learner.cluster import object_store_bytes_needed
-from learner.flags import CommandLine, parse
+from learner.cluster.connection import object_store_bytes_needed
+from learner.startup.flags import CommandLine, parse
 
 PROJECT = Path(__file__).parent.parent.parent
 DIRECTORY = PROJECT / "deploy/kuberay"

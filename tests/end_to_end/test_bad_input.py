@@ -7,11 +7,11 @@ import pytest
 import torch
 from ray._private.services import find_gcs_addresses
 
-from common.checkpoints import save_checkpoint
 from common.config import resolve
-from common.run_directory import RunDirectory
+from common.storage.checkpoints import save_checkpoint
+from common.storage.run_directory import RunDirectory
 from learner.__main__ import main
-from learner.ppo import PPOLearner
+from learner.ppo.learner import PPOLearner
 from learner.run_state import RunState
 
 SMALL = {"num_actors": 1, "envs_per_actor": 2, "unroll_length": 8, "num_minibatches": 2}
@@ -145,7 +145,7 @@ def test_a_run_that_another_learner_holds_is_refused_with_its_process(refused, s
     import os
     import socket
 
-    from common.file_lock import FileLock
+    from common.storage.file_lock import FileLock
 
     lock = FileLock(stored_run.learner_lock)
     resume = ("auto", "--run-dir", stored_run.path) if auto else (stored_run.path,)

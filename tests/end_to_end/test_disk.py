@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from common.checkpoints import list_checkpoints, load_newest_complete
+from common.storage.checkpoints import list_checkpoints, load_newest_complete
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from common.checkpoints import save_checkpoint
 from common.config import resolve
 from common.policy_network import PolicyNetwork
-from common.run_directory import RunDirectory
-from learner import cluster as joining
-from learner.doctor import run_directory_check
-from learner.preparation import lock_for_learner
+from common.storage.checkpoints import save_checkpoint
+from common.storage.run_directory import RunDirectory
+from learner.cluster import connection as joining
+from learner.cluster.doctor import run_directory_check
+from learner.startup.preparation import lock_for_learner
 
 PROJECT = Path(__file__).parents[2]
 NODE = {"num_cpus": 1, "object_store_memory": 600 << 20}

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 
-from common.checkpoints import list_checkpoints, load_checkpoint
+from common.storage.checkpoints import list_checkpoints, load_checkpoint
 
 UPDATES = 16
 # running_return, several minibatches and epochs, unfinished episodes: whatever state there is, is in use.

@@ -21,8 +21,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from common.run_directory import RunDirectory
-from learner.authentication import CLIENT_TIMEOUTS, LOOPBACK
+from common.storage.run_directory import RunDirectory
+from learner.cluster.authentication import CLIENT_TIMEOUTS, LOOPBACK
 
 PROJECT = Path(__file__).parents[2]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]

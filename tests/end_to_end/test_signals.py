@@ -6,7 +6,7 @@ import time
 import psutil
 import pytest
 
-from common.checkpoints import load_newest_complete
+from common.storage.checkpoints import load_newest_complete
 
 
 @pytest.mark.parametrize(

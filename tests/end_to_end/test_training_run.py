@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from common.checkpoints import list_checkpoints, load_checkpoint
+from common.storage.checkpoints import list_checkpoints, load_checkpoint
 
 TRAINED_FRAMES = 5 * 64
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from common.config import Config, resolve
 from common.policy_network import PolicyNetwork
+from common.storage.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="session")

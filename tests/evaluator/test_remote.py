@@ -12,8 +12,8 @@ import ray
 from common.config import Config
 from common.messages import CheckpointNotice
 from common.process import prepare_ray_environment
-from common.run_directory import RunDirectory
-from evaluator.remote import RemoteEvaluator
+from common.storage.run_directory import RunDirectory
+from learner.evaluator_handle import RemoteEvaluator
 
 DEADLINE = 90
 Save = Callable[[Path, int], Path]

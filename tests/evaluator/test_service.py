@@ -14,9 +14,9 @@ import pytest
 
 from common.config import Config
 from common.messages import CheckpointNotice
-from common.run_directory import RunDirectory
+from common.storage.run_directory import RunDirectory
 from evaluator import service as service_module
-from evaluator.evaluation import evaluate
+from evaluator.scores.evaluation import evaluate
 from evaluator.service import EvaluationFailed, EvaluationService
 
 DEADLINE = 60

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.messages import ActorState
-from learner.batch import RolloutSource, StagedBatch
+from learner.rollouts.staging import RolloutSource, StagedBatch
 from learner.run_state import COUNTERS, RECENT_EPISODES, RunState
 
 

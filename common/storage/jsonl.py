@@ -1,0 +1,64 @@
+"""Append-only logs that survive crashes: JSON lines, read back without their torn last line."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from common.storage.atomic_files import write_atomically
+
+
+def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
+    """Appends one object in a single write; a torn last line of an earlier crash is closed off first."""
+    line = json.dumps(_finite(dict(row))) + "\n"
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = "\n" + line
+        file.write(line.encode())
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Every whole row; none where there is no file. Lines torn by a crash are skipped."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    return [row for row in map(_parse, lines) if row is not None]
+
+
+def set_aside_rows(path: Path, belongs: Callable[[dict[str, Any]], bool]) -> int:
+    """Moves rows that do not belong any more to `<name>.abandoned`; returns how many.
+
+    A resumed run starts at its newest complete checkpoint: what was logged after it will be logged again.
+    """
+    rows = read_jsonl(path)
+    abandoned = [row for row in rows if not belongs(row)]
+    if abandoned:
+        for row in abandoned:
+            append_jsonl(path.with_name(path.name + ".abandoned"), row)
+        kept = "".join(json.dumps(row) + "\n" for row in rows if belongs(row))
+        write_atomically(path, kept.encode())
+    return len(abandoned)
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what is not a number becomes null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

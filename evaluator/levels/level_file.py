@@ -1,0 +1,111 @@
+"""levels.json: the level sets of a run, drawn and audited once, then read by everything that scores it."""
+
+import json
+import os
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from common.config import Config, ConfigError
+from common.storage.atomic_files import write_durably
+from common.storage.run_directory import RunDirectory
+from evaluator.levels.audit import COMPARED_AFTER, FEW_STEPS, TOLERANCE, Audit
+from evaluator.levels.level_sets import MAX_TRAIN_LEVELS, SPLITS, LevelSets, draw_level_sets, training_range
+
+FORMAT = 1
+# What the sets depend on: where it differs, they are not this run's.
+_SETTINGS = ("env_name", "distribution_mode", "start_level", "num_levels", "held_out", "held_out_levels")
+
+
+def audited_level_sets(config: Config) -> tuple[LevelSets, dict[str, Any]]:
+    """The level sets of `config` and, as levels.json stores them, rule and audit.
+
+    Raises:
+        ConfigError: there are not that many fit levels.
+    """
+    audit = Audit(config)
+    sets, removals = draw_level_sets(config, audit.judge)
+    return sets, {
+        "format": FORMAT,
+        "settings": {name: getattr(config, name) for name in _SETTINGS},
+        "procgen": _procgen_version(),
+        "rule": _rule(config),
+        "audit": {
+            "judged": audit.judged,
+            "training_levels_compared": len(audit.training_levels),
+            "compared_after_steps": list(COMPARED_AFTER),
+            "tolerance": TOLERANCE,
+            "few_steps": FEW_STEPS,
+            "removed": [asdict(removal) for removal in removals],
+        },
+        **{split: list(sets.of(split)) for split in SPLITS},
+    }
+
+
+def stored_level_sets(run: RunDirectory, config: Config) -> LevelSets:
+    """The run's level sets; they are drawn, audited and stored if nobody has done so yet.
+
+    Raises:
+        ConfigError: levels.json cannot be read, or is of other settings.
+    """
+    if not run.level_sets.exists():
+        sets, contents = audited_level_sets(config)
+        _write_once(run.level_sets, contents)
+        if not run.level_sets.exists():  # a directory we may only read
+            return sets
+    return read_level_sets(run.level_sets, config)
+
+
+def read_level_sets(path: Path, config: Config) -> LevelSets:
+    """Raises ConfigError where the file is damaged, or belongs to other settings than `config`."""
+    try:
+        contents = json.loads(path.read_bytes())
+        sets = LevelSets(*(tuple(int(level) for level in contents[split]) for split in SPLITS))
+        settings = dict(contents["settings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    differing = [name for name in _SETTINGS if settings.get(name) != getattr(config, name)]
+    if differing:
+        raise ConfigError(f"{path} belongs to other settings ({', '.join(differing)})")
+    return sets
+
+
+def _write_once(path: Path, contents: dict[str, Any]) -> None:
+    """Whole or not at all, and never over another's: the first to finish wins. Nothing where we may not write."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write_durably(temporary, (json.dumps(contents, indent=2) + "\n").encode())
+        os.link(temporary, path)
+    except (FileExistsError, PermissionError):
+        pass
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _rule(config: Config) -> dict[str, str]:
+    levels, count = training_range(config), config.held_out_levels
+    if not levels:
+        train = f"fixed sample of {count}, for all levels are trained on"
+    elif len(levels) > MAX_TRAIN_LEVELS:
+        train = f"fixed sample of {MAX_TRAIN_LEVELS} of [{levels.start}, {levels.stop})"
+    else:
+        train = f"[{levels.start}, {levels.stop})"
+    if config.held_out == "sample":
+        held_out = f"fixed sample of {count} of all levels that are not trained on and in no other split"
+        return {"train": train, "validation": held_out, "test": held_out}
+    end = levels.stop
+    return {
+        "train": train,
+        "validation": f"[{end + count}, {end + 2 * count}); replacements from {end + 2 * count} on",
+        "test": f"[{end}, {end + count}); replacements from {end + 2 * count} on",
+    }
+
+
+def _procgen_version() -> str:
+    for package in ("procgen", "procgen-mirror"):
+        try:
+            return f"{package} {version(package)}"
+        except PackageNotFoundError:
+            continue
+    return "unknown"

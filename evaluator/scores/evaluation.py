@@ -1,0 +1,75 @@
+"""A checkpoint in, an `Evaluation` out: the one procedure behind the live evaluator and the command line."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from common.storage.checkpoints import Checkpoint
+from evaluator.levels.level_sets import Split
+from evaluator.scores.play import load_policy, play
+from evaluator.scores.statistics import (
+    Episode,
+    LevelScore,
+    SplitScore,
+    generalization_gap,
+    level_scores,
+    split_scores,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What one checkpoint played, and its scores. `seconds` is the time it took to play."""
+
+    checkpoint: Checkpoint
+    episodes: list[Episode]
+    levels: list[LevelScore]
+    splits: dict[Split, SplitScore]
+    seconds: float
+
+    def row(self, held_out: Split) -> dict[str, Any]:
+        """As it is stored in evaluations.jsonl; a split that was not played is missing.
+
+        `held_out` is the split that stands under that name, for the gap too.
+        """
+        gap = generalization_gap(self.episodes, held_out)
+        return {
+            "policy_version": self.checkpoint.policy_version,
+            "frames": self.checkpoint.frames,
+            **{split: _as_json(score) for split, score in self.splits.items()},
+            **({"held_out": _as_json(self.splits[held_out])} if held_out in self.splits else {}),
+            "held_out_split": held_out,
+            "generalization_gap": None if gap is None else gap.value,
+            "generalization_gap_interval": None if gap is None or gap.interval is None else list(gap.interval),
+            "seconds": round(self.seconds, 3),
+            "checkpoint": self.checkpoint.path.name,
+            "policy_sha256": self.checkpoint.policy_sha256,
+        }
+
+
+def _as_json(score: SplitScore) -> dict[str, Any]:
+    """JSON has no tuples: a row is the same before and after it was stored."""
+    return asdict(score) | {"interval": None if score.interval is None else list(score.interval)}
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    slots: Sequence[tuple[Split, int]],
+    episodes_per_level: int,
+    seed: int,
+    greedy: bool = False,
+) -> Evaluation:
+    """Plays `checkpoint` on the levels of `slots`."""
+    started = time.perf_counter()
+    config = checkpoint.config
+    episodes = play(
+        load_policy(checkpoint), config.env_name, config.distribution_mode, slots, episodes_per_level, seed, greedy
+    )
+    return Evaluation(
+        checkpoint=checkpoint,
+        episodes=episodes,
+        levels=level_scores(episodes),
+        splits=split_scores(episodes, config.env_name, config.distribution_mode),
+        seconds=time.perf_counter() - started,
+    )

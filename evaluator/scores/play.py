@@ -1,0 +1,193 @@
+"""Plays a policy on exact levels: k episodes on every level, all levels in one vectorised batch.
+
+Slot i is bound to the level `slots[i]` and plays its first k episodes, whenever they end: taking the first episodes
+to finish would favour short ones. Every (level, episode) has random numbers of its own, so what is played does not
+depend on which other levels share the batch. Slots that are done are not inferred for, and leave the batch once
+they are half of it.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.games import GAMES
+from common.policy_network import PolicyNetwork, sample_actions
+from common.procgen_env import envs_from_states, make_level_bound_envs, observe
+from common.storage.checkpoints import Checkpoint
+from evaluator.levels.level_sets import Split
+from evaluator.scores.statistics import Episode
+
+# (level, episode, uint8 frame [64, 64, 3], action), before the action is taken. Copy the frame to keep it.
+OnStep = Callable[[int, int, np.ndarray, int], None]
+
+# On one thread a frame's logits are bit for bit the same in any batch of 4 to 32 frames (measured; smaller ones
+# take another matrix product), and larger batches are slower: they leave the cache.
+MIN_BATCH, MAX_BATCH = 4, 32
+_NO_OP = 4
+
+
+class WrongLevelError(RuntimeError):
+    """An environment played another level than its slot is bound to: the scores would be worthless."""
+
+
+def load_policy(checkpoint: Checkpoint) -> PolicyNetwork:
+    """The checkpoint's policy, ready for inference on the CPU in float32."""
+    policy = PolicyNetwork(checkpoint.config.network).eval()
+    policy.load_weights(checkpoint.weights)
+    return policy
+
+
+def episode_uniforms(seed: int, level: int, episode: int, count: int) -> np.ndarray:
+    """float32 `[count]` in [0, 1): the random numbers of one episode, one a step.
+
+    Philox is a counter-based generator: each key has a stream of its own (Salmon et al. 2011), and
+    (seed, level, episode) fill its 128-bit key without collisions.
+    """
+    key = np.array([seed, (level << 32) | episode], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).random(count, dtype=np.float32)
+
+
+def play(
+    policy: PolicyNetwork,
+    env_name: str,
+    distribution_mode: str,
+    slots: Sequence[tuple[Split, int]],
+    episodes_per_level: int,
+    seed: int,
+    greedy: bool = False,
+    on_step: OnStep | None = None,
+    compact_at: float = 0.5,
+) -> list[Episode]:
+    """Exactly `episodes_per_level` episodes on every level of `slots`, in that order.
+
+    Args:
+        policy: on the CPU, in float32.
+        slots: (split, level) pairs; the split only labels the records.
+        seed: of the action noise.
+        greedy: take the most probable action instead of sampling.
+        on_step: called for every step of every episode.
+        compact_at: rebuild the batch when at most this share of it still plays; 0 never does.
+
+    Raises:
+        WrongLevelError: an environment reports another level than it was bound to.
+    """
+    book = _Book(slots, episodes_per_level, seed, GAMES[env_name].time_limit)
+    envs = make_level_bound_envs(env_name, distribution_mode, [level for _, level in slots])
+    try:
+        order = np.arange(len(slots))  # order[i]: the slot played at place i of the batch
+        _, frames, _ = observe(envs)
+        while (places := np.flatnonzero(book.is_playing[order])).size:
+            if places.size <= compact_at * order.size:
+                states = envs.callmethod("get_state")
+                envs.close()
+                envs = envs_from_states(env_name, distribution_mode, [states[place] for place in places])
+                _, frames, _ = observe(envs)
+                order = order[places]
+                places = np.arange(order.size)
+            active = order[places]
+            chosen = choose_actions(policy, frames[places], book.uniforms_now(active), greedy)
+            if on_step is not None:
+                for place, slot, action in zip(places, active, chosen, strict=True):
+                    on_step(slots[slot][1], int(book.episode[slot]), frames[place], int(action))
+            actions = np.full(order.size, _NO_OP, np.int32)
+            actions[places] = chosen
+            envs.act(actions)
+            rewards, frames, first = observe(envs)
+            book.count_step(active, rewards[places])
+            ended = places[first[places]]
+            if ended.size:
+                info = envs.get_info()
+                for place in ended:
+                    book.end_episode(int(order[place]), info[place])
+    finally:
+        envs.close()
+    return [record for records in book.records for record in records]
+
+
+def choose_actions(policy: PolicyNetwork, frames: np.ndarray, uniforms: np.ndarray, greedy: bool) -> np.ndarray:
+    """int32 actions `[N]` for uint8 frames `[N, 64, 64, 3]`; float32 uniforms `[N]` decide where it samples."""
+    return decide(policy, frames, uniforms, greedy)[0]
+
+
+def decide(
+    policy: PolicyNetwork, frames: np.ndarray, uniforms: np.ndarray, greedy: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`choose_actions` and what they follow from: (int32 `[N]`, float32 values `[N]`, probabilities `[N, 15]`)."""
+    with torch.inference_mode(), _one_thread():
+        outputs = [_forward(policy, frames[i : i + MAX_BATCH]) for i in range(0, len(frames), MAX_BATCH)]
+        logits = torch.cat([logits for logits, _ in outputs])
+        values = torch.cat([values for _, values in outputs])
+        actions = logits.argmax(dim=1) if greedy else sample_actions(logits, torch.from_numpy(uniforms))[0]
+        return actions.to(torch.int32).numpy(), values.numpy(), logits.softmax(dim=1).numpy()
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """More threads add up in another order: a score must not depend on how many the process has."""
+    before = torch.get_num_threads()
+    if before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _forward(policy: PolicyNetwork, frames: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    count = len(frames)
+    if count < MIN_BATCH:
+        frames = np.concatenate([frames, np.repeat(frames[-1:], MIN_BATCH - count, axis=0)])
+    logits, values = policy(torch.from_numpy(frames))
+    return logits[:count], values[:count]
+
+
+class _Book:
+    """What is known of every slot: the episode it plays, how far it is, what it has finished."""
+
+    def __init__(self, slots: Sequence[tuple[Split, int]], episodes_per_level: int, seed: int, time_limit: int):
+        self.slots = slots
+        self.seed = seed
+        self.time_limit = time_limit
+        self.episodes_per_level = episodes_per_level
+        self.is_playing = np.ones(len(slots), np.bool_)
+        self.episode = np.zeros(len(slots), np.int64)
+        self.length = np.zeros(len(slots), np.int64)
+        self.total = np.zeros(len(slots), np.float64)
+        self.uniforms = np.stack([episode_uniforms(seed, level, 0, time_limit) for _, level in slots])
+        self.records: list[list[Episode]] = [[] for _ in slots]
+
+    def uniforms_now(self, active: np.ndarray) -> np.ndarray:
+        """float32 `[len(active)]`: this step's random number of each slot in `active`."""
+        return self.uniforms[active, self.length[active]]
+
+    def count_step(self, active: np.ndarray, rewards: np.ndarray) -> None:
+        self.total[active] += rewards
+        self.length[active] += 1
+
+    def end_episode(self, slot: int, info: dict[str, Any]) -> None:
+        """Records the episode that `slot` has just finished, from `get_info` at first=1."""
+        split, level = self.slots[slot]
+        length, completed = int(self.length[slot]), bool(info["prev_level_complete"])
+        record = Episode(
+            split=split,
+            level=level,
+            episode=int(self.episode[slot]),
+            episode_return=float(self.total[slot]),
+            length=length,
+            completed=completed,
+            timed_out=length >= self.time_limit and not completed,
+            level_seed=int(info["prev_level_seed"]),
+        )
+        if record.level_seed != level:
+            raise WrongLevelError(f"the slot of level {level} played level {record.level_seed}")
+        self.records[slot].append(record)
+        self.episode[slot] += 1
+        self.length[slot], self.total[slot] = 0, 0.0
+        self.is_playing[slot] = self.episode[slot] < self.episodes_per_level
+        if self.is_playing[slot]:
+            self.uniforms[slot] = episode_uniforms(self.seed, level, int(self.episode[slot]), self.time_limit)

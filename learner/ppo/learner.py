@@ -1,0 +1,235 @@
+"""The learner's state and one PPO update of it."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.config import Config
+from common.messages import Weights
+from common.policy_network import PolicyNetwork
+from common.precision import autocast, choose_precision
+from common.seeding import derive_seed
+from learner.ppo.batch import TrainingBatch, normalize
+from learner.ppo.captured_step import CapturedStep
+from learner.ppo.gradients import MicroBatchGradients
+from learner.ppo.losses import (
+    clipped_value_loss,
+    entropy,
+    explained_variance,
+    policy_objective,
+    ratio_diagnostics,
+)
+from learner.ppo.reward_transform import RewardTransform
+from learner.rollouts.staging import StagedBatch
+
+# On a CPU the activations of this many frames stay in the caches.
+CPU_MICRO_BATCH = 128
+STATISTICS = ("policy_objective", "value_loss", "entropy", "approx_kl", "clip_fraction", "ratio_error", "grad_norm")
+
+
+class NotFinite(ArithmeticError):
+    """Loss, gradient or weights became infinite or NaN; the update was taken back. `statistics` are the update's."""
+
+    def __init__(self, statistics: dict[str, float]):
+        super().__init__("loss or gradient was not finite")
+        self.statistics = statistics
+
+
+class PPOLearner:
+    """Policy, optimizer, generators and counters: everything an update changes and a checkpoint holds."""
+
+    def __init__(self, config: Config, device: torch.device, num_threads: int):
+        self.config = config
+        self.device = device
+        self.precision = choose_precision(config.precision, device)
+        torch.manual_seed(derive_seed(config.seed, "initial weights"))
+        self.policy = PolicyNetwork(config.network).to(device)
+        on_gpu = device.type == "cuda"
+        self.uses_graph = on_gpu and config.cuda_graphs
+        self.optimizer = torch.optim.Adam(
+            self.policy.parameters(),
+            lr=config.learning_rate,
+            eps=config.adam_eps,
+            fused=True,
+            capturable=self.uses_graph,
+        )
+        self.permutations = torch.Generator().manual_seed(derive_seed(config.seed, "permutations"))
+        self.reward_transform = RewardTransform(config.reward_transform, config.num_envs, config.gamma)
+        self.policy_version = 0
+        self.frames = 0
+        self.gradients = MicroBatchGradients(self.policy, 1 if on_gpu else num_threads, config.compile)
+        self.micro_batch = config.micro_batch or (config.minibatch_size if on_gpu else CPU_MICRO_BATCH)
+        self.captured_step: CapturedStep | None = None
+        if on_gpu:
+            torch.backends.cudnn.benchmark = True  # shapes never change
+        if self.uses_graph:
+            self._prepare_optimizer_for_capture()
+
+    def update(self, staged: StagedBatch, stop_check: Callable[[], None]) -> dict[str, float]:
+        """GAE, then `update_epochs` passes over the batch in `num_minibatches` optimizer steps each.
+
+        `stop_check` runs before each optimizer step; when it raises, the update is taken back as if it had never
+        begun and the exception goes on. Returns the update's statistics, read from the device once.
+
+        Raises:
+            NotFinite: a number was not; the update is taken back as well.
+        """
+        before = copy.deepcopy(self.state_dict())
+        try:
+            statistics = self._update(staged, stop_check)
+            if not (all(math.isfinite(statistics[name]) for name in STATISTICS) and self._weights_are_finite()):
+                raise NotFinite(statistics)
+        except BaseException:
+            self.load_state_dict(before)
+            raise
+        self.policy_version += 1
+        self.frames += self.config.batch_size
+        return statistics
+
+    def pass_over(self) -> None:
+        """Counts a batch that could not be trained on: the next version has the same weights."""
+        self.policy_version += 1
+        self.frames += self.config.batch_size
+
+    def _weights_are_finite(self) -> bool:
+        return bool(torch.stack([parameter.isfinite().all() for parameter in self.policy.parameters()]).all())
+
+    def _update(self, staged: StagedBatch, stop_check: Callable[[], None]) -> dict[str, float]:
+        config = self.config
+        batch = TrainingBatch.prepare(staged, self.reward_transform, config)
+        learning_rate = self.learning_rate()
+        self._set_learning_rate(learning_rate)
+        step = self._step_on(batch)
+        totals = torch.zeros(len(STATISTICS), device=self.device)
+        first: Tensor | None = None
+        # Nothing from here to the end waits for a GPU.
+        for permutation in self._permutations(len(batch)):
+            for indices in permutation.split(config.minibatch_size):
+                stop_check()
+                totals += step(indices)
+                first = totals.clone() if first is None else first
+        assert first is not None
+        steps = config.update_epochs * config.num_minibatches
+        return {
+            **dict(zip(STATISTICS, (totals / steps).tolist(), strict=True)),
+            # Before any step the ratio is 1 but for the difference between actors' and learner's arithmetic.
+            "ratio_error": float(first[STATISTICS.index("ratio_error")]),
+            "explained_variance": float(explained_variance(batch.values, batch.target_values)),
+            "learning_rate": learning_rate,
+        }
+
+    def _permutations(self, size: int) -> Tensor:
+        """int64 `[update_epochs, size]` on the device, drawn on the host: the same on every device."""
+        permutations = [torch.randperm(size, generator=self.permutations) for _ in range(self.config.update_epochs)]
+        return torch.stack(permutations).to(self.device)
+
+    def _step_on(self, batch: TrainingBatch) -> Callable[[Tensor], Tensor]:
+        """What makes one optimizer step on a minibatch of `batch`, given its indices, and returns its statistics."""
+        if not self.uses_graph:
+
+            def step(indices: Tensor) -> Tensor:
+                statistics = self._gradient(batch, indices)
+                self.optimizer.step()
+                return statistics
+
+            return step
+        if self.captured_step is None:
+            self.captured_step = CapturedStep(self._gradient, self.optimizer.step, batch, self.config.minibatch_size)
+        else:
+            self.captured_step.load(batch)
+        return self.captured_step
+
+    def _gradient(self, batch: TrainingBatch, indices: Tensor) -> Tensor:
+        """The clipped gradient of one minibatch, in the parameters' `.grad`. Returns `STATISTICS` `[7]`."""
+        config = self.config
+        advantages = batch.advantages[indices]
+        if config.advantage_normalization == "minibatch":
+            advantages = normalize(advantages)
+        normalized_advantages = torch.zeros_like(batch.advantages).index_copy_(0, indices, advantages)
+
+        def loss_and_statistics(policy: PolicyNetwork, part: Tensor) -> tuple[Tensor, Tensor]:
+            share = len(part) / len(indices)
+            # Each parameter is used once: nothing to keep, and a graph must not keep anything.
+            with autocast(self.device, self.precision, cache=False):
+                logits, values = policy(batch.observations[part])
+            log_probs = torch.log_softmax(logits, dim=1).gather(1, batch.actions[part].unsqueeze(1)).squeeze(1)
+            behavior_log_probs = batch.behavior_log_probs[part]
+            objective = policy_objective(log_probs, behavior_log_probs, normalized_advantages[part], config.clip_coef)
+            value_loss = clipped_value_loss(values, batch.values[part], batch.target_values[part], config.clip_coef)
+            mean_entropy = entropy(logits)
+            loss = config.vf_coef * value_loss - objective - config.ent_coef * mean_entropy
+            diagnostics = ratio_diagnostics(log_probs, behavior_log_probs, config.clip_coef)
+            statistics = torch.cat([torch.stack([objective, value_loss, mean_entropy]).detach(), diagnostics])
+            return share * loss, share * statistics
+
+        statistics = self.gradients.accumulate(indices.split(self.micro_batch), loss_and_statistics)
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), config.max_grad_norm)
+        return torch.cat([statistics, grad_norm.reshape(1)])
+
+    def _set_learning_rate(self, value: float) -> None:
+        for group in self.optimizer.param_groups:
+            if self.uses_graph:  # a graph reads it from the device
+                group["lr"].fill_(value)
+            else:
+                group["lr"] = value
+
+    def _prepare_optimizer_for_capture(self) -> None:
+        """Everything that Adam reads must be on the device, and exist, before a graph is captured."""
+        for group in self.optimizer.param_groups:
+            group["capturable"] = True
+            group["lr"] = torch.tensor(float(group["lr"]), device=self.device)
+        if not self.optimizer.state:
+            # A step along a gradient of zero makes the moments and moves nothing; then it is forgotten.
+            for parameter in self.policy.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            self.optimizer.step()
+            for state in self.optimizer.state.values():
+                state["step"].zero_()
+
+    def learning_rate(self) -> float:
+        """Of the next update: constant, or falling linearly to 0 after the run's last update."""
+        config = self.config
+        if config.learning_rate_schedule == "constant":
+            return config.learning_rate
+        return config.learning_rate * max(0.0, 1 - self.policy_version / config.num_updates)
+
+    def weights(self) -> Weights:
+        """The policy's parameters as numpy arrays."""
+        return self.policy.weights()
+
+    def close(self) -> None:
+        """Ends the learner's threads."""
+        self.gradients.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the policy's settings; only tensors and plain values, so that it loads without pickle."""
+        return {
+            "policy": self.policy.state_dict(),
+            "optimizer": _portable(self.optimizer.state_dict()),
+            "permutations": self.permutations.get_state(),
+            "reward_transform": self.reward_transform.state_dict(),
+            "policy_version": self.policy_version,
+            "frames": self.frames,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues exactly where `state_dict` was taken."""
+        self.policy.load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.uses_graph:
+            self.captured_step = None  # the optimizer's state has moved
+            self._prepare_optimizer_for_capture()
+        self.permutations.set_state(state["permutations"].cpu())
+        self.reward_transform.load_state_dict(state["reward_transform"])
+        self.policy_version = state["policy_version"]
+        self.frames = state["frames"]
+
+
+def _portable(optimizer_state: dict[str, Any]) -> dict[str, Any]:
+    """The same for every device: what only a captured optimizer keeps as a tensor is a number again."""
+    groups = [{**group, "lr": float(group["lr"]), "capturable": False} for group in optimizer_state["param_groups"]]
+    return {**optimizer_state, "param_groups": groups}

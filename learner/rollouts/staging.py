@@ -1,0 +1,148 @@
+"""Rollouts staged side by side: one update's batch in preallocated memory, copied to the GPU while it trains."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.config import Config
+from common.frame_compression import decompress_frames
+from common.games import OBSERVATION_SHAPE
+from common.messages import ActorState, Rollout
+
+# (columns of a batch, the environments whose steps they are), int arrays of equal length. An actor that collected
+# several rollouts of one batch has one in each of several waves, in order of time.
+Wave = tuple[np.ndarray, np.ndarray]
+
+
+class StagedBatch:
+    """Preallocated memory for `num_actors` rollouts, `[T, B of all actors]`: on the host and, for a GPU, there too.
+
+    Rollout k fills columns [k * envs_per_actor, (k + 1) * envs_per_actor).
+    """
+
+    def __init__(self, config: Config, device: torch.device):
+        self.envs_per_rollout = config.envs_per_actor
+        pinned = device.type == "cuda"  # only from pinned memory does a copy run beside the GPU's work
+        shape = (config.unroll_length, config.num_envs)
+
+        def filled(value: float, *dims: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.full(dims, value, dtype=dtype, pin_memory=pinned)
+
+        # Absurd values: a column that is read before it is written does not go unnoticed.
+        self.observations = filled(255, *shape, *OBSERVATION_SHAPE, dtype=torch.uint8)
+        self.actions = filled(-1, *shape, dtype=torch.int32)
+        self.rewards = filled(float("nan"), *shape)
+        self.dones = filled(True, *shape, dtype=torch.bool)
+        self.behavior_log_probs = filled(float("nan"), *shape)
+        self.values = filled(float("nan"), *shape)
+        self.bootstrap_value = filled(float("nan"), config.num_envs)
+        self.upload = _Upload(self.host_tensors(), device) if pinned else None
+        self.sources: dict[int, RolloutSource] = {}
+        self.staging_seconds = 0.0
+
+    def host_tensors(self) -> list[Tensor]:
+        """What the learner's device needs; raw rewards stay on the host."""
+        return [
+            self.observations,
+            self.actions,
+            self.behavior_log_probs,
+            self.values,
+            self.dones,
+            self.bootstrap_value,
+        ]
+
+    def start_upload(self) -> None:
+        """Called when the batch is full, while the learner may still train on the one before."""
+        if self.upload is not None:
+            self.upload.start()
+
+    def device_tensors(self) -> list[Tensor]:
+        """`host_tensors` on the learner's device, there before anything that is launched from now on."""
+        return self.host_tensors() if self.upload is None else self.upload.finish()
+
+    def clear(self) -> None:
+        """Forgets where the last contents came from; the memory is used again."""
+        self.sources.clear()
+        self.staging_seconds = 0.0
+
+    def stage(self, slot: int, rollout: Rollout, transfer_seconds: float = 0.0) -> None:
+        """Copies one rollout into its columns; nothing of it is referenced afterwards.
+
+        Raises:
+            DamagedFrames: its compressed frames cannot be read; then nothing was copied.
+        """
+        columns = slice(slot * self.envs_per_rollout, (slot + 1) * self.envs_per_rollout)
+        for target, source in (
+            (self.observations, decompress_frames(rollout.observations)),
+            (self.actions, rollout.actions),
+            (self.rewards, rollout.rewards),
+            (self.dones, rollout.dones),
+            (self.behavior_log_probs, rollout.behavior_log_probs),
+            (self.values, rollout.values),
+        ):
+            np.copyto(target.numpy()[:, columns], source)
+        np.copyto(self.bootstrap_value.numpy()[columns], rollout.bootstrap_value)
+        self.sources[slot] = RolloutSource(
+            actor_id=rollout.actor_id,
+            policy_version=rollout.policy_version,
+            episode_returns=rollout.episodes.returns.copy(),
+            episode_lengths=rollout.episodes.lengths.copy(),
+            collect_seconds=rollout.seconds,
+            transfer_seconds=transfer_seconds,
+            frame_bytes=rollout.observations.nbytes,
+            next_state=copy.deepcopy(rollout.next_state),
+        )
+
+    def waves(self) -> list[Wave]:
+        """Columns by environment: first every actor's first rollout, then the second ones, each in order of slots."""
+        by_wave: list[dict[int, int]] = []
+        for slot, source in self.sources.items():  # in order of arrival
+            wave = next((wave for wave in by_wave if source.actor_id not in wave.values()), None)
+            if wave is None:
+                by_wave.append(wave := {})
+            wave[slot] = source.actor_id
+        return [
+            (self._environments(sorted(wave)), self._environments([wave[s] for s in sorted(wave)])) for wave in by_wave
+        ]
+
+    def _environments(self, blocks: Sequence[int]) -> np.ndarray:
+        """int64 indices of blocks of `envs_per_rollout`: of columns, if blocks are slots, or of environments."""
+        return np.concatenate([np.arange(self.envs_per_rollout) + block * self.envs_per_rollout for block in blocks])
+
+
+class _Upload:
+    """Copies pinned tensors to their twins on a GPU, on a stream of its own."""
+
+    def __init__(self, sources: list[Tensor], device: torch.device):
+        self.sources = sources
+        self.targets = [torch.empty_like(source, device=device) for source in sources]
+        self.stream = torch.cuda.Stream(device)
+        self.done = torch.cuda.Event()
+
+    def start(self) -> None:
+        with torch.cuda.stream(self.stream):
+            for target, source in zip(self.targets, self.sources, strict=True):
+                target.copy_(source, non_blocking=True)
+            self.done.record(self.stream)
+
+    def finish(self) -> list[Tensor]:
+        torch.cuda.current_stream().wait_event(self.done)
+        return self.targets
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSource:
+    """Where one slot of a staged batch came from, and the episodes that ended in it."""
+
+    actor_id: int
+    policy_version: int
+    episode_returns: np.ndarray
+    episode_lengths: np.ndarray
+    collect_seconds: float
+    transfer_seconds: float  # asked for until delivered, without collecting: queues, network, object store
+    frame_bytes: int  # of all its frames as they were sent
+    next_state: ActorState  # of its actor, after this rollout

@@ -1,0 +1,96 @@
+"""TensorBoard's files hold what was added, also after the directory or the disk failed in between."""
+
+import io
+import shutil
+import struct
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from common.storage.tensorboard import EventFile
+
+
+def events_in(directory):
+    """Every event of every file, in order of files; a record is length, crc, data, crc."""
+    events = []
+    for path in sorted(directory.iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            events.append(Event.FromString(data[12 : 12 + length]))
+            data = data[16 + length :]
+    return events
+
+
+def scalars_in(directory):
+    return [(v.tag, v.simple_value, e.step) for e in events_in(directory) for v in e.summary.value]
+
+
+def test_scalars_text_and_pictures_come_back_at_their_step(tmp_path):
+    file = EventFile(tmp_path / "learner")
+    file.add_scalars({"a/x": 1.5, "a/y": -2.0}, 7)
+    file.add_text("note", "a line", 8)
+    png = io.BytesIO()
+    iio.imwrite(png, np.full((4, 6, 3), 200, np.uint8), extension=".png")
+    file.add_pictures({"p": png.getvalue()}, 9)
+    file.close()
+    events = [event for event in events_in(tmp_path / "learner") if event.summary.value]
+    assert [(event.step, event.summary.value[0].tag) for event in events] == [
+        (7, "a/x"),
+        (7, "a/y"),
+        (8, "note/text_summary"),
+        (9, "p"),
+    ]
+    assert events[0].summary.value[0].simple_value == 1.5
+    assert events[2].summary.value[0].tensor.string_val == [b"a line"]
+    image = events[3].summary.value[0].image
+    assert (image.height, image.width) == (4, 6) and (iio.imread(image.encoded_image_string) == 200).all()
+    assert all(event.wall_time > 1e9 for event in events)
+
+
+def test_what_was_added_is_on_the_disk_when_the_call_returns(tmp_path):
+    file = EventFile(tmp_path)
+    file.add_scalars({"a": 1.0}, 1)
+    assert scalars_in(tmp_path) == [("a", 1.0, 1)]
+    file.close()
+
+
+def test_a_directory_deleted_under_the_open_file_is_made_again(tmp_path):
+    file = EventFile(tmp_path / "learner")
+    file.add_scalars({"a": 1.0}, 1)
+    shutil.rmtree(tmp_path / "learner")
+    file.add_scalars({"a": 2.0}, 2)
+    assert scalars_in(tmp_path / "learner") == [("a", 2.0, 2)]
+    file.close()
+
+
+def test_a_place_that_cannot_be_written_is_an_os_error_and_passes(tmp_path):
+    (tmp_path / "learner").write_text("in the way")
+    file = EventFile(tmp_path / "learner")
+    for _ in range(30):  # tensorboardX's own writer would wait for ever at its eleventh call
+        with pytest.raises(OSError, match="exists"):
+            file.add_scalars({"a": 1.0}, 1)
+    (tmp_path / "learner").unlink()
+    file.add_scalars({"a": 2.0}, 2)
+    assert scalars_in(tmp_path / "learner") == [("a", 2.0, 2)]
+    file.close()
+
+
+def test_two_files_of_one_second_do_not_overwrite_each_other(tmp_path):
+    file = EventFile(tmp_path)
+    for step in range(5):
+        file.add_scalars({"a": float(step)}, step)
+        file.close()
+    assert sorted(scalars_in(tmp_path)) == [("a", float(step), step) for step in range(5)]
+
+
+def test_a_resumed_run_tells_tensorboard_where_it_begins_once(tmp_path):
+    file = EventFile(tmp_path, purge_step=100)
+    file.add_scalars({"a": 1.0}, 101)
+    file.close()
+    file.add_scalars({"a": 2.0}, 102)
+    starts = [event.step for event in events_in(tmp_path) if event.session_log.status == SessionLog.START]
+    assert starts == [100]
+    file.close()

@@ -1,0 +1,332 @@
+import argparse
+import base64
+import csv
+import io
+import json
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import astuple
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from common.config import Config
+from common.storage.jsonl import append_jsonl
+from common.storage.run_directory import RunDirectory
+from evaluator.commands import report
+from evaluator.commands.arguments import UsageError
+from evaluator.output.html_report import NothingScored, render_report
+from evaluator.output.score_files import CSV_COLUMNS
+from evaluator.scores.statistics import LevelScore
+
+# Solid colours that the page itself does not have.
+SCORES, LEVELS, FILM = (255, 0, 170), (0, 190, 80), (120, 30, 210)
+HOSTILE = "<script>alert('x')</script>"
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+def picture(color: tuple[int, int, int], kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (120, 90), color).save(buffer, format=kind)
+    return buffer.getvalue()
+
+
+def score(mean: float, low: float, high: float) -> dict[str, Any]:
+    return {
+        "mean": mean,
+        "stderr": 0.5,
+        "interval": [low, high],
+        "normalized": mean / 10,
+        "success_rate": mean / 10,
+        "timeout_rate": 0.05,
+        "episodes": 4,
+        "levels": 2,
+    }
+
+
+def row(version: int, train: float, validation: float, **others: Any) -> dict[str, Any]:
+    held_out = score(validation, validation - 1, validation + 1)
+    return {
+        "policy_version": version,
+        "frames": version * 1000,
+        "train": score(train, train - 0.5, train + 0.5),
+        "validation": held_out,
+        "held_out": held_out,
+        "held_out_split": "validation",
+        "generalization_gap": train - validation,
+        "generalization_gap_interval": [-0.25, 3.25],
+        "seconds": 12.0,
+        "checkpoint": f"{version:08d}",
+        "policy_sha256": "ab",
+        "scoreboard": {"validation": {"solved": 1, "newly_solved": 1, "forgotten": 0, "never_solved": 0}},
+        "skipped": 0,
+        **others,
+    }
+
+
+@pytest.fixture
+def run(config: Config, tmp_path: Path) -> RunDirectory:
+    """Versions 0, 10 and 30 are scored, and 10 is best; 20 was skipped. The rows are out of order."""
+    run = RunDirectory(tmp_path / "leaper-run")
+    run.path.mkdir()
+    run.write_config(config, {"torch": "2.13.0"})
+    for entry in (row(0, 1.0, 1.25), row(30, 6.5, 4.0, skipped=1), row(10, 5.0, 4.75)):
+        append_jsonl(run.evaluations, entry)
+    for version in (0, 10, 20, 30):
+        (run.checkpoints / f"{version:08d}").mkdir(parents=True)
+    append_jsonl(run.metrics, {"policy_version": 30, "frames": 30000, "fps": 251.0, "time": 1795463617.0})
+    solved = {0: {0}, 10: {0, 2, 1}, 30: {0, 1, 3}}
+    with open(run.levels, "w") as file:
+        writer = csv.writer(file)
+        writer.writerow(CSV_COLUMNS)
+        for version, levels in solved.items():
+            for split, level in (("train", 0), ("train", 1), ("validation", 2), ("validation", 3)):
+                rate = float(level in levels)
+                writer.writerow((version, *astuple(LevelScore(split, level, 2, 10 * rate, rate, 0.0, 50.0))))  # type: ignore[arg-type]
+    sets = {"train": [0, 1], "validation": [2, 3], "test": list(range(1000, 1100))}
+    removed = [
+        {"split": "validation", "level": 771, "reason": "same_picture", "same_as": 1},
+        {"split": "test", "level": 772, "reason": "ends_at_once", "same_as": None},
+    ]
+    audit = {"judged": 104, "removed": removed}
+    run.level_sets.write_text(json.dumps({"rule": {"train": "[0, 2)"}, "audit": audit, **sets}))
+    run.scores_plot.write_bytes(picture(SCORES, "png"))
+    run.levels_plot.write_bytes(picture(LEVELS, "png"))
+    run.videos.mkdir()
+    for name in (
+        "00000010-typical-level3",
+        "00000030-worst-level2",
+        "00000030-typical-level3",
+        "00000040-worst-level2",
+    ):
+        (run.videos / f"{name}.gif").write_bytes(picture(FILM, "gif"))
+    return run
+
+
+class Page(HTMLParser):
+    """What a browser would make of it: elements that are balanced, their attributes, the text."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    @property
+    def images(self) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.elements if tag == "img"]
+
+
+def run_command(*arguments: object) -> None:
+    parser = argparse.ArgumentParser()
+    report.add_parser(parser.add_subparsers())
+    options = parser.parse_args(["report", *map(str, arguments)])
+    options.run(options)
+
+
+def decoded(uri: str | None) -> tuple[str, bytes]:
+    assert uri is not None and uri.startswith("data:")
+    kind, data = uri.removeprefix("data:").split(";base64,")
+    return kind, base64.b64decode(data, validate=True)
+
+
+def test_every_picture_is_inside_the_page_as_it_is_on_the_disk_and_is_described(run: RunDirectory) -> None:
+    images = Page(render_report(run)).images
+    assert [decoded(image["src"]) for image in images] == [
+        ("image/png", run.scores_plot.read_bytes()),
+        ("image/png", run.levels_plot.read_bytes()),
+        ("image/gif", (run.videos / "00000030-worst-level2.gif").read_bytes()),
+        ("image/gif", (run.videos / "00000030-typical-level3.gif").read_bytes()),
+    ]
+    assert "3 evaluations. At 30,000 frames: train 6.50, validation 4.00." in (images[0]["alt"] or "")
+    assert all(len(image["alt"] or "") > 40 for image in images)
+
+
+def test_the_page_loads_nothing_and_runs_nothing(run: RunDirectory) -> None:
+    html = render_report(run)
+    page = Page(html)
+    addresses = [value for _, attributes in page.elements for name, value in attributes.items() if name in ADDRESSES]
+    assert addresses and all((value or "").startswith("data:image/") for value in addresses)
+    assert "http:" not in html and "https:" not in html and "url(" not in html and "@import" not in html
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.elements}
+
+
+ADDRESSES = {"src", "href", "srcset", "data", "action", "poster"}
+
+
+def test_what_it_says(run: RunDirectory) -> None:
+    append_jsonl(run.test_uses, {"time": 1795463617.0, "command": "score", "policy_version": 30})
+    text = Page(render_report(run)).text
+    for words in (
+        "After 30,000 frames the agent scores 6.50 [6.00, 7.00] on its training levels and 4.00 [3.00, 5.00]",
+        "validation last, version 30 4.00 3.00 to 5.00 0.40 40% 5% 4 2",
+        "validation best, version 10 4.75 3.75 to 5.75",
+        "Generalization gap of the last, training minus validation: 2.50, 95 % interval -0.25 to 3.25.",
+        "Training levels 2, from 0 to 1",
+        "Seed 7",
+        "torch 2.13.0",
+        "learning_rate 0.0005",
+        "Levels solved by version 30",
+        "validation solved 1 of 2 3 newly solved 1 3 forgotten 1 2 never solved 0",
+        "Version 30, validation level 2, worst: the lowest mean return. Return 0.00, success 0% of 2 episodes.",
+        "The audit removed 2 of 104 candidates before anything was scored: 1 looked like a training level, 1 ended",
+        "771 validation looks like training level 1",
+        "772 test ended at once under every action",
+        "Played by command once.",
+        "1 2026-11-23 19:53 UTC score 30",
+        "1 checkpoint was skipped because the evaluator was behind. 1 on the disk has no score;",
+        "30 30,000 6.50 [6.00, 7.00] 4.00 [3.00, 5.00] 2.50 1 1 0 12 – 1 10 (best) 10,000",
+    ):
+        assert words in text
+
+
+def test_a_long_list_of_levels_is_folded(run: RunDirectory) -> None:
+    html = render_report(run)
+    folded = html.split("<summary>100 levels</summary>")[1].split("</details>")[0]
+    assert ", ".join(map(str, range(1000, 1100))) in folded
+
+
+def test_what_is_missing_is_said(run: RunDirectory) -> None:
+    for path in (run.scores_plot, run.levels_plot, run.levels, run.level_sets, run.metrics):
+        path.unlink()
+    shutil.rmtree(run.videos)
+    shutil.rmtree(run.checkpoints)
+    page = Page(render_report(run))
+    assert page.images == []
+    for words in (
+        "scores.png is not in the run directory",
+        "levels.png is not in the run directory",
+        "levels.csv has no levels of this version",
+        "There are no films",
+        "There is no levels.json that can be read",
+        "No evaluation of this run played them, and no use by a command is logged.",
+    ):
+        assert words in page.text
+
+
+def test_test_levels_that_are_played_live_are_called_used(run: RunDirectory) -> None:
+    append_jsonl(run.evaluations, row(40, 5.0, 5.0, test=score(4.5, 4.0, 5.0), held_out_split="test"))
+    assert "1 of its 4 evaluations did" in Page(render_report(run)).text
+
+
+def test_a_run_from_before_there_were_splits_and_intervals_can_be_reported(run: RunDirectory) -> None:
+    old = dict.fromkeys(("mean", "stderr", "normalized", "success_rate", "timeout_rate"), 5.0)
+    old |= {"episodes": 4, "levels": 2}
+    entry = {"policy_version": 0, "frames": 0, "train": old, "held_out": old, "generalization_gap": 0.0, "seconds": 1}
+    run.evaluations.write_text(json.dumps(entry) + "\n")
+    text = Page(render_report(run)).text
+    assert "held_out last, version 0 5.00 – 5.00" in text
+    assert "none is called the best" in text
+    assert "from before there were test levels" in text and "No evaluation of this run played them" not in text
+
+
+def test_names_and_settings_that_look_like_html_stay_text(run: RunDirectory, tmp_path: Path) -> None:
+    stored = json.loads(run.config.read_text())
+    stored["settings"] |= {"env_name": HOSTILE, "device": '"><img src=https://example.org/x.png>'}
+    stored["versions"] = {"torch": HOSTILE}
+    run.config.write_text(json.dumps(stored))
+    sets = json.loads(run.level_sets.read_text())
+    sets["audit"]["removed"][0] |= {"reason": HOSTILE}
+    run.level_sets.write_text(json.dumps(sets))
+    (run.videos / "00000030-<script>alert(1)<-level9.gif").write_bytes(picture(FILM, "gif"))
+    hostile = RunDirectory(run.path.rename(tmp_path / "<script>alert(2)<b>"))
+    page = Page(render_report(hostile))
+    tags = [tag for tag, _ in page.elements]
+    assert "script" not in tags and "b" not in tags
+    assert all(decoded(image["src"]) for image in page.images) and len(page.images) == 5
+    assert page.text.count(HOSTILE) >= 4
+    assert "Run <script>alert(2)<b>" in page.text and "level 9, <script>alert(1)<" in page.text
+
+
+def test_the_command_writes_the_runs_report_again_and_again_but_never_over_another_file(
+    run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.html"
+    for _ in range(2):
+        run_command(run.path)
+        assert capsys.readouterr().out == f"{run.path}/report.html\n"
+    run_command(run.path, "--output", other)
+    assert other.read_bytes() == (run.path / "report.html").read_bytes()
+    with pytest.raises(UsageError, match="exists already and is not overwritten"):
+        run_command(run.path, "--output", other)
+
+
+def test_a_run_without_scores_or_with_damaged_settings_is_one_line(run: RunDirectory) -> None:
+    run.evaluations.unlink()
+    with pytest.raises(NothingScored):
+        render_report(run)
+    with pytest.raises(UsageError, match=r"leaper-run has no evaluations yet$"):
+        run_command(run.path)
+    run.config.write_text("{")
+    with pytest.raises(UsageError, match=r"config\.json cannot be read"):
+        run_command(run.path)
+    assert not (run.path / "report.html").exists()
+
+
+def screenshot(browser: str, page: Path) -> Image.Image:
+    """The page as headless Chromium draws it, from a folder in which nothing else lies."""
+    png = page.with_suffix(".png")
+    subprocess.run(
+        [
+            *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"),
+            *("--force-color-profile=srgb", f"--user-data-dir={page.parent}/profile", "--window-size=1000,4000"),
+            *(f"--screenshot={png}", page.as_uri()),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    with Image.open(png) as image:
+        return image.convert("RGB")
+
+
+def count_pixels(image: Image.Image, color: Sequence[int]) -> int:
+    """Pixels of about this colour; a browser may round, and gifs have a palette."""
+    pixels = image.getcolors(maxcolors=1 << 24) or []
+    return sum(
+        count
+        for count, seen in pixels
+        if isinstance(seen, tuple) and all(abs(a - b) <= 6 for a, b in zip(seen, color, strict=True))
+    )
+
+
+def test_a_browser_shows_the_pictures(run: RunDirectory, tmp_path: Path) -> None:
+    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
+    browser = next((path for path in found if path), None)
+    if browser is None:
+        pytest.skip("there is no Chromium here")
+    folder = tmp_path / "mailed"
+    folder.mkdir()
+    with_pictures, without = folder / "with.html", folder / "without.html"
+    run_command(run.path, "--output", with_pictures)
+    run.scores_plot.unlink()
+    shutil.rmtree(run.videos)
+    run_command(run.path, "--output", without)
+    shutil.rmtree(run.path)
+    shown = screenshot(browser, with_pictures)
+    assert all(count_pixels(shown, color) > 5000 for color in (SCORES, LEVELS, FILM))
+    shown = screenshot(browser, without)
+    assert [count_pixels(shown, color) > 0 for color in (SCORES, LEVELS, FILM)] == [False, True, False]

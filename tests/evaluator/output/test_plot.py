@@ -1,0 +1,86 @@
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+
+from common.config import Config, resolve
+from evaluator.output.plot import draw_levels, draw_scores, levels_figure, scores_figure
+from evaluator.output.scoreboard import LevelHistory
+from evaluator.scores.statistics import LevelScore
+
+EASY = resolve("easy", {}, available_cores=1)
+
+
+def row(frames: int, width: float = 1.0) -> dict[str, Any]:
+    def score(mean: float) -> dict[str, Any]:
+        return {"mean": mean, "interval": [mean - width, mean + width], "levels": 200}
+
+    return {
+        "frames": frames,
+        "train": score(9.0),
+        "held_out": score(7.0),
+        "held_out_split": "validation",
+        "generalization_gap": 2.0,
+        "generalization_gap_interval": [2 - width, 2 + width],
+    }
+
+
+def words(config: Config, frames: int = 3_000_000) -> str:
+    axes = scores_figure([row(0), row(frames)], config).axes[0]
+    return " | ".join(text.get_text() for text in axes.texts)
+
+
+def test_lines_are_named_with_their_split() -> None:
+    assert "training levels 9.00" in words(EASY) and "held-out levels (validation) 7.00" in words(EASY)
+
+
+def test_the_published_score_stands_only_where_the_settings_match() -> None:
+    assert "published PPO, 25M frames, train 9.5" in words(EASY)
+    for given in ({"num_levels": 100}, {"distribution_mode": "hard"}, {"start_level": 5}):
+        assert "published" not in words(resolve("easy", given, available_cores=1))
+    assert "published" not in words(resolve("lab", {}, available_cores=1))
+    assert "train 9.3" in words(resolve("easy", {"env_name": "maze"}, available_cores=1))
+
+
+def test_published_points_on_the_way_do_not_stretch_a_short_run() -> None:
+    axes = scores_figure([row(0), row(600_000)], EASY).axes[0]
+    axes.figure.canvas.draw()
+    assert axes.get_xlim()[1] < 700_000
+
+
+def test_a_wider_interval_is_a_wider_band() -> None:
+    def colored(width: float) -> int:
+        picture = iio.imread(draw_scores([row(0, width), row(10, width)], EASY), extension=".png")[..., :3].astype(int)
+        return int((picture.max(axis=2) - picture.min(axis=2) > 15).sum())
+
+    assert colored(0.9) > 1.5 * colored(0.3)
+
+
+def test_one_level_has_no_interval_and_is_drawn_all_the_same() -> None:
+    single = row(0)
+    single["train"]["interval"] = single["generalization_gap_interval"] = None
+    assert draw_scores([single], EASY).startswith(b"\x89PNG")
+
+
+def history(levels: int, versions: int) -> LevelHistory:
+    made = LevelHistory()
+    for version in range(versions):
+        for split in ("train", "validation"):
+            made.add(version, [LevelScore(split, level, 1, float(level), 1.0, 0.0, 9.0) for level in range(levels)])
+    return made
+
+
+def test_each_level_is_a_row_the_easiest_on_top_and_what_was_not_played_stays_empty() -> None:
+    made = history(3, 2)
+    made.add(2, [LevelScore("train", 0, 1, 9.0, 1.0, 0.0, 9.0)])
+    train, validation = levels_figure(made, EASY).axes[:2]
+    table = np.ma.filled(train.images[0].get_array(), np.nan)
+    assert table.shape == (3, 3) and [label.get_text() for label in train.get_yticklabels()] == ["0", "2", "1"]
+    assert np.array_equal(table, [[0, 0, 9], [2, 2, np.nan], [1, 1, np.nan]], equal_nan=True)
+    assert validation.images[0].get_array().shape == (3, 2)
+    assert train.images[0].get_clim() == validation.images[0].get_clim() == (0, 9)
+
+
+def test_a_thousand_levels_and_a_single_one_are_drawn() -> None:
+    for levels, versions in ((1000, 60), (1, 1)):
+        assert max(iio.imread(draw_levels(history(levels, versions), EASY), extension=".png").shape) < 2500

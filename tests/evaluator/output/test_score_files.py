@@ -1,0 +1,182 @@
+import csv
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+
+from common.config import Config
+from common.storage.checkpoints import Checkpoint
+from common.storage.run_directory import RunDirectory
+from evaluator.levels.level_sets import Split
+from evaluator.output.score_files import Report, RunIsBeingScored
+from evaluator.output.video import film_episode
+from evaluator.scores.evaluation import Evaluation, evaluate
+from evaluator.scores.play import load_policy
+
+VERSION = 5
+SLOTS: list[tuple[Split, int]] = [("train", 0), ("train", 1), ("validation", 5), ("test", 3)]
+
+
+@pytest.fixture(scope="module")
+def evaluation(checkpoint: Checkpoint) -> Evaluation:
+    return evaluate(checkpoint, SLOTS, 2, seed=0)
+
+
+@pytest.fixture(scope="module")
+def written(evaluation: Evaluation, config: Config, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A run directory with two scored versions, 5 and 6."""
+    run = RunDirectory(tmp_path_factory.mktemp("run"))
+    report = Report(run, config)
+    report.add(evaluation, skipped=0)
+    report.add(later(evaluation, VERSION + 1), skipped=3, eval_seconds=1.5, updates_behind=2)
+    report.close()
+    return run
+
+
+def later(evaluation: Evaluation, version: int) -> Evaluation:
+    checkpoint = dataclasses.replace(evaluation.checkpoint, policy_version=version, frames=version * 1000)
+    return dataclasses.replace(evaluation, checkpoint=checkpoint)
+
+
+def rows(run: RunDirectory) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run.evaluations.read_text().splitlines()]
+
+
+def level_rows(run: RunDirectory) -> list[dict[str, str]]:
+    with open(run.levels, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_evaluations_jsonl_has_one_object_per_version_with_the_contracts_fields(
+    written: RunDirectory, checkpoint: Checkpoint
+) -> None:
+    first, second = rows(written)
+    assert (first["policy_version"], first["frames"], first["skipped"]) == (5, 5000, 0)
+    assert (second["policy_version"], second["frames"], second["skipped"]) == (6, 6000, 3)
+    assert {"mean", "stderr", "normalized", "success_rate", "episodes", "levels"} <= set(first["train"])
+    assert (first["train"]["levels"], first["train"]["episodes"]) == (2, 4)
+    assert (first["held_out"]["levels"], first["held_out"]["stderr"], first["held_out"]["interval"]) == (1, None, None)
+    assert first["held_out"] == first["test"] and first["held_out_split"] == "test"  # lab's live split
+    assert first["validation"]["levels"] == 1
+    assert first["generalization_gap"] == first["train"]["mean"] - first["held_out"]["mean"]
+    low, high = first["train"]["interval"]
+    assert low <= first["train"]["mean"] <= high
+    assert (second["eval_seconds"], second["updates_behind"]) == (1.5, 2)
+    assert first["scoreboard"]["train"]["forgotten"] == 0
+    assert sum(first["scoreboard"]["train"][name] for name in ("solved", "never_solved")) == 2
+    assert first["seconds"] > 0
+    policy = (checkpoint.path / "policy.safetensors").read_bytes()
+    assert first["policy_sha256"] == hashlib.sha256(policy).hexdigest()
+
+
+def test_levels_csv_has_one_header_and_one_row_per_version_and_level(written: RunDirectory) -> None:
+    levels = level_rows(written)
+    expected = [(split, str(level)) for split, level in SLOTS]
+    assert [(row["policy_version"], row["split"], row["level"]) for row in levels] == [
+        (version, *level) for version in ("5", "6") for level in expected
+    ]
+    assert {row["episodes"] for row in levels} == {"2"}
+    assert written.levels.read_text().count("policy_version") == 1
+    own = [float(row["mean_return"]) for row in levels[:2]]
+    assert rows(written)[0]["train"]["mean"] == sum(own) / 2
+
+
+def test_scores_png_is_a_picture_with_both_lines(written: RunDirectory) -> None:
+    picture = imageio.imread(written.scores_plot)[..., :3].astype(int)
+    assert picture.shape[1] > 1000
+    for color in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)):
+        assert (np.abs(picture - color).sum(axis=2) < 10).sum() > 500
+
+
+def test_levels_png_is_a_picture(written: RunDirectory) -> None:
+    assert min(imageio.imread(written.levels_plot).shape[:2]) > 300
+
+
+def test_films_are_named_by_version_kind_and_level(checkpoint: Checkpoint, config: Config, tmp_path: Path) -> None:
+    report = Report(RunDirectory(tmp_path), config)
+    film = film_episode(load_policy(checkpoint), config.env_name, config.distribution_mode, 3, seed=0)
+    report.add_film(VERSION, "worst", film)
+    report.close()
+    (path,) = (tmp_path / "videos").iterdir()
+    assert path.name == "00000005-worst-level3.gif"
+    assert len(imageio.mimread(path)) > 5
+
+
+def test_the_levels_to_film_are_of_the_live_split(written: RunDirectory, config: Config) -> None:
+    report = Report(written, config)
+    assert report.levels_to_film(VERSION) == {"worst": 3}  # the only one; each level is filmed once
+    report.close()
+
+
+def test_best_points_to_the_best_on_validation_that_is_still_there(
+    evaluation: Evaluation, config: Config, tmp_path: Path
+) -> None:
+    run = RunDirectory(tmp_path)
+    report = Report(run, config)
+    assert not run.best.is_symlink()
+    for version, (validation, test) in {10: (2.0, 9.0), 20: (5.0, 1.0), 30: (5.0, 9.0), 40: (3.0, 9.0)}.items():
+        (run.checkpoints / f"{version:08d}").mkdir(parents=True)
+        means = {"train": 9.0, "validation": validation, "test": test}
+        scored = later(evaluation, version)
+        splits = {split: dataclasses.replace(score, mean=means[split]) for split, score in scored.splits.items()}
+        path = run.checkpoints / f"{version:08d}"
+        renamed = dataclasses.replace(scored.checkpoint, path=path)
+        report.add(dataclasses.replace(scored, splits=splits, checkpoint=renamed), skipped=0)
+    assert os.readlink(run.best) == "00000020"
+    report.close()
+    (run.checkpoints / "00000020").rmdir()
+    Report(run, config).close()
+    assert os.readlink(run.best) == "00000030"
+
+
+def test_only_one_evaluator_writes_a_run(config: Config, tmp_path: Path) -> None:
+    first = Report(RunDirectory(tmp_path), config)
+    with pytest.raises(RunIsBeingScored, match="another evaluator is scoring"):
+        Report(RunDirectory(tmp_path), config)
+    first.close()
+    Report(RunDirectory(tmp_path), config).close()
+
+
+def test_tensorboard_gets_scalars_at_the_runs_frames(written: RunDirectory) -> None:
+    (events,) = (written.tensorboard / "evaluator").iterdir()
+    data = events.read_bytes()
+    for tag in (
+        b"evaluation/train_return",
+        b"evaluation/validation_success_rate",
+        b"scoreboard/test_forgotten",
+        b"evaluation/levels",
+        b"evaluation/generalization_gap",
+    ):
+        assert data.count(tag) == 2, tag
+
+
+def test_a_version_is_never_written_twice(written: RunDirectory, evaluation: Evaluation, config: Config) -> None:
+    before = written.evaluations.read_bytes(), written.levels.read_bytes()
+    report = Report(written, config)
+    with pytest.raises(ValueError, match="5 is scored already"):
+        report.add(evaluation, skipped=0)
+    report.close()
+    assert (written.evaluations.read_bytes(), written.levels.read_bytes()) == before
+
+
+def test_rows_of_levels_csv_without_an_evaluation_are_set_aside_at_the_next_start(
+    evaluation: Evaluation, config: Config, tmp_path: Path
+) -> None:
+    run = RunDirectory(tmp_path)
+    crashing = Report(run, config)
+    crashing.add(evaluation, skipped=0)
+    crashing.close()
+    whole = run.levels.read_text()
+    crashed = "6,train,0,2,0.0,0.0,0.0,90.0\n6,tra"
+    run.levels.write_text(whole + crashed)
+    report = Report(run, config)
+    assert run.levels.read_text() == whole
+    assert (tmp_path / "levels.csv.abandoned").read_text() == crashed + "\n"
+    report.add(later(evaluation, 6), skipped=0)
+    assert [row["policy_version"] for row in level_rows(run)] == ["5"] * 4 + ["6"] * 4

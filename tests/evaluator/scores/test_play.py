@@ -1,0 +1,146 @@
+import numpy as np
+import pytest
+import torch
+
+from common.policy_network import PolicyNetwork
+from common.procgen_env import make_envs, make_level_bound_envs
+from common.storage.checkpoints import Checkpoint
+from evaluator.levels.level_sets import Split
+from evaluator.scores import play as scoring
+from evaluator.scores.play import WrongLevelError, choose_actions, episode_uniforms, load_policy, play
+from evaluator.scores.statistics import Episode
+
+SEED = 11
+SLOTS: list[tuple[Split, int]] = [("train", 0), ("train", 1), ("validation", 2), ("validation", 2_000_000_011)]
+Actions = dict[tuple[int, int], list[int]]
+
+
+@pytest.fixture(scope="module")
+def policy(checkpoint: Checkpoint) -> PolicyNetwork:
+    return load_policy(checkpoint)
+
+
+def play_recorded(
+    policy: PolicyNetwork, slots: list[tuple[Split, int]], episodes: int, compact_at: float = 0.5, greedy: bool = False
+) -> tuple[list[Episode], Actions]:
+    actions: Actions = {}
+
+    def record(level: int, episode: int, frame: np.ndarray, action: int) -> None:
+        actions.setdefault((level, episode), []).append(action)
+
+    played = play(policy, "leaper", "easy", slots, episodes, SEED, greedy, record, compact_at)
+    return played, actions
+
+
+@pytest.fixture(scope="module")
+def batched(policy: PolicyNetwork) -> tuple[list[Episode], Actions]:
+    """Two episodes on each of the four levels, in one batch."""
+    return play_recorded(policy, SLOTS, 2)
+
+
+def play_one_by_one(policy: PolicyNetwork, levels: list[int], episodes: int) -> tuple[list[tuple], Actions]:
+    """The slow twin: one environment that knows one level, one frame at a time, arithmetic in numpy's float64."""
+    results = []
+    actions: Actions = {}
+    for level in levels:
+        env = make_envs(1, "leaper", "easy", start_level=level, num_levels=1, rand_seed=123)
+        for episode in range(episodes):
+            uniforms = np.random.Generator(np.random.Philox(key=[SEED, level * 2**32 + episode]))
+            episode_return, length, done = 0.0, 0, False
+            taken = actions.setdefault((level, episode), [])
+            while not done:
+                frame = env.observe()[1]["rgb"]
+                with torch.inference_mode():
+                    logits = policy(torch.from_numpy(frame))[0][0].double().numpy()
+                probabilities = np.exp(logits - logits.max())
+                probabilities /= probabilities.sum()
+                u = uniforms.random(dtype=np.float32)
+                taken.append(int(np.searchsorted(np.cumsum(probabilities), u, side="right")))
+                env.act(np.array(taken[-1:], np.int32))
+                reward, _, first = env.observe()
+                episode_return, length, done = episode_return + float(reward[0]), length + 1, bool(first[0])
+            results.append((level, episode, episode_return, length, bool(env.get_info()[0]["prev_level_complete"])))
+        env.close()
+    return results, actions
+
+
+def test_batched_scoring_equals_playing_one_environment_at_a_time(
+    policy: PolicyNetwork, batched: tuple[list[Episode], Actions]
+) -> None:
+    results, actions = play_one_by_one(policy, [level for _, level in SLOTS], 2)
+    assert [(e.level, e.episode, e.episode_return, e.length, e.completed) for e in batched[0]] == results
+    assert batched[1] == actions
+
+
+def test_every_level_gets_exactly_its_first_episodes_in_order(batched: tuple[list[Episode], Actions]) -> None:
+    assert [(e.split, e.level, e.episode) for e in batched[0]] == [(*slot, k) for slot in SLOTS for k in (0, 1)]
+
+
+def test_every_episode_was_played_on_its_own_level(batched: tuple[list[Episode], Actions]) -> None:
+    assert [e.level_seed for e in batched[0]] == [e.level for e in batched[0]]
+
+
+def test_compaction_changes_nothing(policy: PolicyNetwork, batched: tuple[list[Episode], Actions]) -> None:
+    lengths = {e.length for e in batched[0]}
+    assert len(lengths) > 1  # slots end at different times, or there would be nothing to compact
+    assert play_recorded(policy, SLOTS, 2, compact_at=0) == batched
+    assert play_recorded(policy, SLOTS, 2, compact_at=0.99) == batched
+
+
+def test_what_is_played_on_a_level_does_not_depend_on_the_other_slots(
+    policy: PolicyNetwork, batched: tuple[list[Episode], Actions]
+) -> None:
+    alone, actions = play_recorded(policy, SLOTS[2:3], 1)
+    assert alone == [e for e in batched[0] if e.level == 2 and e.episode == 0]
+    assert actions[2, 0] == batched[1][2, 0]
+
+
+def test_an_environment_on_another_level_is_an_error(policy: PolicyNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        scoring, "make_level_bound_envs", lambda name, mode, levels: make_level_bound_envs(name, mode, [4])
+    )
+    with pytest.raises(WrongLevelError, match="slot of level 3 played level 4"):
+        play(policy, "leaper", "easy", [("train", 3)], 1, SEED)
+
+
+def test_a_policy_that_stands_still_times_out(policy: PolicyNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "choose_actions", lambda policy, frames, *_: np.full(len(frames), 4, np.int32))
+    played = play(policy, "leaper", "easy", [("train", 0)], 1, SEED)
+    assert [(e.length, e.completed, e.timed_out) for e in played] == [(500, False, True)]
+
+
+def test_greedy_takes_the_most_probable_action_and_sampling_the_drawn_one(policy: PolicyNetwork) -> None:
+    frames = np.random.RandomState(0).randint(0, 256, (3, 64, 64, 3)).astype(np.uint8)
+    with torch.inference_mode():
+        probabilities = policy(torch.from_numpy(frames))[0].softmax(1)
+    nearly_one = np.full(3, np.nextafter(np.float32(1), np.float32(0)))
+    assert choose_actions(policy, frames, nearly_one, greedy=True).tolist() == probabilities.argmax(1).tolist()
+    assert choose_actions(policy, frames, np.zeros(3, np.float32), greedy=False).tolist() == [0, 0, 0]
+    assert choose_actions(policy, frames, nearly_one, greedy=False).tolist() == [14, 14, 14]
+
+
+def test_actions_do_not_depend_on_how_many_frames_share_the_batch(policy: PolicyNetwork) -> None:
+    frames = np.random.RandomState(1).randint(0, 256, (37, 64, 64, 3)).astype(np.uint8)
+    uniforms = np.random.RandomState(2).random_sample(37).astype(np.float32)
+    together = choose_actions(policy, frames, uniforms, greedy=False)
+    one_by_one = [choose_actions(policy, frames[i : i + 1], uniforms[i : i + 1], greedy=False)[0] for i in range(37)]
+    assert together.tolist() == one_by_one
+
+
+def test_every_episode_has_a_stream_of_its_own_that_never_changes() -> None:
+    first = episode_uniforms(0, 3, 0, 1000)
+    assert first.dtype == np.float32 and first.min() >= 0 and first.max() < 1
+    assert np.array_equal(first[:10], episode_uniforms(0, 3, 0, 10))
+    others = [episode_uniforms(*key, 1000) for key in ((0, 3, 1), (0, 4, 0), (1, 3, 0), (3, 0, 0))]
+    assert all(abs(np.corrcoef(first, other)[0, 1]) < 0.12 for other in others)
+
+
+def test_threads_of_torch_and_of_procgen_change_nothing(
+    policy: PolicyNetwork, batched: tuple[list[Episode], Actions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        scoring, "make_level_bound_envs", lambda name, mode, levels: make_level_bound_envs(name, mode, levels, 2)
+    )
+    torch.set_num_threads(2)
+    assert play_recorded(policy, SLOTS, 2) == batched
+    assert torch.get_num_threads() == 2

@@ -1,0 +1,94 @@
+import dataclasses
+import math
+
+import pytest
+
+from evaluator.levels.level_sets import Split
+from evaluator.scores.statistics import Episode, generalization_gap, level_scores, split_score, split_scores
+
+
+def episode(split: Split, level: int, number: int, episode_return: float, length: int = 10) -> Episode:
+    return Episode(
+        split=split,
+        level=level,
+        episode=number,
+        episode_return=episode_return,
+        length=length,
+        completed=episode_return > 0,
+        timed_out=length == 1000,
+        level_seed=level,
+    )
+
+
+# Level means 10, 5, 0 (training) and 0, 10 (held-out).
+EPISODES = [
+    episode("train", 0, 0, 10, 20),
+    episode("train", 0, 1, 10, 40),
+    episode("train", 1, 0, 10),
+    episode("train", 1, 1, 0),
+    episode("train", 2, 0, 0, 1000),
+    episode("train", 2, 1, 0, 500),
+    episode("validation", 7, 0, 0),
+    episode("validation", 8, 0, 10),
+]
+TRAIN = EPISODES[:6]
+
+
+def test_a_levels_score_averages_its_episodes() -> None:
+    levels = level_scores(EPISODES)
+    assert [(level.split, level.level) for level in levels] == [
+        ("train", 0),
+        ("train", 1),
+        ("train", 2),
+        ("validation", 7),
+        ("validation", 8),
+    ]
+    assert dataclasses.astuple(levels[0]) == ("train", 0, 2, 10.0, 1.0, 0.0, 30.0)
+    assert dataclasses.astuple(levels[2]) == ("train", 2, 2, 0.0, 0.0, 0.5, 750.0)
+
+
+def test_a_splits_score_averages_its_levels_and_counts_them_in_the_standard_error() -> None:
+    train = split_scores(EPISODES, "coinrun", "easy")["train"]
+    assert train.mean == 5.0
+    assert train.stderr == pytest.approx(5.0 / math.sqrt(3), abs=1e-12)  # deviations 5, 0, -5: variance 50 / 2
+    assert train.normalized == 0.0  # coinrun's range is 5 to 10
+    assert train.success_rate == pytest.approx(0.5)
+    assert train.timeout_rate == pytest.approx(1 / 6)
+    assert (train.episodes, train.levels) == (6, 3)
+
+
+def test_normalisation_uses_the_difficultys_own_range() -> None:
+    played = [episode("train", 0, 0, 8.0)]
+    assert split_score(played, "maze", "easy").normalized == pytest.approx(0.6)  # 5 to 10
+    assert split_score(played, "maze", "hard").normalized == pytest.approx(4 / 6)  # 4 to 10
+
+
+def test_levels_with_different_numbers_of_episodes_have_no_interval() -> None:
+    uneven = [episode("train", 0, 0, 10.0)] + [episode("train", 1, i, 0.0) for i in range(9)]
+    with pytest.raises(ValueError, match="same number of episodes"):
+        split_score(uneven, "coinrun", "easy")
+
+
+def test_one_level_has_neither_standard_error_nor_interval() -> None:
+    score = split_score(EPISODES[:2], "coinrun", "easy")
+    assert (score.stderr, score.interval) == (None, None)
+
+
+def test_the_interval_holds_the_mean_and_does_not_depend_on_the_order_of_levels() -> None:
+    score = split_score(TRAIN, "coinrun", "easy")
+    assert score.interval is not None and 0 <= score.interval[0] < 5 < score.interval[1] <= 10
+    assert split_score(TRAIN[::-1], "coinrun", "easy").interval == score.interval
+
+
+def test_no_levels_have_no_score() -> None:
+    with pytest.raises(ValueError, match="without levels"):
+        split_score([], "coinrun", "easy")
+
+
+def test_the_gap_is_training_minus_held_out_and_needs_both() -> None:
+    lucky = [*EPISODES, episode("train", 3, 0, 10.0), episode("train", 3, 1, 10.0)]  # train 25 / 4, held-out 5
+    gap = generalization_gap(lucky, "validation")
+    assert gap is not None and gap.value == 1.25
+    assert gap.interval is not None and gap.interval[0] < 1.25 < gap.interval[1]
+    assert generalization_gap(TRAIN, "validation") is None
+    assert generalization_gap(lucky, "test") is None

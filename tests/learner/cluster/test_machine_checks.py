@@ -1,0 +1,95 @@
+"""Each check says what it found, how bad that is and what to do about it."""
+
+import collections
+import errno
+
+import pytest
+
+import common.procgen_env
+from common.procgen_env import MissingLibrary
+from learner.cluster import machine_checks
+from learner.cluster.machine_checks import (
+    GIB,
+    libraries_check,
+    memory_check,
+    node_checks,
+    procgen_check,
+    python_check,
+    shared_memory_check,
+    torch_check,
+)
+
+
+def test_a_machine_that_can_train_has_nothing_fatal():
+    checks = node_checks()
+    assert [check.what for check in checks] == ["Python", "libraries", "torch", "Procgen", "memory"]
+    assert [check for check in checks if check.verdict == "fatal"] == []
+
+
+def test_another_python_is_fatal(monkeypatch):
+    monkeypatch.setattr(machine_checks.platform, "python_version", lambda: "3.1.4")
+    check = python_check()
+    assert check.verdict == "fatal" and "3.10 or 3.11" in check.remedy
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    versions = {**machine_checks.software(), "zstandard": "none"}
+    monkeypatch.setattr(machine_checks, "software", lambda: versions)
+    check = libraries_check()
+    assert check.verdict == "fatal" and check.found == "missing: zstandard" and "pip install" in check.remedy
+
+
+@pytest.mark.parametrize(
+    ("error", "found", "remedy"),
+    [
+        (MissingLibrary("libGL.so.1"), "libGL.so.1 is missing", "apt-get install"),
+        (RuntimeError("no assets"), "does not run: no assets", "pip install"),
+    ],
+)
+def test_procgen_that_does_not_step_is_fatal(monkeypatch, error, found, remedy):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(common.procgen_env, "step_once", fail)
+    check = procgen_check()
+    assert check.verdict == "fatal" and check.found == found and remedy in check.remedy
+
+
+def test_a_system_library_that_procgen_lacks_is_told_by_its_file_name(monkeypatch):
+    def fail(*_args, **_options):
+        raise OSError("cannot load library: libGL.so.1: cannot open shared object file: No such file or directory")
+
+    monkeypatch.setattr(common.procgen_env, "make_envs", fail)
+    with pytest.raises(MissingLibrary, match=r"^libGL\.so\.1$"):
+        common.procgen_env.step_once()
+
+
+def test_too_little_shared_memory_is_fatal_with_the_size_that_docker_needs():
+    check = shared_memory_check(10**6 * GIB)
+    assert check.verdict == "fatal" and check.remedy.endswith(f"--shm-size {1024 * 10**6}m")
+    assert shared_memory_check(1).verdict == "ok"
+
+
+def test_no_shared_memory_at_all_is_fatal(monkeypatch):
+    def missing(_path):
+        raise OSError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(machine_checks.shutil, "disk_usage", missing)
+    check = shared_memory_check(1)
+    assert check.verdict == "fatal" and "No such file" in check.found
+
+
+def test_little_memory_is_a_warning_with_what_the_actors_need(monkeypatch):
+    memory = collections.namedtuple("memory", "available total")(3 * GIB, 8 * GIB)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    assert memory_check(actors=1).verdict == "ok"
+    check = memory_check(actors=4)
+    assert check.verdict == "warning" and check.remedy.startswith("5.0 GiB are needed")
+
+
+def test_a_gpu_that_torch_does_not_see_is_a_warning(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert torch_check().verdict == "ok"
+    monkeypatch.setattr(machine_checks.Path, "exists", lambda path: str(path) == "/dev/nvidia0")
+    check = torch_check()
+    assert check.verdict == "warning" and "CUDA build" in check.remedy

@@ -1,0 +1,454 @@
+"""One PPO update against a plain loop written from issue 2's algorithm, and what must not change an update."""
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from common.config import resolve
+from common.messages import ActorState, FinishedEpisodes, Rollout
+from common.policy_network import PolicyNetwork
+from common.seeding import derive_seed
+from common.storage.checkpoints import load_checkpoint, save_checkpoint
+from learner.ppo.learner import NotFinite, PPOLearner
+from learner.rollouts.staging import StagedBatch
+
+CPU = torch.device("cpu")
+T, B, MINIBATCHES, EPOCHS = 8, 4, 2, 2
+STEPS = MINIBATCHES * EPOCHS
+
+
+@pytest.fixture(autouse=True)
+def one_torch_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny_config(preset="lab", **given):
+    sizes = {"num_actors": 2, "envs_per_actor": B // 2, "unroll_length": T}
+    work = {"num_minibatches": MINIBATCHES, "update_epochs": EPOCHS, "precision": "float32"}
+    return resolve(preset, {**sizes, **work, "total_frames": 10 * T * B, **given})
+
+
+def new_learner(config, num_threads=1, device=CPU):
+    learner = PPOLearner(config, device, num_threads)
+    if config.orthogonal_heads:  # gain .01 makes every action equally likely: a test would see too little
+        with torch.no_grad():
+            learner.policy.policy_head.weight.mul_(100)
+    return learner
+
+
+def random_frames(rng, *dims):
+    """Frames of 8 x 8 coloured blocks, some dark and some bright: to the network pure noise all looks the same."""
+    blocks = rng.random((*dims, 8, 8, 3)) * rng.random((*dims, 1, 1, 3)) * 255
+    return blocks.astype(np.uint8).repeat(8, axis=-3).repeat(8, axis=-2)
+
+
+def staged_batch(config, policy, seed=0, off_policy=0.3, device=CPU):
+    """Random data, with log-probs and values as `policy` gives them, moved by noise of deviation `off_policy`."""
+    rng = np.random.default_rng(seed)
+    staged = StagedBatch(config, device)
+    envs = config.envs_per_actor
+    for slot in range(config.num_actors):
+        observations = random_frames(rng, T, envs)
+        actions = rng.integers(0, 15, (T, envs), dtype=np.int32)
+        with torch.no_grad():
+            logits, values = policy(torch.from_numpy(observations).flatten(0, 1))
+            log_probs = torch.log_softmax(logits, 1)[torch.arange(T * envs), actions.reshape(-1)]
+        noise = rng.normal(size=(2, T, envs)).astype(np.float32) * off_policy
+        rollout = Rollout(
+            policy_version=0,
+            actor_id=slot,
+            observations=observations,
+            actions=actions,
+            rewards=(rng.normal(size=(T, envs)) * 3 * (rng.random((T, envs)) < 0.5)).astype(np.float32),
+            dones=rng.random((T, envs)) < 0.2,
+            behavior_log_probs=log_probs.numpy().reshape(T, envs) + noise[0],
+            values=values.numpy().reshape(T, envs) + noise[1],
+            bootstrap_value=rng.normal(size=envs).astype(np.float32),
+            episodes=FinishedEpisodes(np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros(0, np.int32)),
+            next_state=ActorState(
+                env_states=np.zeros(envs, np.uint8),
+                env_state_sizes=np.ones(envs, np.int64),
+                running_return=np.zeros(envs),
+                running_length=np.zeros(envs, np.int32),
+                generator=np.zeros(1, np.uint8),
+            ),
+            weights_sha256="",
+            seconds=0.0,
+        )
+        staged.stage(slot, rollout)
+    staged.start_upload()
+    return staged
+
+
+def never():
+    """A stop check that lets the update go on."""
+
+
+def slow_update(config, policy, staged, rewards):
+    """Issue 2's algorithm as a plain loop over whole minibatches, changing `policy`; returns its statistics."""
+    values, dones = staged.values, staged.dones.float()
+    advantages = torch.zeros(T, B)
+    following, next_value = torch.zeros(B), staged.bootstrap_value
+    for t in reversed(range(T)):
+        m = 1 - dones[t]
+        delta = rewards[t] + config.gamma * next_value * m - values[t]
+        following = delta + config.gamma * config.gae_lambda * m * following
+        advantages[t], next_value = following, values[t]
+    targets = advantages + values
+
+    def normalized(a):
+        return (a - a.mean()) / (((a - a.mean()) ** 2).sum() / (a.numel() - 1)).sqrt().add(1e-8)
+
+    if config.advantage_normalization == "batch":
+        advantages = normalized(advantages)
+    n = T * B
+    observations = staged.observations.reshape(n, 64, 64, 3)
+    actions, old_log_probs = staged.actions.reshape(n).long(), staged.behavior_log_probs.reshape(n)
+    advantages, targets, old_values = advantages.reshape(n), targets.reshape(n), values.reshape(n)
+
+    parameters = list(policy.parameters())
+    mean = [torch.zeros_like(p) for p in parameters]
+    square = [torch.zeros_like(p) for p in parameters]
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "permutations"))
+    step, collected = 0, []
+    eps, size = config.clip_coef, n // config.num_minibatches
+    for _ in range(config.update_epochs):
+        permutation = torch.randperm(n, generator=generator)
+        for k in range(config.num_minibatches):
+            mb = permutation[k * size : (k + 1) * size]
+            logits, new_values = policy(observations[mb])
+            log_probabilities = torch.log_softmax(logits, 1)
+            new_log_probs = log_probabilities[torch.arange(size), actions[mb]]
+            log_ratio = new_log_probs - old_log_probs[mb]
+            ratio = log_ratio.exp()
+            a = advantages[mb]
+            if config.advantage_normalization == "minibatch":
+                a = normalized(a)
+            objective = torch.min(ratio * a, ratio.clamp(1 - eps, 1 + eps) * a).mean()
+            clipped_values = old_values[mb] + (new_values - old_values[mb]).clamp(-eps, eps)
+            value_loss = torch.max((new_values - targets[mb]) ** 2, (clipped_values - targets[mb]) ** 2).mean()
+            entropy = -(log_probabilities.exp() * log_probabilities).sum(1).mean()
+            loss = config.vf_coef * value_loss - objective - config.ent_coef * entropy
+            policy.zero_grad()
+            loss.backward()
+            norm = math.sqrt(sum(float(p.grad.double().pow(2).sum()) for p in parameters))
+            scale = min(1.0, config.max_grad_norm / norm)
+            step += 1
+            with torch.no_grad():
+                for p, m1, m2 in zip(parameters, mean, square, strict=True):
+                    g = p.grad * scale
+                    m1.mul_(0.9).add_(0.1 * g)
+                    m2.mul_(0.999).add_(0.001 * g * g)
+                    m1_hat, m2_hat = m1 / (1 - 0.9**step), m2 / (1 - 0.999**step)
+                    p -= config.learning_rate * m1_hat / (m2_hat.sqrt() + config.adam_eps)
+            kl = (ratio - 1 - log_ratio).mean()
+            clip_fraction = ((ratio - 1).abs() > eps).float().mean()
+            ratio_error = (ratio - 1).abs().mean()
+            row = (objective, value_loss, entropy, kl, clip_fraction, ratio_error, norm)
+            collected.append([float(torch.as_tensor(x).detach()) for x in row])
+    columns = np.array(collected)
+    names = ("policy_objective", "value_loss", "entropy", "approx_kl", "clip_fraction", "ratio_error", "grad_norm")
+    statistics = dict(zip(names, columns.mean(0), strict=True))
+    statistics["ratio_error"] = columns[0, 5]
+    statistics["explained_variance"] = float(1 - (targets - old_values).var() / targets.var())
+    statistics["learning_rate"] = config.learning_rate
+    return statistics
+
+
+def assert_same_state(one, other, path="state"):
+    assert type(one) is type(other), path
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        for key in one:
+            assert_same_state(one[key], other[key], f"{path}[{key!r}]")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), path
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_same_state(a, b, f"{path}[{i}]")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), path
+    else:
+        assert one == other, path
+
+
+def updated_weights(config, num_threads=1, off_policy=0.3):
+    learner = new_learner(config, num_threads)
+    statistics = learner.update(staged_batch(config, learner.policy, off_policy=off_policy), never)
+    learner.close()
+    return learner.weights(), statistics
+
+
+def largest_difference(one, other):
+    return max(float(np.abs(one[name] - other[name]).max()) for name in one)
+
+
+def assert_same_move(one, other, start):
+    """Two updates of the same weights differ by rounding alone.
+
+    Adam divides by the gradient's size, so where that is tiny it magnifies rounding: single weights may differ by up
+    to 5e-5 (of the 2e-3 that four steps move them), all of them together by a thousandth of the way.
+    """
+    assert largest_difference(one, other) < 5e-5
+    difference = sum(float(((one[name] - other[name]) ** 2).sum()) for name in start)
+    way = sum(float(((one[name] - start[name]) ** 2).sum()) for name in start)
+    assert way > 0 and math.sqrt(difference / way) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param({"adam_eps": 1e-5}, id="lab"),
+        pytest.param({"adam_eps": 1e-5, "max_grad_norm": 0.5, "vf_coef": 0.5, "ent_coef": 0.3}, id="gradient clipped"),
+        pytest.param({"preset": "easy", "reward_transform": "raw"}, id="easy"),
+    ],
+)
+def test_an_update_equals_the_algorithm_written_out_as_a_plain_loop(given):
+    config = tiny_config(**given)
+    learner = new_learner(config)
+    before = learner.weights()
+    twin = copy.deepcopy(learner.policy)
+    staged = staged_batch(config, learner.policy)
+    rewards = staged.rewards if config.reward_transform == "raw" else staged.rewards.sign()
+    expected = slow_update(config, twin, staged, rewards)
+
+    statistics = learner.update(staged, never)
+
+    assert largest_difference(learner.weights(), before) > 1e-3  # four steps of up to 5e-4
+    assert_same_move(learner.weights(), twin.weights(), before)
+    assert statistics.keys() == expected.keys()
+    for name, value in expected.items():
+        assert statistics[name] == pytest.approx(value, rel=2e-3, abs=1e-5), name
+    if "max_grad_norm" in given:
+        assert statistics["grad_norm"] > given["max_grad_norm"]  # else clipping was not tested
+    assert 0 < statistics["clip_fraction"] < 1
+    assert (learner.policy_version, learner.frames) == (1, T * B)
+
+
+def test_micro_batches_and_threads_do_not_change_the_update():
+    whole, _ = updated_weights(tiny_config(adam_eps=1e-5, micro_batch=T * B // MINIBATCHES))
+    # 3 does not divide the minibatch of 16: the last micro-batch is smaller and weighs less.
+    one_thread, one_statistics = updated_weights(tiny_config(adam_eps=1e-5, micro_batch=3), num_threads=1)
+    two_threads, two_statistics = updated_weights(tiny_config(adam_eps=1e-5, micro_batch=3), num_threads=2)
+    assert_same_move(one_thread, whole, new_learner(tiny_config()).weights())
+    assert largest_difference(two_threads, one_thread) == 0.0
+    assert two_statistics == one_statistics
+
+
+def test_advantages_of_each_minibatch_are_normalised_whole_whatever_the_micro_batches():
+    given = {"adam_eps": 1e-5, "advantage_normalization": "minibatch"}
+    whole, _ = updated_weights(tiny_config(**given, micro_batch=16))
+    parts, _ = updated_weights(tiny_config(**given, micro_batch=3))
+    over_batch, _ = updated_weights(tiny_config(adam_eps=1e-5, micro_batch=16))
+    assert_same_move(parts, whole, new_learner(tiny_config()).weights())
+    assert largest_difference(over_batch, whole) > 1e-4
+
+
+def test_the_linear_schedule_falls_to_zero_with_the_last_update():
+    learner = new_learner(tiny_config(learning_rate_schedule="linear", learning_rate=1e-3))
+    assert learner.config.num_updates == 10
+    rates = []
+    for learner.policy_version in (0, 1, 5, 9, 10, 12):
+        rates.append(learner.learning_rate())
+    assert rates == pytest.approx([1e-3, 9e-4, 5e-4, 1e-4, 0, 0])
+
+
+def test_the_scheduled_learning_rate_is_the_one_that_is_used():
+    learner = new_learner(tiny_config(learning_rate_schedule="linear"))
+    staged = staged_batch(learner.config, learner.policy)
+    before = learner.weights()
+    learner.policy_version = learner.config.num_updates
+    assert learner.update(staged, never)["learning_rate"] == 0
+    assert largest_difference(learner.weights(), before) == 0
+    learner.policy_version = 5
+    assert learner.update(staged, never)["learning_rate"] == pytest.approx(2.5e-4)
+    assert 0 < largest_difference(learner.weights(), before) <= STEPS * 2.5e-4 * 1.5
+
+
+def test_a_learner_continues_bit_identically_from_its_checkpoint(tmp_path):
+    config = tiny_config(reward_transform="running_return", learning_rate_schedule="linear")
+    learner = new_learner(config)
+    first, second = (staged_batch(config, learner.policy, seed) for seed in (1, 2))
+    learner.update(first, never)
+    path = save_checkpoint(
+        tmp_path, config, learner.policy_version, learner.frames, learner.weights(), learner.state_dict()
+    )
+    loaded = load_checkpoint(path)
+    resumed = PPOLearner(replace(config, learner_threads=1), CPU, 1)
+    resumed.load_state_dict(loaded.learner_state)
+    assert_same_state(resumed.state_dict(), learner.state_dict())
+
+    assert resumed.update(second, never) == learner.update(second, never)
+    assert_same_state(resumed.state_dict(), learner.state_dict())
+    assert (resumed.policy_version, resumed.frames) == (2, 2 * T * B)
+
+
+def test_another_update_of_the_same_data_uses_other_permutations():
+    config = tiny_config()
+    learner = new_learner(config)
+    staged = staged_batch(config, learner.policy)
+    before = copy.deepcopy(learner.state_dict())
+    learner.update(staged, never)
+    permutations = learner.permutations.get_state()
+    once = learner.weights()
+    learner.load_state_dict(before)
+    learner.permutations.set_state(permutations)
+    learner.update(staged, never)
+    assert largest_difference(learner.weights(), once) > 1e-5
+
+
+class Stop(Exception):
+    """What the stop check raises in these tests."""
+
+
+def stop_at(call):
+    """A stop check that raises when it is called for the `call`-th time."""
+    calls = iter(range(1, STEPS + 2))
+
+    def check():
+        if next(calls) == call:
+            raise Stop
+
+    return check
+
+
+@pytest.mark.parametrize(("call", "updates_before"), [(1, 0), (STEPS, 0), (2, 1)])
+def test_an_update_that_is_stopped_never_happened(call, updates_before):
+    config = tiny_config(reward_transform="running_return", learning_rate_schedule="linear")
+    learner, undisturbed = new_learner(config), new_learner(config)
+    staged = staged_batch(config, learner.policy)
+    for _ in range(updates_before):
+        learner.update(staged, never)
+        undisturbed.update(staged, never)
+    before = copy.deepcopy(learner.state_dict())
+
+    with pytest.raises(Stop):
+        learner.update(staged, stop_at(call))
+
+    assert_same_state(learner.state_dict(), before)
+    assert learner.update(staged, never) == undisturbed.update(staged, never)
+    assert_same_state(learner.state_dict(), undisturbed.state_dict())
+
+
+def test_the_stop_check_runs_before_every_optimizer_step():
+    config = tiny_config()
+    learner = new_learner(config)
+    calls = []
+    learner.update(staged_batch(config, learner.policy), lambda: calls.append(learner.weights()["value_head.bias"]))
+    assert len(calls) == STEPS == len({float(bias[0]) for bias in calls})
+
+
+def test_a_bfloat16_update_stays_close_to_the_float32_one():
+    start = new_learner(tiny_config()).weights()
+    exact, exact_statistics = updated_weights(tiny_config(adam_eps=1e-5))
+    rounded, rounded_statistics = updated_weights(tiny_config(adam_eps=1e-5, precision="bfloat16"))
+    moves = [np.concatenate([(w[name] - start[name]).ravel() for name in start]) for w in (exact, rounded)]
+    cosine = moves[0] @ moves[1] / np.linalg.norm(moves[0]) / np.linalg.norm(moves[1])
+    assert 0.98 < cosine < 0.99999  # the same direction, and yet other arithmetic
+    assert largest_difference(exact, rounded) <= 2 * STEPS * 5e-4 * 1.5  # no weight ran away
+    assert all(array.dtype == np.float32 for array in rounded.values())
+    for name in ("policy_objective", "value_loss", "entropy", "grad_norm"):
+        assert rounded_statistics[name] == pytest.approx(exact_statistics[name], rel=0.02, abs=0.002), name
+
+
+@pytest.mark.parametrize(("precision", "low", "high"), [("float32", 0, 1e-5), ("bfloat16", 1e-6, 0.05)])
+def test_the_ratio_error_of_an_actors_own_data_is_the_difference_in_arithmetic_alone(precision, low, high):
+    config = tiny_config("easy", precision=precision, ent_coef=0.0)
+    learner = new_learner(config)
+    with torch.no_grad():  # a policy that has learned something: rounding its logits matters more
+        learner.policy.policy_head.weight.mul_(20)
+    actor_policy = PolicyNetwork(config.network)
+    actor_policy.load_weights(learner.weights())
+    staged = staged_batch(config, actor_policy, off_policy=0.0)  # collected in float32
+    with torch.no_grad():
+        logits, _ = actor_policy(staged.observations.flatten(0, 1))
+    assert torch.distributions.Categorical(logits=logits).entropy().mean() < 2.4
+    assert low <= learner.update(staged, never)["ratio_error"] < high
+
+
+def test_equal_seeds_give_equal_learners_and_other_seeds_give_others():
+    assert_same_state(new_learner(tiny_config(seed=3)).state_dict(), new_learner(tiny_config(seed=3)).state_dict())
+    one, other = new_learner(tiny_config(seed=3)), new_learner(tiny_config(seed=4))
+    assert largest_difference(one.weights(), other.weights()) > 0
+    assert not torch.equal(one.permutations.get_state(), other.permutations.get_state())
+
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.mark.gpu
+@on_gpu
+@pytest.mark.parametrize(
+    "lever", [{}, {"cuda_graphs": True}, {"compile": True}, {"cuda_graphs": True, "compile": True}]
+)
+def test_updates_on_a_gpu_move_the_weights_as_on_the_cpu_with_every_lever(lever):
+    config = tiny_config(adam_eps=1e-5)
+    on_cpu = new_learner(config)
+    there = new_learner(replace(config, **lever), device=torch.device("cuda"))
+    there.load_state_dict(on_cpu.state_dict())
+    for seed in range(2):  # a captured step must take over the second batch too
+        before = on_cpu.weights()
+        behavior = copy.deepcopy(on_cpu.policy)
+        expected = on_cpu.update(staged_batch(config, behavior, seed), never)
+        statistics = there.update(staged_batch(config, behavior, seed, device=there.device), never)
+        assert_same_move(there.weights(), on_cpu.weights(), before)
+        for name, value in expected.items():
+            assert statistics[name] == pytest.approx(value, rel=1e-2, abs=1e-4), name
+
+
+@pytest.mark.gpu
+@on_gpu
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_on_a_gpu_too_a_stopped_update_never_happened_and_a_checkpoint_is_portable(cuda_graphs):
+    config = tiny_config(cuda_graphs=cuda_graphs, learning_rate_schedule="linear")
+    learner = new_learner(config, device=torch.device("cuda"))
+    staged = staged_batch(config, new_learner(config).policy, device=learner.device)
+    learner.update(staged, never)
+    before = copy.deepcopy(learner.state_dict())
+    with pytest.raises(Stop):
+        learner.update(staged, stop_at(STEPS))
+    assert_same_state(learner.state_dict(), before)
+    elsewhere = new_learner(config)
+    elsewhere.load_state_dict(before)
+    elsewhere.update(staged_batch(config, elsewhere.policy), never)
+    learner.update(staged, never)
+    assert learner.policy_version == elsewhere.policy_version == 2
+
+
+@pytest.mark.parametrize("poison", ["rewards", "behavior_log_probs", "values"])
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_an_update_that_is_not_finite_is_taken_back_whole(poison, number):
+    config = tiny_config(reward_transform="running_return")
+    learner = new_learner(config)
+    learner.update(staged_batch(config, learner.policy, 1), never)
+    before = copy.deepcopy(learner.state_dict())
+    staged = staged_batch(config, learner.policy, 2)
+    getattr(staged, poison)[0, 0] = number
+    with pytest.raises(NotFinite) as error:
+        learner.update(staged, never)
+    assert not all(math.isfinite(value) for value in error.value.statistics.values())
+    assert_same_state(learner.state_dict(), before)
+    learner.pass_over()
+    assert_same_state({**learner.state_dict(), "policy_version": 1, "frames": T * B}, before)
+    assert (learner.policy_version, learner.frames) == (2, 2 * T * B)
+    assert learner.update(staged_batch(config, learner.policy, 3), never)["grad_norm"] > 0
+
+
+def test_weights_that_the_last_step_made_infinite_are_noticed():
+    config = tiny_config(num_minibatches=1, update_epochs=1, learning_rate=1e38, adam_eps=1e-38)
+    learner = new_learner(config)
+    for group in learner.optimizer.param_groups:
+        group["betas"] = (0.0, 0.0)
+    with torch.no_grad():  # one more step of 1e38 and it is no float32 any more
+        learner.policy.value_head.bias.fill_(3.4e38)
+    before = copy.deepcopy(learner.state_dict())
+    staged = staged_batch(config, PPOLearner(config, CPU, 1).policy)
+    with pytest.raises(NotFinite):
+        learner.update(staged, never)
+    assert_same_state(learner.state_dict(), before)

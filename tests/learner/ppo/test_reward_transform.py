@@ -1,0 +1,135 @@
+"""The reward PPO is given: its sign, or the raw reward over the running deviation of the discounted return."""
+
+import numpy as np
+import pytest
+
+from learner.ppo.reward_transform import RewardTransform
+
+
+class SlowVecNormalize:
+    """baselines' VecNormalize with ob=False: every environment's return so far is a sample, the prior a 1e-4th one."""
+
+    def __init__(self, num_envs, gamma):
+        self.gamma, self.returns, self.samples = gamma, [0.0] * num_envs, []
+
+    def __call__(self, rewards, dones):
+        transformed = np.zeros(rewards.shape)
+        for t in range(len(rewards)):
+            for b, reward in enumerate(rewards[t].tolist()):
+                self.returns[b] = self.returns[b] * self.gamma + reward
+                self.samples.append(self.returns[b])
+            deviation = np.sqrt(self.running_variance() + 1e-8)
+            for b, reward in enumerate(rewards[t].tolist()):
+                transformed[t, b] = min(max(reward / deviation, -10), 10)
+                if dones[t, b]:
+                    self.returns[b] = 0.0
+        return transformed
+
+    def running_variance(self):
+        """Of all samples so far together with 1e-4 of a sample of mean 0 and variance 1."""
+        samples = np.array(self.samples)
+        weight = len(samples) + 1e-4
+        mean = samples.sum() / weight
+        return (((samples - mean) ** 2).sum() + 1e-4 * (1 + mean**2)) / weight
+
+
+def random_steps(T, B, seed):
+    rng = np.random.default_rng(seed)
+    rewards = (rng.normal(size=(T, B)) * 3 + 1).astype(np.float32)
+    return rewards, rng.random((T, B)) < 0.1
+
+
+def test_sign_keeps_only_the_direction():
+    rewards = np.float32([[10.0, -0.04, 0.0], [0.5, 4.0, -1.0]])
+    transformed = RewardTransform("sign", 3, 0.99)(rewards, np.zeros((2, 3), bool))
+    np.testing.assert_array_equal(transformed, [[1, -1, 0], [1, 1, -1]])
+    assert transformed.dtype == np.float32
+
+
+def test_raw_changes_nothing():
+    rewards, dones = random_steps(5, 3, seed=0)
+    np.testing.assert_array_equal(RewardTransform("raw", 3, 0.99)(rewards, dones), rewards)
+
+
+def test_running_return_equals_vec_normalize_written_out():
+    transform, slow = RewardTransform("running_return", 4, 0.9), SlowVecNormalize(4, 0.9)
+    for call in range(3):
+        rewards, dones = random_steps(20, 4, seed=call)
+        transformed = transform(rewards, dones)
+        assert transformed.dtype == np.float32
+        np.testing.assert_allclose(transformed, slow(rewards, dones), rtol=1e-5, atol=1e-6)
+
+
+def test_the_running_variance_of_many_samples_is_numpys_variance_of_all_of_them():
+    transform, slow = RewardTransform("running_return", 8, 0.99), SlowVecNormalize(8, 0.99)
+    slow.running_variance = lambda: 1.0  # only its samples are wanted
+    for call in range(5):
+        rewards, dones = random_steps(200, 8, seed=call)
+        transform(rewards, dones)
+        slow(rewards, dones)
+    assert len(slow.samples) == 8000
+    assert transform.variance == pytest.approx(np.var(slow.samples), rel=1e-6)
+    assert transform.mean == pytest.approx(np.mean(slow.samples), rel=1e-6)
+
+
+def test_numbers_worked_by_hand():
+    # gamma = 1/2, two environments. Step 0 pays 4 and 0: samples 4, 0 of variance 4, deviation 2 (the prior's
+    # ten-thousandth of a sample moves it by less than 1e-3). So 4 becomes 2. Both episodes end.
+    # Step 1 pays 0 and 4 into fresh returns: samples 4, 0, 0, 4, deviation 2 again. Without the reset the first
+    # return would be 2, the samples 4, 0, 2, 4 and the deviation 1.66.
+    rewards = np.float32([[4, 0], [0, 4]])
+    transformed = RewardTransform("running_return", 2, 0.5)(rewards, np.ones((2, 2), bool))
+    np.testing.assert_allclose(transformed, [[2, 0], [0, 2]], atol=1e-3)
+
+
+def test_a_done_resets_only_its_own_environments_return():
+    rewards = np.ones((3, 2), np.float32)
+    transform = RewardTransform("running_return", 2, 1.0)
+    transform(rewards, np.array([[False, False], [False, True], [False, False]]))
+    np.testing.assert_array_equal(transform.discounted_return, [3, 1])
+
+
+def test_transformed_rewards_stay_within_ten():
+    rewards = np.zeros((500, 4), np.float32)
+    rewards[-1] = [1000, -1000, 0, 0]
+    rewards[0, 0] = 0.01
+    transformed = RewardTransform("running_return", 4, 0.0)(rewards, np.zeros((500, 4), bool))
+    np.testing.assert_array_equal(transformed[-1], [10, -10, 0, 0])
+
+
+def test_it_continues_exactly_from_its_saved_state():
+    transform = RewardTransform("running_return", 4, 0.99)
+    transform(*random_steps(30, 4, seed=1))
+    twin = RewardTransform("running_return", 4, 0.99)
+    twin.load_state_dict(transform.state_dict())
+    steps = random_steps(30, 4, seed=2)
+    continued = transform(*steps)
+    np.testing.assert_array_equal(twin(*steps), continued)
+    assert twin.state_dict() == transform.state_dict()
+    assert not np.array_equal(RewardTransform("running_return", 4, 0.99)(*steps), continued)
+
+
+def test_its_saved_state_does_not_change_when_it_goes_on():
+    transform = RewardTransform("running_return", 2, 0.99)
+    transform(*random_steps(5, 2, seed=1))
+    state = transform.state_dict()
+    copied = {name: list(value) if isinstance(value, list) else value for name, value in state.items()}
+    transform(*random_steps(5, 2, seed=2))
+    assert state == copied != transform.state_dict()
+
+
+def test_environments_are_followed_wherever_their_steps_lie_in_the_batch():
+    generator = np.random.default_rng(5)
+    rewards = generator.normal(size=(6, 2)).astype(np.float32)
+    dones = generator.random((6, 2)) < 0.2
+    straight = RewardTransform("running_return", 2, 0.99)
+    expected = [straight(rewards[:3], dones[:3]), straight(rewards[3:], dones[3:])]
+
+    # One actor of two environments collected both rollouts of a batch: two waves of columns, in order of time.
+    folded = RewardTransform("running_return", 4, 0.99)
+    waves = [(np.array([2, 3]), np.array([0, 1])), (np.array([0, 1]), np.array([0, 1]))]
+    together = folded(
+        np.concatenate([rewards[3:], rewards[:3]], axis=1), np.concatenate([dones[3:], dones[:3]], axis=1), waves
+    )
+    np.testing.assert_array_equal(together[:, 2:], expected[0])
+    np.testing.assert_array_equal(together[:, :2], expected[1])

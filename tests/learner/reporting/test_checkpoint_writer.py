@@ -1,0 +1,124 @@
+"""Checkpoints reach the disk in order, beside training; a disk that fails is waited out."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import learner.reporting.checkpoint_writer as checkpoint_writer
+from common.config import resolve
+from common.storage.checkpoints import list_checkpoints, load_checkpoint
+from common.storage.jsonl import append_jsonl
+from common.storage.run_directory import RunDirectory
+from learner.reporting.checkpoint_writer import CheckpointWriter, Snapshot, on_host
+
+
+@pytest.fixture(autouse=True)
+def tried_again_soon(monkeypatch):
+    monkeypatch.setattr(checkpoint_writer, "RETRY_SECONDS", 0.05)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDirectory(tmp_path)
+
+
+def snapshot(version):
+    return Snapshot(version, version * 64, {"w": np.full(3, version, np.float32)}, {"learner": {"n": version}})
+
+
+def new_writer(run, **given):
+    return CheckpointWriter(run, resolve("lab", {"num_actors": 2, **given}))
+
+
+def versions(run):
+    return [int(path.name) for path in list_checkpoints(run.checkpoints)]
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_everything_that_is_put_is_written_and_told_once_in_order(run):
+    writer = new_writer(run)
+    told = []
+    for version in range(20):  # faster than a disk: none may be passed over
+        writer.put(snapshot(version))
+        told += writer.written()
+    assert writer.close(30)
+    told += writer.written()
+    assert versions(run) == [notice.policy_version for notice in told] == list(range(20))
+    assert [notice.frames for notice in told] == [version * 64 for version in range(20)]
+    assert load_checkpoint(run.checkpoints / "00000007").learner_state == {"learner": {"n": 7}}
+    assert writer.newest == 19 and writer.problem is None and writer.written() == []
+
+
+def test_a_disk_that_fails_stands_as_a_problem_and_the_newest_is_written_when_it_is_back(run):
+    writer = new_writer(run)
+    writer.put(snapshot(1))
+    wait_until(lambda: writer.newest == 1)
+    aside = run.checkpoints.rename(run.path / "aside")
+    run.checkpoints.write_text("in the way")
+    for version in (2, 3, 4):
+        writer.put(snapshot(version))
+        wait_until(lambda: writer.problem is not None)
+    assert "cannot be written to" in writer.problem and "the newest is policy_version 1" in writer.problem
+    run.checkpoints.unlink()
+    aside.rename(run.checkpoints)
+    wait_until(lambda: writer.newest == 4)
+    assert writer.problem is None
+    assert writer.close(30)
+    assert versions(run)[0] == 1 and versions(run)[-1] == 4
+    assert [notice.policy_version for notice in writer.written()] == versions(run)
+
+
+def test_closing_tries_once_more_and_tells_whether_everything_is_written(run):
+    run.checkpoints.write_text("in the way")
+    writer = new_writer(run)
+    writer.put(snapshot(1))
+    wait_until(lambda: writer.problem is not None)
+    assert not writer.close(30)
+    assert "the newest is none" in writer.problem
+    run.checkpoints.unlink()
+    writer = new_writer(run)
+    writer.put(snapshot(1))
+    assert writer.close(30) and versions(run) == [1]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({}, list(range(10))),
+        ({"keep_checkpoints": 3}, [2, 7, 8, 9]),
+        ({"keep_checkpoints": 1, "keep_every": 4}, [0, 2, 4, 8, 9]),
+        ({"keep_checkpoints": 2, "backfill": True}, [0, 1, 2, 4, 6, 7, 8, 9]),
+        ({"keep_checkpoints": 2, "backfill": True, "evaluator": False}, [2, 8, 9]),
+    ],
+)
+def test_the_newest_the_best_every_nth_and_with_backfill_the_unscored_ones_are_kept(run, given, kept):
+    writer = new_writer(run, **given)
+    for version in range(3):
+        writer.put(snapshot(version))
+    # keep_checkpoints 1 may have deleted it already: the best exists before it is called so
+    run.checkpoints.mkdir(exist_ok=True)
+    run.best.symlink_to("00000002")
+    for version in (3, 5):
+        append_jsonl(run.evaluations, {"policy_version": version})
+    for version in range(3, 10):
+        writer.put(snapshot(version))
+    assert writer.close(30)
+    assert versions(run) == kept
+    assert not list(run.checkpoints.glob(".*"))
+
+
+def test_a_copy_on_the_host_shares_nothing_with_its_source():
+    source = {"a": [torch.ones(2), {"b": torch.zeros(1)}], "c": (1, 2.5, None, "text", True)}
+    copy = on_host(source)
+    source["a"][0].add_(1)
+    source["a"][1]["b"].add_(1)
+    assert copy["a"][0].tolist() == [1, 1] and copy["a"][1]["b"].tolist() == [0]
+    assert copy["c"] == (1, 2.5, None, "text", True)

@@ -1,0 +1,35 @@
+"""What is kept of an update that went wrong can be loaded and is what was there."""
+
+import numpy as np
+import safetensors.numpy
+import torch
+
+from common.config import resolve
+from common.storage.checkpoints import list_checkpoints, load_checkpoint
+from learner.ppo.learner import PPOLearner
+from learner.reporting.diagnosis import MOST_KEPT, save_diagnosis
+from learner.rollouts.staging import StagedBatch
+
+CPU = torch.device("cpu")
+
+
+def test_the_batch_and_the_state_it_met_are_kept_three_times_at_most(tmp_path):
+    config = resolve("lab", {"num_actors": 1, "envs_per_actor": 2, "unroll_length": 4, "num_minibatches": 2})
+    learner, staged = PPOLearner(config, CPU, 1), StagedBatch(config, CPU)
+    staged.rewards[1, 1] = 7.0
+    for version in range(MOST_KEPT + 1):
+        learner.policy_version = version
+        path = save_diagnosis(tmp_path / "diagnosis", config, learner, staged, {"value_loss": float("nan")})
+        assert (path is None) == (version == MOST_KEPT)
+    kept = list_checkpoints(tmp_path / "diagnosis")
+    assert [int(path.name) for path in kept] == list(range(MOST_KEPT))
+    checkpoint = load_checkpoint(kept[1])
+    assert checkpoint.policy_version == 1
+    again = PPOLearner(config, CPU, 1)
+    again.load_state_dict(checkpoint.learner_state["learner"])
+    for name, array in again.weights().items():
+        np.testing.assert_array_equal(array, learner.weights()[name])
+    batch = safetensors.numpy.load_file(kept[1] / "batch.safetensors")
+    for name in ("observations", "actions", "rewards", "dones", "behavior_log_probs", "values", "bootstrap_value"):
+        np.testing.assert_array_equal(batch[name], getattr(staged, name).numpy())
+    assert (kept[1] / "statistics.json").read_text() == '{"value_loss": "nan"}\n'

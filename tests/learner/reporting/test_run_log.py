@@ -1,0 +1,74 @@
+"""Rows that cannot be written wait, and are written once and in order when they can be."""
+
+import math
+
+import pytest
+
+from common.storage.jsonl import read_jsonl
+from common.storage.run_directory import RunDirectory
+from learner.reporting.run_log import RunLog
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDirectory(tmp_path)
+
+
+def row(version, **values):
+    return {"policy_version": version, "frames": version * 64, "time": 0.0, **values}
+
+
+def versions(run):
+    return [row["policy_version"] for row in read_jsonl(run.metrics)]
+
+
+def test_rows_go_to_metrics_and_tensorboard(run):
+    log = RunLog(run, purge_step=None)
+    log.add(row(1, value_loss=0.5, episode_return=None, explained_variance=math.nan))
+    log.close()
+    assert read_jsonl(run.metrics) == [row(1, value_loss=0.5, episode_return=None, explained_variance=None)]
+    (events,) = (run.tensorboard / "learner").iterdir()
+    data = events.read_bytes()
+    assert b"learner/value_loss" in data and b"learner/policy_version" in data
+    for absent in (b"episode_return", b"explained_variance", b"learner/time", b"learner/frames"):
+        assert absent not in data
+    assert log.problem is None and log.unwritten == 0
+
+
+def test_rows_wait_while_the_file_cannot_be_written_and_none_is_lost_or_doubled(run):
+    log = RunLog(run, purge_step=None)
+    log.add(row(1))
+    aside = run.metrics.rename(run.path / "aside")
+    run.metrics.mkdir()
+    for version in (2, 3):
+        log.add(row(version))
+    assert log.unwritten == 2 and str(run.path) in log.problem and "metrics wait in memory" in log.problem
+    run.metrics.rmdir()
+    aside.rename(run.metrics)
+    log.add(row(4))
+    assert versions(run) == [1, 2, 3, 4]
+    assert log.unwritten == 0 and log.problem is None
+    log.close()
+
+
+def test_tensorboard_failing_keeps_metrics_going_and_catches_up(run):
+    run.tensorboard.write_text("in the way")
+    log = RunLog(run, purge_step=None)
+    log.add(row(1, value_loss=1.0))
+    log.add(row(2, value_loss=2.0))
+    log.add_text("learner/advice", "a line", 128)
+    assert versions(run) == [1, 2] and log.problem is not None
+    run.tensorboard.unlink()
+    log.close()
+    (events,) = (run.tensorboard / "learner").iterdir()
+    assert events.read_bytes().count(b"learner/value_loss") == 2
+    assert log.problem is None
+
+
+def test_closing_tries_once_more(run):
+    run.metrics.mkdir()
+    log = RunLog(run, purge_step=None)
+    log.add(row(1))
+    run.metrics.rmdir()
+    log.close()
+    assert versions(run) == [1]
