@@ -1,0 +1,35 @@
+"""Numbers as people read them, the same in the live display, the tables, the plain lines and the HTML report."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MISSING = "-"
+
+
+def format_duration(seconds: float) -> str:
+    """`12 s`, `3 min 20 s` or `1 h 02 min`."""
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    minutes, rest = divmod(total, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_interval(interval: Sequence[float] | None) -> str:
+    """`6.50 to 9.00`; `-` where there is no interval."""
+    return MISSING if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
+
+
+def format_score(score: Mapping[str, Any] | None) -> str:
+    """`7.83 [6.50, 9.00]` from a split's row: the mean and its 95 % interval, where it has one."""
+    if score is None:
+        return MISSING
+    interval = score.get("interval")
+    return f"{score['mean']:.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+
+
+def format_number(value: float | None, spec: str = ".2f") -> str:
+    """`value` in the format `spec`; `-` for None."""
+    return MISSING if value is None else format(value, spec)
