@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from common.cli import UsageError
 from common.games import DISTRIBUTION_MODES, GAMES, MAX_LEVEL_SEED
 from common.policy_network import NetworkSettings
 
 
-class ConfigError(ValueError):
+class ConfigError(UsageError):
     """A setting the user gave cannot be used; the message is one line for them to read."""
 
 

@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from common.cli import OneLineParser
+from common.cli import OneLineParser, number, parse_whole_number, whole_number
 from common.config import PRESETS, Config, flag
 
 COMPUTED_DEFAULTS = {
@@ -84,7 +84,7 @@ def _type(field: dataclasses.Field) -> dict[str, Any]:
     if field.type is int:
         return {"type": whole_number, "metavar": "N"}
     if field.type is float:
-        return {"type": float, "metavar": "X"}
+        return {"type": number, "metavar": "X"}
     choices = field.metadata["choices"]
     return {"metavar": "{" + ",".join(choices) + "}" if choices else "NAME"}
 
@@ -94,7 +94,7 @@ def actor_range(text: str) -> dict[str, int]:
     if text == "max":
         return {"min_actors": 1}
     if ":" not in text:
-        return {"num_actors": whole_number(text), "min_actors": 0}
+        return {"num_actors": parse_whole_number(text), "min_actors": 0}
     low, high = map(int, text.split(":"))
     if not 1 <= low <= high:
         raise ValueError
@@ -102,20 +102,6 @@ def actor_range(text: str) -> dict[str, int]:
 
 
 actor_range.__name__ = "number of actors (N, LOW:HIGH with 1 <= LOW <= HIGH, or max)"
-
-
-def whole_number(text: str) -> int:
-    """An int, also written 10e6 or 200_000."""
-    try:
-        return int(text)
-    except ValueError:
-        number = float(text)
-        if not number.is_integer():  # nan and inf are none either
-            raise
-        return int(number)
-
-
-whole_number.__name__ = "whole number"
 
 
 def _defaults(name: str) -> str:
