@@ -1,4 +1,4 @@
-"""Numbers as people read them, the same in the live display, the tables, the plain lines and the HTML report."""
+"""How numbers are shown to people: the same in the live display, tables, plain lines and the HTML report."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,13 +17,13 @@ def format_duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def format_interval(interval: Sequence[float] | None) -> str:
-    """`6.50 to 9.00`; `-` where there is no interval."""
-    return MISSING if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
+def format_interval(interval: Sequence[float] | None, spec: str = ".2f") -> str:
+    """`6.50 to 9.00` with both ends in the format `spec`; `-` for None."""
+    return MISSING if interval is None else f"{interval[0]:{spec}} to {interval[1]:{spec}}"
 
 
 def format_score(score: Mapping[str, Any] | None) -> str:
-    """`7.83 [6.50, 9.00]` from a split's row: the mean and its 95 % interval, where it has one."""
+    """`7.83 [6.50, 9.00]` from a split's `mean` and 95 % `interval`, `7.83` without an interval; `-` for None."""
     if score is None:
         return MISSING
     interval = score.get("interval")
