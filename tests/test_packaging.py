@@ -81,7 +81,7 @@ def test_an_installed_package_comes_from_the_wheel(package: str, clean_python: P
     ("package", "flags"),
     [
         ("learner", ["--preset", "--run-dir", "--resume", "--total-frames", "--num-actors", "--address"]),
-        ("evaluator", ["score", "compare", "film", "levels", "report", "watch"]),
+        ("evaluator", ["score", "compare", "video", "levels", "report", "watch"]),
     ],
 )
 def test_the_installed_program_shows_its_help_from_another_directory(

@@ -1,46 +1,62 @@
-"""What `score` and `compare` share: a checkpoint's level sets, and the log of how often the test levels were used."""
+"""What `score` and `compare` share: playing checkpoints on the same levels, and logging each use of the test levels."""
 
+import argparse
 import sys
-from collections.abc import Collection
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any
 
-from evaluator.commands.arguments import UsageError, run_of
+from common.cli import UsageError
+from common.process import prepare_process
+from common.storage.checkpoints import Checkpoint
+from evaluator.commands.files import run_of
+from evaluator.levels.level_file import audited_level_sets, stored_level_sets
+from evaluator.levels.level_sets import LevelSets
+from evaluator.output.test_log import log_test_use
+from evaluator.scores.evaluation import Evaluation, evaluate
 
-if TYPE_CHECKING:
-    from common.storage.checkpoints import Checkpoint
-    from evaluator.levels.level_sets import LevelSets
 
+def evaluate_all(
+    checkpoints: Sequence[Checkpoint], options: argparse.Namespace
+) -> tuple[list[Evaluation], dict[str, Any]]:
+    """Plays each checkpoint on the levels of `options.split` that all of them have, with the same random numbers.
 
-def level_sets_of(checkpoint: "Checkpoint") -> "LevelSets":
-    """Those of its run, audited now if nobody did; for a checkpoint outside of one they are drawn anew.
+    Returns one evaluation per checkpoint, and how they were played: policy, seed, episodes_per_level.
 
     Raises:
-        UsageError: its settings leave too few levels, or levels.json is damaged.
+        UsageError: the checkpoints have no levels of a split in common, or a use of the test levels cannot be logged.
     """
-    from common.config import ConfigError
-    from evaluator.levels.level_file import audited_level_sets, stored_level_sets
+    prepare_process(num_threads=1, sees_gpu=False)
+    available = [level_sets_of(checkpoint).slots(options.split) for checkpoint in checkpoints]
+    common = set(available[0]).intersection(*available[1:])
+    slots = [slot for slot in available[0] if slot in common]
+    if missing := [split for split in options.split if split not in {split for split, _ in slots}]:
+        raise UsageError(f"A and B have no {missing[0]} levels in common: they were trained with different level sets")
+    config = checkpoints[0].config
+    seed = config.seed if options.seed is None else options.seed
+    episodes = options.episodes_per_level or config.eval_episodes_per_level
+    if "test" in options.split:
+        for checkpoint in checkpoints:
+            _log_test_use(checkpoint, options.command, episodes)
+    evaluations = [evaluate(each, slots, episodes, seed, options.policy == "greedy") for each in checkpoints]
+    return evaluations, {"policy": options.policy, "seed": seed, "episodes_per_level": episodes}
 
+
+def level_sets_of(checkpoint: Checkpoint) -> LevelSets:
+    """The level sets of the checkpoint's run, audited now if they have not been; drawn anew outside of a run.
+
+    Raises:
+        ConfigError: the settings leave too few levels, or levels.json is damaged.
+    """
     run = run_of(checkpoint)
-    try:
-        return audited_level_sets(checkpoint.config)[0] if run is None else stored_level_sets(run, checkpoint.config)
-    except ConfigError as error:
-        raise UsageError(str(error)) from error
+    return audited_level_sets(checkpoint.config)[0] if run is None else stored_level_sets(run, checkpoint.config)
 
 
-def note_test_use(checkpoint: "Checkpoint", splits: Collection[str], command: str, episodes_per_level: int) -> None:
-    """Logs a use of the test levels before they are played, and says how often that was.
-
-    Raises:
-        UsageError: the log cannot be written: then they are not to be used.
-    """
-    if "test" not in splits:
-        return
-    from evaluator.output.test_log import log_test_use
-
+def _log_test_use(checkpoint: Checkpoint, command: str, episodes_per_level: int) -> None:
+    """Logs a use of the test levels before they are played; UsageError if the log cannot be written."""
     run = run_of(checkpoint)
     path = checkpoint.path.resolve().parent / "test_uses.jsonl" if run is None else run.test_uses
     try:
         uses = log_test_use(path, checkpoint, command, episodes_per_level)
     except OSError as error:
-        raise UsageError(f"the use of the test levels cannot be logged in {path}: {error.strerror}") from error
+        raise UsageError(f"cannot log the use of the test levels in {path}: {error.strerror}") from error
     print(f"evaluator: use {uses} of the test levels, logged in {path}", file=sys.stderr)

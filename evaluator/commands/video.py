@@ -1,70 +1,32 @@
-"""`python -m evaluator film`: one episode as a gif."""
+"""`python -m evaluator video`: one episode as a gif."""
 
 import argparse
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
-from evaluator.commands.arguments import (
-    UsageError,
-    add_policy_arguments,
-    level_or_seed,
-    load,
-    require_new_file,
-    run_of,
-    write_new_file,
-)
+from common.cli import UsageError
+from common.process import prepare_process
+from common.storage.checkpoints import Checkpoint
+from common.storage.jsonl import read_jsonl
+from evaluator.commands.files import open_checkpoint, require_new_file, run_of, write_new_file
+from evaluator.output.scoreboard import LevelHistory, most_forgotten, typical, worst
+from evaluator.output.video import encode_gif, film_episode
+from evaluator.scores.play import load_policy
 
-if TYPE_CHECKING:
-    from common.storage.checkpoints import Checkpoint
-
-_LAST_EPISODE = 9999
-
-
-def add_parser(subparsers: Any) -> None:
-    """Adds the command."""
-    parser = subparsers.add_parser(
-        "film",
-        help="film one episode, with what the policy thought",
-        description="Plays one episode and writes a gif: frame, step, reward, value and action probabilities.",
-    )
-    parser.add_argument("path", type=Path, metavar="RUN_DIR_OR_CHECKPOINT")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the gif, which must not exist")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--level", type=level_or_seed, metavar="N", help="the level to play")
-    which.add_argument(
-        "--which",
-        choices=("worst", "forgotten", "typical"),
-        help="choose the level by the scores in the run (default: worst)",
-    )
-    parser.add_argument(
-        "--split",
-        choices=("train", "validation", "test"),
-        help="among the levels of this split (default: the held-out levels that the run shows)",
-    )
-    parser.add_argument("--resolution", type=int, choices=(64, 512), default=64, help="512: the sharp picture (64)")
-    parser.add_argument("--episode", type=_episode, default=0, metavar="N", help="which episode on the level (0)")
-    add_policy_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a line")
-    parser.set_defaults(run=run)
+_CHOOSE: dict[str, Callable[..., int | None]] = {"worst": worst, "forgotten": most_forgotten, "typical": typical}
 
 
 def run(options: argparse.Namespace) -> None:
-    """Raises UsageError where there is nothing to film, or nowhere to put it."""
+    """Writes the gif and prints what happens in it; UsageError if there is nothing to play or no place to write."""
     if options.split is not None and options.level is not None:
-        raise UsageError("--split chooses among scored levels; --level names one: give one of them")
-    require_new_file("--output", options.output)
-    from common.process import prepare_process
-    from evaluator.output.video import encode_gif, film_episode
-    from evaluator.scores.play import load_policy
-
-    checkpoint = load(options.path)
+        raise UsageError("--split and --level exclude each other: --split chooses a scored level, --level names one")
+    require_new_file(options.output)
+    checkpoint = open_checkpoint(options.path)
     config = checkpoint.config
-    level = options.level
-    if level is None:
-        level = _scored_level(checkpoint, options.which or "worst", options.split)
+    level = _scored_level(checkpoint, options) if options.level is None else options.level
     prepare_process(num_threads=1, sees_gpu=False)
-    film = film_episode(
+    video = film_episode(
         load_policy(checkpoint),
         config.env_name,
         config.distribution_mode,
@@ -74,49 +36,26 @@ def run(options: argparse.Namespace) -> None:
         options.policy == "greedy",
         options.resolution,
     )
-    write_new_file("--output", options.output, encode_gif(film))
+    write_new_file(options.output, encode_gif(video))
     if options.json:
-        print(
-            json.dumps(
-                {
-                    "file": str(options.output),
-                    "policy_version": checkpoint.policy_version,
-                    "level": level,
-                    "episode": options.episode,
-                    "length": film.length,
-                    "episode_return": film.episode_return,
-                    "completed": film.completed,
-                    "timed_out": film.timed_out,
-                }
-            )
-        )
+        shown = ("level", "episode", "length", "episode_return", "completed", "timed_out")
+        facts = {name: getattr(video, name) for name in shown}
+        print(json.dumps({"file": str(options.output), "policy_version": checkpoint.policy_version, **facts}))
         return
-    outcome = "completed" if film.completed else "timed out" if film.timed_out else "not completed"
-    print(f"{options.output}: level {level}, {film.length} steps, episode return {film.episode_return:g}, {outcome}")
+    outcome = "completed" if video.completed else "timed out" if video.timed_out else "not completed"
+    print(f"{options.output}: level {level}, {video.length} steps, episode return {video.episode_return:g}, {outcome}")
 
 
-def _scored_level(checkpoint: "Checkpoint", which: str, split: Any) -> int:
-    from common.storage.jsonl import read_jsonl
-    from evaluator.output.scoreboard import LevelHistory, most_forgotten, typical, worst
-
-    run = run_of(checkpoint)
-    rows = [] if run is None else read_jsonl(run.evaluations)
-    own = next((row for row in reversed(rows) if row["policy_version"] == checkpoint.policy_version), None)
-    if run is None or own is None:
-        raise UsageError(f"{checkpoint.path} has no scores to choose a level by; give --level N")
-    split = split or own.get("held_out_split", "validation")
-    history = LevelHistory.read(run.levels, {row["policy_version"] for row in rows})
-    # levels.csv decides, not the row: it may have been lost, or be of a version without splits.
-    if not history.at(split, checkpoint.policy_version):
-        raise UsageError(f"{checkpoint.path} has no scores on {split} levels; give --level N")
-    choose = {"worst": worst, "forgotten": most_forgotten, "typical": typical}[which]
-    level = choose(history, checkpoint.policy_version, split)
+def _scored_level(checkpoint: Checkpoint, options: argparse.Namespace) -> int:
+    """The level that --which names among the scored levels of --split."""
+    split: Any = options.split or checkpoint.config.live_split
+    version = checkpoint.policy_version
+    history = LevelHistory()
+    if (run := run_of(checkpoint)) is not None:
+        history = LevelHistory.read(run.levels, {row["policy_version"] for row in read_jsonl(run.evaluations)})
+    if not history.at(split, version):
+        raise UsageError(f"{checkpoint.path} has no scores on {split} levels; name a level with --level")
+    level = _CHOOSE[options.which or "worst"](history, version, split)
     if level is None:
-        raise UsageError(f"{checkpoint.path} has forgotten no {split} level; give --level N")
+        raise UsageError(f"{checkpoint.path} has not forgotten any {split} level; name a level with --level")
     return level
-
-
-def _episode(text: str) -> int:
-    if not text.isdecimal() or int(text) > _LAST_EPISODE:
-        raise argparse.ArgumentTypeError(f"{text!r} must be from 0 to {_LAST_EPISODE}")
-    return int(text)

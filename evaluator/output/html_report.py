@@ -16,6 +16,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from common.cli import UsageError
 from common.config import ConfigError
 from common.storage.jsonl import read_jsonl
 from common.storage.run_directory import RunDirectory
@@ -35,7 +36,7 @@ _LONG_LIST = 24  # level seeds; longer lists are folded
 _UNKNOWN = "–"
 
 
-class NothingScored(ValueError):
+class NothingScored(UsageError):
     """The run has no evaluations, so there is nothing to report."""
 
 

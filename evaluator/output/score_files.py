@@ -11,6 +11,7 @@ import os
 from dataclasses import astuple, fields
 from typing import Any
 
+from common.cli import UsageError
 from common.config import Config
 from common.storage.atomic_files import write_atomically
 from common.storage.checkpoints import checkpoint_name
@@ -35,7 +36,7 @@ _TENSORBOARD_NAMES: dict[str, str] = {
 }
 
 
-class RunIsBeingScored(RuntimeError):
+class RunIsBeingScored(UsageError):
     """Another evaluator writes this run's scores."""
 
 

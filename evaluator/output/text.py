@@ -1,14 +1,16 @@
-"""Tables on the terminal."""
+"""Tables in the terminal."""
 
+import sys
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 
 def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str] = ("split",)) -> Table:
-    """A plain table; columns named in `left` are flush left, the others, numbers, flush right."""
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)  # the widest of them fits into 80 columns
+    """A plain table; the columns named in `left` are left-aligned, all others right-aligned."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)  # so that the widest table fits into 80 columns
     for column in columns:
         table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
     for row in rows:
@@ -17,12 +19,8 @@ def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequ
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str] = ("split",)) -> None:
-    """`make_table`, printed."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:  # nothing to wrap for
-        console = Console(highlight=False, width=120)
+    """Prints `make_table` between two empty lines."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print()
     console.print(make_table(columns, rows, left))
     console.print()

@@ -1,10 +1,12 @@
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,12 +17,15 @@ from common.storage.checkpoints import load_checkpoint, save_checkpoint
 from common.storage.jsonl import read_jsonl
 from common.storage.run_directory import RunDirectory
 from evaluator.__main__ import main
+from evaluator.commands import parser
 from evaluator.commands.playing import level_sets_of
-from evaluator.levels.level_sets import draw_level_sets, live_splits
+from evaluator.levels.level_sets import SPLITS, draw_level_sets, live_splits
 from evaluator.output.score_files import Report
 from evaluator.scores.evaluation import evaluate
 
 PROJECT = Path(__file__).parents[3]
+AT_LEAST_ONE = "evaluator score: argument --episodes-per-level: expected a whole number of at least 1, "
+VIDEO = ["video", "{run}", "--output", "{tmp}/new.gif"]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +43,7 @@ def files(run: RunDirectory) -> list[tuple[Path, int]]:
     return sorted((path, path.stat().st_mtime_ns) for path in run.path.rglob("*"))
 
 
-def test_a_runs_newest_checkpoint_is_scored_as_a_table_and_the_run_is_left_as_it_was(
+def test_score_prints_the_newest_checkpoints_scores_and_leaves_the_run_unchanged(
     run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     level_sets_of(load_checkpoint(run.checkpoints / "00000010", policy_only=True))  # levels.json, which is written once
@@ -58,7 +63,7 @@ def test_a_runs_newest_checkpoint_is_scored_as_a_table_and_the_run_is_left_as_it
     assert files(run) == before
 
 
-def test_json_is_one_object_and_repeats_the_live_evaluators_scores(
+def test_score_json_equals_the_live_evaluators_scores(
     run: RunDirectory, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = load_checkpoint(run.checkpoints / "00000010", policy_only=True)
@@ -73,7 +78,7 @@ def test_json_is_one_object_and_repeats_the_live_evaluators_scores(
     assert {name: row[name] for name in same} == json.loads(json.dumps({name: live[name] for name in same}))
 
 
-def test_one_split_of_a_checkpoint_given_by_path(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+def test_score_plays_one_split_of_a_checkpoint_path(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--split", "validation", "--episodes-per-level", "2", "--seed", "3", "--json", "--levels"]
     assert main(["score", str(run.checkpoints / "00000000"), *options]) == 0
     row = json.loads(capsys.readouterr().out)
@@ -82,7 +87,7 @@ def test_one_split_of_a_checkpoint_given_by_path(run: RunDirectory, capsys: pyte
     assert [level["level"] for level in row["levels"]] == [4, 5]
 
 
-def test_every_use_of_the_test_levels_is_logged_and_counted(
+def test_each_use_of_the_test_levels_is_logged_and_counted(
     run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = len(read_jsonl(run.test_uses))
@@ -98,7 +103,7 @@ def test_every_use_of_the_test_levels_is_logged_and_counted(
     assert len(read_jsonl(run.test_uses)) == before + 2
 
 
-def test_comparing_a_policy_with_itself_shows_no_difference(
+def test_compare_shows_no_difference_between_equal_policies(
     run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = [str(run.checkpoints / name) for name in ("00000000", "00000010")]  # the same weights
@@ -113,13 +118,13 @@ def test_levels_prints_what_the_audit_removed(capsys: pytest.CaptureFixture[str]
     options = ["--env-name", "jumper", "--num-levels", "2", "--held-out-levels", "20"]
     assert main(["levels", *options]) == 0
     out = capsys.readouterr().out
-    assert "ends at once under every action" in out and "train: [0, 2)" in out
+    assert "ends immediately whatever the action" in out and "train: [0, 2)" in out
     assert main(["levels", *options, "--json"]) == 0
     contents = json.loads(capsys.readouterr().out)
     assert f"{len(contents['audit']['removed']) / contents['audit']['judged']:.1%}" in out
 
 
-def test_backfill_scores_every_checkpoint_of_a_run_once(
+def test_backfill_scores_each_checkpoint_once_and_all_commands_show_it(
     save: Callable[[Path, int], Path], config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = RunDirectory(tmp_path)
@@ -127,19 +132,19 @@ def test_backfill_scores_every_checkpoint_of_a_run_once(
     for version in (0, 10, 20):
         save(run.checkpoints, version)
     assert main(["score", str(tmp_path), "--backfill"]) == 0
-    assert "3 checkpoints scored, 3 in all" in capsys.readouterr().out
+    assert "3 checkpoints scored, 3 in total" in capsys.readouterr().out
     assert sorted(row["policy_version"] for row in read_jsonl(run.evaluations)) == [0, 10, 20]
     assert main(["score", str(tmp_path), "--backfill"]) == 0
-    assert "0 checkpoints scored, 3 in all" in capsys.readouterr().out
+    assert "0 checkpoints scored, 3 in total" in capsys.readouterr().out
     for kind in ("worst", "typical"):
-        assert main(["film", str(tmp_path), "--which", kind, "--output", str(tmp_path / f"{kind}.gif")]) == 0
+        assert main(["video", str(tmp_path), "--which", kind, "--output", str(tmp_path / f"{kind}.gif")]) == 0
     assert main(["report", str(tmp_path)]) == 0
     assert "data:image/png;base64," in (tmp_path / "report.html").read_text()
     assert main(["watch", str(tmp_path), "--once"]) == 0
     assert "evaluation of policy_version 20" in capsys.readouterr().out
 
 
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_taken(
+def test_damaged_newest_checkpoint_is_named_and_the_previous_one_used(
     save: Callable[[Path, int], Path], config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = RunDirectory(tmp_path)
@@ -155,31 +160,44 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_taken(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{tmp}/nowhere"], "evaluator: {tmp}/nowhere does not exist"),
-        (["score", "{tmp}"], "evaluator: {tmp} is neither a run directory nor a checkpoint"),
-        (["score", "{tmp}/empty"], "evaluator: there is no complete checkpoint in {tmp}/empty/checkpoints"),
-        (["{tmp}/broken/00000010"], "evaluator: {tmp}/broken/00000010/policy.safetensors has 3 bytes, the manifest"),
-        (["{run}", "--episodes-per-level", "0"], "evaluator score: argument --episodes-per-level: 0 must be at least"),
-        (["{run}", "--episodes-per-level", "x"], "evaluator score: argument --episodes-per-level: 'x' is no whole nu"),
-        (["{run}", "--split", "held_out"], "evaluator score: argument --split: invalid choice: 'held_out'"),
-        (["score", "{tmp}", "--backfill"], "evaluator: {tmp} is no run directory (it has no config.json)"),
-        (["film", "{run}", "--output", "{tmp}/n.gif", "--level", "2147483647"], "evaluator film: argument --level: 21"),
-        (["film", "{run}", "--output", "{tmp}/n.gif", "--level", "-1"], "evaluator film: argument --level: -1 must be"),
-        (["film", "{run}", "--output", "{tmp}/old.gif"], "evaluator: --output {tmp}/old.gif exists already and is no"),
-        (["film", "{run}", "--output", "{tmp}/no/n.gif"], "evaluator: --output {tmp}/no/n.gif: {tmp}/no is no direct"),
         (
-            ["film", "{run}", "--output", "{tmp}/n.gif", "--which", "worst"],
-            "evaluator: {run}/checkpoints/00000010 has ",
+            ["{tmp}/nowhere"],
+            "evaluator: {tmp}/nowhere is neither a command (score, compare, video, levels, report, watch)",
         ),
+        (
+            ["film", "{run}"],
+            "evaluator: film is neither a command (score, compare, video, levels, report, watch) nor an",
+        ),
+        (["score", "{tmp}/nowhere"], "evaluator: {tmp}/nowhere does not exist"),
+        (["score", "{tmp}"], "evaluator: {tmp} is neither a run directory nor a checkpoint"),
+        (["score", "{tmp}/empty"], "evaluator: no complete checkpoint in {tmp}/empty/checkpoints"),
+        (["{tmp}/broken/00000010"], "evaluator: {tmp}/broken/00000010/policy.safetensors has 3 bytes, the manifest"),
+        (["{run}", "--episodes-per-level", "0"], AT_LEAST_ONE + "got '0'"),
+        (["{run}", "--episodes-per-level", "x"], AT_LEAST_ONE + "got 'x'"),
+        (["{run}", "--split", "held_out"], "evaluator score: argument --split: invalid choice: 'held_out'"),
+        (["score", "{tmp}", "--backfill"], "evaluator: {tmp} is not a run directory (it has no config.json)"),
+        ([*VIDEO, "--level", "2147483647"], "evaluator video: argument --level: expected a whole number from 0 to 21"),
+        ([*VIDEO, "--level", "-1"], "evaluator video: argument --level: expected a whole number from 0 to 2147483646"),
+        ([*VIDEO, "--episode", "10000"], "evaluator video: argument --episode: expected a whole number from 0 to 9999"),
+        ([*VIDEO, "--resolution", "128"], "evaluator video: argument --resolution: invalid choice: 128"),
+        ([*VIDEO, "--level", "1", "--split", "test"], "evaluator: --split and --level exclude each other"),
+        ([*VIDEO, "--output", "{tmp}/old.gif"], "evaluator: --output {tmp}/old.gif already exists and is not overwr"),
+        ([*VIDEO, "--output", "{tmp}/no/n.gif"], "evaluator: --output {tmp}/no/n.gif: {tmp}/no is not a directory"),
+        ([*VIDEO, "--which", "worst"], "evaluator: {run}/checkpoints/00000010 has no scores on test levels"),
         (["compare", "{run}", "{tmp}/nowhere"], "evaluator: {tmp}/nowhere does not exist"),
         (["compare", "{run}", "{tmp}/maze"], "evaluator: A plays leaper easy and B plays maze easy: they have no lev"),
         (["compare", "{run}"], "evaluator compare: the following arguments are required: B"),
         (["levels", "--env-name", "pong"], "evaluator levels: argument --env-name: invalid choice: 'pong'"),
-        (["levels", "--num-levels", "-2"], "evaluator levels: argument --num-levels: -2 must be from 0"),
+        (["levels", "--num-levels", "-2"], "evaluator levels: argument --num-levels: expected a whole number from 0"),
+        (["levels", "--num-levels", "2147483646", "--held-out", "next"], "evaluator: --"),
         (["report", "{run}"], "evaluator: {run} has no evaluations yet"),
-        (["report", "{tmp}"], "evaluator: {tmp} is no run directory"),
-        (["watch", "{tmp}"], "evaluator: {tmp} is no run directory"),
-        (["watch", "{run}", "--interval", "0"], "evaluator watch: argument --interval: 0 must be from 0.1"),
+        (["report", "{run}", "--output", "{tmp}/old.gif"], "evaluator: {run} has no evaluations yet"),
+        (["report", "{tmp}"], "evaluator: {tmp} is not a run directory"),
+        (["watch", "{tmp}"], "evaluator: {tmp} is not a run directory"),
+        (
+            ["watch", "{run}", "--interval", "0"],
+            "evaluator watch: argument --interval: expected a number of seconds fr",
+        ),
         ([], "evaluator: the following arguments are required: COMMAND"),
     ],
 )
@@ -226,7 +244,31 @@ def test_ctrl_c_ends_with_130_and_one_line(run: RunDirectory) -> None:
     assert (process.returncode, out, err) == (130, "", "evaluator: interrupted\n")
 
 
-def test_help_needs_neither_torch_nor_procgen() -> None:
-    code = "import sys, evaluator.__main__; print(sorted({'torch', 'procgen', 'matplotlib', 'ray'} & set(sys.modules)))"
+def test_help_of_every_command_imports_nothing_slow() -> None:
+    code = """
+import contextlib, sys
+from evaluator.__main__ import main
+for command in ([], ["score"], ["compare"], ["video"], ["levels"], ["report"], ["watch"]):
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(None):
+        main([*command, "--help"])
+print(sorted({"torch", "numpy", "procgen", "matplotlib", "rich", "ray"} & set(sys.modules)))
+"""
     result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=60)
     assert result.stdout == "[]\n", result.stderr
+
+
+def test_every_argument_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("score", "compare", "video", "levels", "report", "watch"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        lines = capsys.readouterr().out.splitlines()
+        unexplained = [
+            line
+            for line, following in pairwise([*lines, ""])
+            if re.match(r"  \S+", line) and not re.search(r"\S  +\S", line) and not following.startswith(" " * 20)
+        ]
+        assert unexplained == [], command
+
+
+def test_splits_of_the_parser_are_those_of_the_level_sets() -> None:
+    assert parser._SPLITS == SPLITS

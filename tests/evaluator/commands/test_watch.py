@@ -1,4 +1,3 @@
-import argparse
 import json
 import os
 import pty
@@ -15,25 +14,20 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from common.cli import UsageError
 from common.config import Config
 from common.storage.jsonl import append_jsonl
 from common.storage.run_directory import RunDirectory
-from evaluator.commands import watch
-from evaluator.commands.arguments import UsageError
+from evaluator.commands import watch, watch_view
+from evaluator.commands.parser import parse
+from evaluator.commands.watch_view import Status
 
 PROJECT = Path(__file__).parents[3]
-# As evaluator/__main__.py does, with this one command.
 PROGRAM = """
-import argparse, signal, sys
-from evaluator.commands import watch
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's children inherit that it is ignored
-parser = argparse.ArgumentParser()
-watch.add_parser(parser.add_subparsers())
-options = parser.parse_args()
-try:
-    options.run(options)
-except KeyboardInterrupt:
-    sys.exit(130)
+import signal, sys
+from evaluator.__main__ import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # children of a background job inherit that it is ignored
+sys.exit(main())
 """
 SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
 
@@ -69,10 +63,7 @@ def run(config: Config, tmp_path: Path) -> RunDirectory:
 
 
 def run_command(*arguments: object) -> None:
-    parser = argparse.ArgumentParser()
-    watch.add_parser(parser.add_subparsers())
-    options = parser.parse_args(["watch", *map(str, arguments)])
-    options.run(options)
+    watch.run(parse(["watch", *map(str, arguments)]))
 
 
 def shown(table: Any, width: int) -> list[str]:
@@ -85,72 +76,67 @@ def words(line: str) -> str:
     return " ".join(line.split())
 
 
-def test_the_header_says_how_far_the_run_is(config: Config) -> None:
-    assert watch.header(config, [], None) == ["leaper easy, preset lab", "no update yet"]
+def test_status_shows_how_far_the_run_is(config: Config) -> None:
+    assert watch_view.status(config, [], None) == Status("leaper easy, preset lab", "no update yet")
     total = config.num_updates * config.batch_size
     rows = [metrics(version, 100.0 * version) for version in (1, 2, 3)]
-    assert watch.header(config, rows, 12.9) == [
+    assert watch_view.status(config, rows, 12.4) == Status(
         "leaper easy, preset lab",
         f"49,152 of {total:,} frames (0%), update 3 of {config.num_updates}, 251 frames/s, last update 12 s ago",
-    ]
-
-
-def test_a_run_is_asked_after_when_several_usual_updates_are_missing(config: Config) -> None:
-    rows = [metrics(version, 100.0 * version) for version in range(1, 9)]
-    assert watch.stale_after(rows) == 500.0
-    assert len(watch.header(config, rows, 499.0)) == 2
-    assert watch.header(config, rows, 501.0)[2] == "no update for 8 min: is the run still alive?"
-    quick = [metrics(version, 0.1 * version) for version in range(1, 9)]
-    assert watch.stale_after(quick) == 60.0
-    assert watch.stale_after(rows[:1]) == 300.0
-
-
-def test_a_finished_run_is_not_asked_after(config: Config) -> None:
-    lines = watch.header(config, [metrics(config.num_updates, 0.0)], 1e6)
-    assert len(lines) == 2 and lines[1].endswith("training has finished")
-
-
-def test_the_table_shows_the_newest_evaluations_and_marks_the_best() -> None:
-    rows = [row(version) for version in range(0, 200, 10)]
-    lines = shown(watch.evaluation_table(rows, rows[-2], 120), 120)
-    assert words(lines[0]) == "version frames train [95 %] validation [95 %] gap solved seconds behind skipped"
-    assert len(lines) == 2 + watch.SHOWN_EVALUATIONS
-    assert words(lines[-1]) == "190 3,112,960 6.50 [6.0, 7.0] 4.00 [3.0, 5.0] 2.50 15/20 +2 -1 22 3 1"
-    assert [words(line).split()[1] for line in lines if "* " in line] == ["180"]
-
-
-def test_a_narrow_terminal_gets_fewer_columns_and_nothing_is_cut() -> None:
-    rows = [row(version) for version in (0, 1520)]
-    lines = shown(watch.evaluation_table(rows, rows[1], 80), 80)
-    assert "skipped" not in lines[0]
-    assert words(lines[-1]) == "* 1520 24,903,680 6.50 [6.0, 7.0] 4.00 [3.0, 5.0] 2.50 15/20 +2 -1"
-
-
-def test_what_an_old_row_lacks_is_a_dash() -> None:
-    old = {"policy_version": 0, "frames": 0, "train": {"mean": 1.0}, "held_out": {"mean": 2.0}, "seconds": 1.0}
-    lines = shown(watch.evaluation_table([old], None, 120), 120)
-    assert lines[-1].split() == ["0", "0", "1.00", "2.00", "-", "-", "1", "-", "-"]
-
-
-def test_a_plain_line_has_everything() -> None:
-    assert watch.evaluation_line(row(10), is_best=True) == (
-        "evaluation of policy_version 10, 163,840 frames: train 6.50 [6.0, 7.0], validation 4.00 [3.0, 5.0], gap 2.50, "
-        "solved 15 of 20 (2 newly, 1 forgotten), 22 s, 3 updates behind, 1 skipped before it, best so far"
     )
 
 
+def test_status_warns_when_several_usual_updates_are_missing(config: Config) -> None:
+    rows = [metrics(version, 100.0 * version) for version in range(1, 9)]
+    assert watch_view.stale_after(rows) == 500.0
+    assert watch_view.status(config, rows, 499.0).warning is None
+    assert watch_view.status(config, rows, 501.0).warning == "no update for 8 min 21 s: is the run still alive?"
+    quick = [metrics(version, 0.1 * version) for version in range(1, 9)]
+    assert watch_view.stale_after(quick) == 60.0
+    assert watch_view.stale_after(rows[:1]) == 300.0
+
+
+def test_status_of_a_finished_run_has_no_warning(config: Config) -> None:
+    status = watch_view.status(config, [metrics(config.num_updates, 0.0)], 1e6)
+    assert status.warning is None and status.progress.endswith("training has finished")
+
+
+def test_table_shows_the_newest_evaluations_and_marks_the_best() -> None:
+    rows = [row(version) for version in range(0, 200, 10)]
+    lines = shown(watch_view.evaluation_table(rows, rows[-2], 120), 120)
+    assert words(lines[0]) == "version frames train [95 %] validation [95 %] gap solved seconds behind skipped"
+    assert len(lines) == 2 + watch_view.SHOWN_EVALUATIONS
+    assert words(lines[-1]) == "190 3,112,960 6.50 [6.00, 7.04] 4.00 [3.00, 5.00] 2.50 15/20 +2 -1 22 3 1"
+    assert [words(line).split()[1] for line in lines if "* " in line] == ["180"]
+
+
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.9, "59 s"), (60, "1 min"), (3599, "59 min"), (7800, "2 h 10 min")]
+    ("width", "last_column"),
+    [(120, "skipped"), (93, "behind"), (80, "seconds"), (76, "solved"), (66, "gap"), (20, "validation [95 %]")],
 )
-def test_durations(seconds: float, text: str) -> None:
-    assert watch.duration(seconds) == text
+def test_table_leaves_out_the_last_columns_where_the_terminal_is_narrow(width: int, last_column: str) -> None:
+    rows = [row(version) for version in (0, 1520)]
+    table = watch_view.evaluation_table(rows, rows[1], width)
+    lines = shown(table, max(width, 60))
+    assert lines[0].endswith(last_column)
+    assert words(lines[-1]).startswith("* 1520 24,903,680 6.50 [6.00, 7.04] 4.00 [3.00, 5.00]")
+    assert "\N{HORIZONTAL ELLIPSIS}" not in "".join(lines)
 
 
-def test_a_file_is_read_again_only_when_it_changed_and_torn_lines_are_left_out(
+def test_plain_line_has_every_fact() -> None:
+    assert watch_view.evaluation_line(row(10), is_best=True) == (
+        "evaluation of policy_version 10, 163,840 frames: train 6.50 [6.00, 7.04], validation 4.00 [3.00, 5.00], "
+        "gap 2.50, solved 15 of 20 (2 newly, 1 forgotten), 22 s, 3 updates behind, 1 skipped before it, best so far"
+    )
+    quiet = watch_view.evaluation_line(row(10, updates_behind=0, skipped=0), is_best=False)
+    assert quiet.endswith("1 forgotten), 22 s")
+
+
+def test_rows_file_is_read_only_after_a_change_without_torn_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "rows.jsonl"
-    rows = watch.Rows(path)
+    rows = watch.RowsFile(path)
     assert not rows.refresh() and rows.rows == []
     for version in (10, 0):
         append_jsonl(path, row(version))
@@ -159,7 +145,7 @@ def test_a_file_is_read_again_only_when_it_changed_and_torn_lines_are_left_out(
     assert rows.refresh()
     assert [entry["policy_version"] for entry in rows.rows] == [0, 10]
     with monkeypatch.context() as patch:
-        patch.setattr("common.storage.jsonl.read_jsonl", lambda path: pytest.fail("read without need"))
+        patch.setattr("evaluator.commands.watch.read_jsonl", lambda path: pytest.fail("read without need"))
         assert not rows.refresh()
     append_jsonl(path, row(20))
     assert rows.refresh() and len(rows.rows) == 3
@@ -167,8 +153,8 @@ def test_a_file_is_read_again_only_when_it_changed_and_torn_lines_are_left_out(
     assert rows.refresh() and rows.rows == []
 
 
-def test_age_goes_by_our_clock_once_an_update_was_seen_to_come(run: RunDirectory) -> None:
-    watched = watch.Watched(watch.Rows(run.metrics), watch.Rows(run.evaluations))
+def test_age_uses_this_machines_clock_after_an_update_was_seen_to_arrive(run: RunDirectory) -> None:
+    watched = watch.WatchedRun(watch.RowsFile(run.metrics), watch.RowsFile(run.evaluations))
     now = time.time()
     assert watched.age(now) is None
     append_jsonl(run.metrics, metrics(1, now - 30))
@@ -179,15 +165,15 @@ def test_age_goes_by_our_clock_once_an_update_was_seen_to_come(run: RunDirectory
     assert watched.age(time.time() + 40) == pytest.approx(40, abs=5)
 
 
-def test_age_of_the_first_update_that_comes_while_watching_goes_by_our_clock_too(run: RunDirectory) -> None:
-    watched = watch.Watched(watch.Rows(run.metrics), watch.Rows(run.evaluations))
+def test_age_uses_this_machines_clock_for_the_first_update_too(run: RunDirectory) -> None:
+    watched = watch.WatchedRun(watch.RowsFile(run.metrics), watch.RowsFile(run.evaluations))
     watched.refresh()
     append_jsonl(run.metrics, metrics(1, time.time() - 7200))
     watched.refresh()
     assert watched.age(time.time()) == pytest.approx(0, abs=5)
 
 
-def test_without_a_terminal_every_evaluation_is_a_line_in_order(
+def test_without_a_terminal_each_evaluation_is_a_line_in_order(
     run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for version, validation in ((10, 5.0), (0, 1.0), (20, 4.0)):
@@ -200,7 +186,7 @@ def test_without_a_terminal_every_evaluation_is_a_line_in_order(
     assert [line.endswith("best so far") for line in lines[2:]] == [False, True, False]
 
 
-def test_without_a_terminal_it_waits_for_evaluations_and_prints_each_once(
+def test_without_a_terminal_new_evaluations_are_printed_once(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     steps = [
@@ -233,16 +219,14 @@ def test_without_a_terminal_it_waits_for_evaluations_and_prints_each_once(
 
 
 @pytest.mark.parametrize("interval", ["0", "-1", "nan", "inf", "soon"])
-def test_an_interval_that_is_none_is_refused(
-    run: RunDirectory, interval: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_interval_is_refused(run: RunDirectory, interval: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run_command(run.path, f"--interval={interval}")
     assert "--interval" in capsys.readouterr().err
 
 
-def test_a_directory_without_a_run_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"is no run directory \(it has no config.json\)"):
+def test_directory_without_a_run_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"is not a run directory \(it has no config.json\)"):
         run_command(tmp_path, "--once")
     (tmp_path / "config.json").write_text(json.dumps({"settings": {}}))
     with pytest.raises(UsageError, match="another version of heldout"):
@@ -250,7 +234,7 @@ def test_a_directory_without_a_run_is_one_line(tmp_path: Path) -> None:
 
 
 class Terminal:
-    """`watch` on a pseudo-terminal, and all that it wrote there."""
+    """`watch` on a pseudo-terminal, with its output so far."""
 
     def __init__(self, run: RunDirectory, *arguments: str):
         self.output = ""
@@ -268,7 +252,7 @@ class Terminal:
     def read_until(self, text: str, seconds: float = 30.0) -> None:
         deadline = time.monotonic() + seconds
         while text not in self.output:
-            assert time.monotonic() < deadline, f"{text!r} did not come:\n{self.output}"
+            assert time.monotonic() < deadline, f"{text!r} not found in the output:\n{self.output}"
             if select.select([self.master], [], [], 0.2)[0]:
                 self.output += os.read(self.master, 65536).decode(errors="replace")
 
@@ -276,7 +260,7 @@ class Terminal:
         try:
             while data := os.read(self.master, 65536):
                 self.output += data.decode(errors="replace")
-        except OSError:  # its other end is closed
+        except OSError:  # the other end is closed
             pass
         finally:
             os.close(self.master)
@@ -284,7 +268,7 @@ class Terminal:
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_on_a_terminal_the_table_grows_and_the_cursor_comes_back(
+def test_on_a_terminal_the_table_grows_and_the_cursor_returns(
     run: RunDirectory, number: signal.Signals, exit_code: int
 ) -> None:
     terminal = Terminal(run, "--interval", "0.1")
@@ -301,7 +285,7 @@ def test_on_a_terminal_the_table_grows_and_the_cursor_comes_back(
     assert "Traceback" not in terminal.output
 
 
-def test_once_on_a_terminal_shows_the_table_and_ends(run: RunDirectory) -> None:
+def test_once_on_a_terminal_shows_the_table_and_exits(run: RunDirectory) -> None:
     append_jsonl(run.evaluations, row(10))
     terminal = Terminal(run, "--once")
     assert terminal.read_to_the_end() == 0

@@ -1,4 +1,3 @@
-import argparse
 import base64
 import csv
 import io
@@ -14,11 +13,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from common.cli import UsageError
 from common.config import Config
 from common.storage.jsonl import append_jsonl
 from common.storage.run_directory import RunDirectory
 from evaluator.commands import report
-from evaluator.commands.arguments import UsageError
+from evaluator.commands.parser import parse
 from evaluator.output.html_report import NothingScored, render_report
 from evaluator.output.score_files import CSV_COLUMNS
 from evaluator.scores.statistics import LevelScore
@@ -141,10 +141,7 @@ class Page(HTMLParser):
 
 
 def run_command(*arguments: object) -> None:
-    parser = argparse.ArgumentParser()
-    report.add_parser(parser.add_subparsers())
-    options = parser.parse_args(["report", *map(str, arguments)])
-    options.run(options)
+    report.run(parse(["report", *map(str, arguments)]))
 
 
 def decoded(uri: str | None) -> tuple[str, bytes]:
@@ -270,7 +267,7 @@ def test_the_command_writes_the_runs_report_again_and_again_but_never_over_anoth
         assert capsys.readouterr().out == f"{run.path}/report.html\n"
     run_command(run.path, "--output", other)
     assert other.read_bytes() == (run.path / "report.html").read_bytes()
-    with pytest.raises(UsageError, match="exists already and is not overwritten"):
+    with pytest.raises(UsageError, match="already exists and is not overwritten"):
         run_command(run.path, "--output", other)
 
 

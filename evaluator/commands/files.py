@@ -1,0 +1,71 @@
+"""Paths from the command line: checkpoints and runs to read, files to write."""
+
+import os
+import sys
+from pathlib import Path
+
+from common.cli import UsageError
+from common.storage.checkpoints import MANIFEST_FILE, Checkpoint, CheckpointError, load_checkpoint, load_newest_complete
+from common.storage.run_directory import RunDirectory
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The policy of the checkpoint at `path`, or of the newest complete checkpoint of the run at `path`.
+
+    Raises:
+        UsageError: nothing complete was found there.
+    """
+    run = RunDirectory(path)
+    if not path.exists():
+        raise UsageError(f"{path} does not exist")
+    if run.checkpoints.is_dir() or run.config.exists():
+        damaged: list[str] = []
+        newest = load_newest_complete(run.checkpoints, damaged.append, policy_only=True)
+        if newest is None:
+            raise UsageError(f"no complete checkpoint in {run.checkpoints}{f': {damaged[0]}' if damaged else ''}")
+        for line in damaged:
+            print(f"evaluator: {line}; using {newest.path}", file=sys.stderr)
+        return newest
+    if not (path / MANIFEST_FILE).exists() and not path.name.isdigit():
+        raise UsageError(f"{path} is neither a run directory nor a checkpoint")
+    try:
+        return load_checkpoint(path.resolve(), policy_only=True)  # checkpoints/best is a symbolic link
+    except CheckpointError as error:
+        raise UsageError(str(error)) from error
+
+
+def open_run(path: Path) -> RunDirectory:
+    """The run at `path`; UsageError if it is not a run directory."""
+    run = RunDirectory(path)
+    if not path.exists():
+        raise UsageError(f"{path} does not exist")
+    if not run.config.exists():
+        raise UsageError(f"{path} is not a run directory (it has no config.json)")
+    return run
+
+
+def run_of(checkpoint: Checkpoint) -> RunDirectory | None:
+    """The run that contains the checkpoint; None for a checkpoint that was copied elsewhere."""
+    directory = checkpoint.path.resolve().parent
+    run = RunDirectory(directory.parent)
+    return run if run.config.exists() and run.checkpoints == directory else None
+
+
+def require_new_file(path: Path) -> None:
+    """Raises UsageError if --output `path` cannot be written, before minutes are spent on playing."""
+    if os.path.lexists(path):
+        raise UsageError(f"--output {path} already exists and is not overwritten; choose another name")
+    if not path.parent.is_dir():
+        raise UsageError(f"--output {path}: {path.parent} is not a directory")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"--output {path}: {path.parent} is not writable")
+
+
+def write_new_file(path: Path, data: bytes) -> None:
+    """Writes --output `path`; UsageError if it exists or cannot be written."""
+    require_new_file(path)
+    try:
+        with open(path, "xb") as file:
+            file.write(data)
+    except OSError as error:
+        raise UsageError(f"cannot write --output {path}: {error.strerror}") from error

@@ -1,0 +1,147 @@
+"""The arguments of all commands. This module imports nothing slow, so that every --help is immediate.
+
+Each command has a module of the same name in this folder, whose `run(options)` executes it.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common.cli import OneLineParser, at_least_one, level_seed, number_type, parse_whole_number, seconds, whole_number
+from common.games import DISTRIBUTION_MODES, GAMES
+
+_SPLITS = ("train", "validation", "test")  # as in evaluator/levels/level_sets.py, which needs numpy
+_CHECKPOINT = "a checkpoint, or a run directory for its newest complete checkpoint"
+_episode = number_type(parse_whole_number, "a whole number", 0, 9999)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Reads a command line; `command` is the name of the command. Exits with one line and code 2 if it is wrong."""
+    parser = OneLineParser(
+        prog="evaluator",
+        usage="python -m evaluator COMMAND ...",
+        description="Scores, compares and shows what runs of python -m learner have learned. "
+        "python -m evaluator PATH is short for python -m evaluator score PATH.",
+        epilog="See python -m evaluator COMMAND --help. Wrong usage is reported in one line, with exit code 2.",
+    )
+    commands = parser.add_subparsers(
+        prog="evaluator", title="commands", metavar="COMMAND", required=True, dest="command"
+    )
+    for add_command in (_add_score, _add_compare, _add_video, _add_levels, _add_report, _add_watch):
+        add_command(commands)
+    if arguments and arguments[0] not in commands.choices and not arguments[0].startswith("-"):
+        if not Path(arguments[0]).exists():
+            parser.error(f"{arguments[0]} is neither a command ({', '.join(commands.choices)}) nor an existing path")
+        arguments = ["score", *arguments]
+    return parser.parse_args(arguments)
+
+
+def _add_score(commands: Any) -> None:
+    parser = commands.add_parser(
+        "score",
+        help="play a checkpoint on training and validation levels",
+        description="Plays a checkpoint on its training levels and on levels it never trained on. "
+        "Changes nothing in the run directory, except with --backfill.",
+    )
+    add = parser.add_argument
+    add("path", type=Path, metavar="RUN_DIR_OR_CHECKPOINT", help=_CHECKPOINT)
+    _add_playing(parser)
+    add("--levels", action="store_true", help="also print the score of every level")
+    text = "score every checkpoint of the run that has no scores yet and store the scores in the run directory, instead"
+    add("--backfill", action="store_true", help=text)
+
+
+def _add_compare(commands: Any) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="test whether checkpoint B is better than checkpoint A",
+        description="Plays two checkpoints on the same levels with the same random numbers and compares them in pairs.",
+    )
+    for name in ("A", "B"):
+        parser.add_argument(name, type=Path, help=_CHECKPOINT)
+    _add_playing(parser)
+
+
+def _add_video(commands: Any) -> None:
+    parser = commands.add_parser(
+        "video",
+        help="record one episode with the policy's values and action probabilities",
+        description="Plays one episode and writes a gif: frame, step, reward, value and action probabilities.",
+    )
+    add = parser.add_argument
+    add("path", type=Path, metavar="RUN_DIR_OR_CHECKPOINT", help=_CHECKPOINT)
+    add("--output", type=Path, required=True, metavar="FILE", help="the gif to write; must not exist")
+    level = parser.add_mutually_exclusive_group()
+    level.add_argument("--level", type=level_seed, metavar="N", help="the level to play")
+    text = "choose the level by the scores in the run directory (default: worst)"
+    level.add_argument("--which", choices=("worst", "forgotten", "typical"), help=text)
+    text = "split to choose the level from (default: the run's --live-split)"
+    add("--split", choices=_SPLITS, help=text)
+    text = "pixels of the picture: 64, as the policy sees it, or 512 (default: 64)"
+    add("--resolution", type=whole_number, choices=(64, 512), default=64, help=text)
+    add("--episode", type=_episode, default=0, metavar="N", help="which episode on the level, from 0 (default: 0)")
+    _add_policy(parser)
+    add("--json", action="store_true", help="print one JSON object instead of a line")
+
+
+def _add_levels(commands: Any) -> None:
+    parser = commands.add_parser(
+        "levels",
+        help="draw and audit training, validation and test levels",
+        description="Draws the level sets of a run with these settings and shows what the audit removed.",
+    )
+    add = parser.add_argument
+    text = "Procgen games, or all (default: coinrun)"
+    add("--env-name", nargs="+", choices=(*GAMES, "all"), default=["coinrun"], metavar="GAME", help=text)
+    text = "easy, hard or both (default: easy)"
+    add("--distribution-mode", nargs="+", choices=DISTRIBUTION_MODES, default=["easy"], metavar="MODE", help=text)
+    add("--start-level", type=level_seed, default=0, metavar="N", help="first training level (default: 0)")
+    text = "number of training levels; 0 is all levels (default: 200)"
+    add("--num-levels", type=level_seed, default=200, metavar="N", help=text)
+    text = "held-out levels: next after the training levels, or a sample of all others (default: sample)"
+    add("--held-out", choices=("next", "sample"), default="sample", help=text)
+    text = "number of validation levels, and of test levels (default: 200)"
+    add("--held-out-levels", type=at_least_one, default=200, metavar="N", help=text)
+    add("--json", action="store_true", help="print one JSON object per game and mode instead of tables")
+
+
+def _add_report(commands: Any) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="write a run's scores, curves, levels and videos as one HTML file",
+        description="Writes one self-contained HTML file to open in a browser, mail or print. Plays nothing.",
+    )
+    parser.add_argument("path", type=Path, metavar="RUN_DIR", help="a run directory")
+    text = "the file to write; must not exist (default: RUN_DIR/report.html, which is replaced)"
+    parser.add_argument("--output", type=Path, metavar="FILE", help=text)
+
+
+def _add_watch(commands: Any) -> None:
+    parser = commands.add_parser(
+        "watch",
+        help="follow a run's scores in the terminal, also from another machine",
+        description="Shows a run's progress and newest scores until Ctrl-C. Reads the run directory, changes nothing.",
+    )
+    add = parser.add_argument
+    add("path", type=Path, metavar="RUN_DIR", help="a run directory")
+    add("--interval", type=seconds, default=2.0, metavar="SECONDS", help="time between updates (default: 2)")
+    add("--once", action="store_true", help="show the current state and exit")
+
+
+def _add_playing(parser: argparse.ArgumentParser) -> None:
+    """Which levels are played and how, and --json."""
+    text = "levels to play (default: train validation); each use of test is logged in the run's test_uses.jsonl"
+    parser.add_argument("--split", nargs="+", choices=_SPLITS, default=("train", "validation"), help=text)
+    text = "episodes on every level (default: the run's --eval-episodes-per-level)"
+    parser.add_argument("--episodes-per-level", type=at_least_one, metavar="N", help=text)
+    _add_policy(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+
+
+def _add_policy(parser: argparse.ArgumentParser) -> None:
+    """How actions are chosen."""
+    text = "sample actions from the policy, or take the most probable one (default: sample)"
+    parser.add_argument("--policy", choices=("sample", "greedy"), default="sample", help=text)
+    text = "seed of the sampled actions (default: the run's, which reproduces the scores in evaluations.jsonl)"
+    parser.add_argument("--seed", type=level_seed, metavar="N", help=text)
