@@ -20,24 +20,31 @@ TINY = [
 TINY_BATCH = 64
 
 
-_exit_status: int = pytest.ExitCode.OK
+# Tests that start process trees: Ray, learners, clusters of hosts. `make test` leaves them out, `make test-all` has all.
+PROCESS_FOLDERS = {"end_to_end", "drills"}
+# A machine that runs several of them side by side is slow: a hang is found, but later.
+PROCESS_TIMEOUT = 300
 
 
-def pytest_sessionfinish(exitstatus: int) -> None:
-    global _exit_status
-    _exit_status = exitstatus
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of the process folders and puts their files first: what takes longest must not start last."""
+    for item in items:
+        if PROCESS_FOLDERS & set(item.path.parts) and not item.get_closest_marker("smoke"):
+            item.add_marker("processes")
+        if starts_processes(item) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(PROCESS_TIMEOUT))
+    slow_files = {item.path for item in items if starts_processes(item)}
+    items.sort(key=lambda item: item.path not in slow_files)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_unconfigure() -> None:
-    """Ends the process here: no process but this one joins a dozen clusters, and the interpreter's own end once crashed
-    in it, after all tests. How learners end is what tests of their exit codes see.
-    """
+def starts_processes(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in ("processes", "smoke"))
+
+
+def pytest_sessionfinish() -> None:
+    """Leaves the last cluster while the interpreter is whole: Ray's threads do not survive its end."""
     if "ray" in sys.modules:
         sys.modules["ray"].shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(_exit_status)
 
 
 @pytest.fixture(scope="module", autouse=True)

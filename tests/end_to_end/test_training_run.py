@@ -7,6 +7,7 @@ import pytest
 
 from common.storage.checkpoints import list_checkpoints, load_checkpoint
 
+pytestmark = pytest.mark.smoke
 TRAINED_FRAMES = 5 * 64
 
 

@@ -22,7 +22,7 @@ from learner.rollouts.fleet import Fleet, FleetError
 from learner.rollouts.stream import RolloutStream
 
 # Ten actors are started one after the other in some of these; on a busy machine each takes many seconds.
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(400)]
 ACTORS, ENVS, STEPS = 2, 2, 16
 DEADLINE = 180.0
 
