@@ -22,7 +22,6 @@ FOREIGN_FLAGS = {
     "benchmarks and drills": "hours peers quick rounds updates",
 }
 
-
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")])
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 
@@ -52,11 +51,9 @@ def anchors(text: str) -> set[str]:
 
 def help_text(capsys: pytest.CaptureFixture[str], command: str) -> str:
     """What `python -m learner --help` or `python -m evaluator COMMAND --help` prints."""
+    parse = parse_learner_flags if command == "learner" else evaluator_main
     with pytest.raises(SystemExit) as exit_info:
-        if command == "learner":
-            parse_learner_flags(["--help"])
-        else:
-            evaluator_main([*command.split()[1:], "--help"])
+        parse([*command.split()[1:], "--help"])
     assert exit_info.value.code == 0, f"unknown command: python -m {command}"
     return capsys.readouterr().out
 
