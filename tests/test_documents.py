@@ -12,14 +12,13 @@ ROOT = Path(__file__).resolve().parents[1]
 LISTED_FOLDERS = ("actors", "common", "evaluator", "learner", "benchmarks", "drills")
 # Flags in the documents that belong to other programs.
 FOREIGN_FLAGS = {
-    "ray": "address auth-token block dashboard-agent-grpc-port dashboard-agent-listen-port dashboard-host "
+    "ray": "block dashboard-agent-grpc-port dashboard-agent-listen-port dashboard-host "
     "dashboard-port disable-usage-stats generate head include-dashboard max-worker-port metrics-export-port "
     "min-worker-port node-ip-address node-manager-port num-cpus object-manager-port port ray-client-server-port "
     "runtime-env-agent-port temp-dir",
-    "docker": "build build-arg network no-build no-recreate no-trunc scale target",
+    "docker": "build network no-build no-recreate no-trunc scale",
     "prometheus and tensorboard": "config.file logdir",
-    "pytest": "durations",
-    "benchmarks and drills": "hours peers quick rounds updates",
+    "benchmarks and drills": "peers quick rounds updates",
 }
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")])
