@@ -4,20 +4,20 @@
 #   docker build --build-arg PIP_EXTRA_INDEX_URL=... ...       torch from another index: PyTorch's for CPUs, or a mirror
 #   docker build --target tensorboard -t heldout-tensorboard .
 #
-# The arguments reach only the stages that install; nothing of them is in the image that is kept.
+# The arguments reach only the stages that install packages; the final image contains nothing of them.
 
 FROM python:3.11-slim-bookworm AS base
-# Procgen loads libgl1 and libglib2.0-0.
+# Procgen loads these two libraries.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends libgl1 libglib2.0-0 \
     && apt-get clean && rm -rf /var/lib/apt/lists/*
-# A new volume takes the owner of the directory that it covers.
+# A new volume takes the owner of the directory it is mounted on.
 RUN useradd --uid 1000 --user-group --create-home heldout \
     && install -d -o heldout -g heldout -m 0750 /runs \
     && install -d -o heldout -g heldout -m 0700 /token
 
 
-# TensorBoard by itself: it wants a numpy that Procgen cannot have.
+# TensorBoard in a separate image: it needs a newer numpy than Procgen allows.
 FROM base AS tensorboard
 ARG PIP_INDEX_URL
 COPY deploy/docker/tensorboard.txt /tmp/
@@ -32,7 +32,7 @@ EXPOSE 6006
 CMD ["tensorboard", "--logdir", "/runs", "--host", "0.0.0.0", "--port", "6006"]
 
 
-# What to install, taken from pyproject.toml: a change elsewhere in that file leaves the next stage as it is.
+# Extracts the requirements from pyproject.toml, so that other changes to that file do not invalidate the next stage.
 FROM base AS requirements
 WORKDIR /tmp/heldout
 COPY pyproject.toml ./
@@ -46,14 +46,14 @@ ARG PIP_EXTRA_INDEX_URL
 RUN python -m venv /opt/heldout
 COPY constraints.txt /tmp/
 COPY --from=requirements /tmp/heldout/build.txt /tmp/heldout/run.txt /tmp/
-# The builder comes first: with it in place nothing is built with a version that is not pinned.
+# Install the pinned build tool first, so that nothing is built with another version.
 RUN /opt/heldout/bin/pip install --no-cache-dir -c /tmp/constraints.txt -r /tmp/build.txt \
     && /opt/heldout/bin/pip install --no-cache-dir --no-build-isolation -c /tmp/constraints.txt -r /tmp/run.txt \
     && /opt/heldout/bin/pip check \
     && /opt/heldout/bin/pip uninstall -y pip setuptools
 
 
-# Our own packages in a layer of their own: it is all that a change of the code changes.
+# Our packages in a separate layer, the only one that a change to the code rebuilds.
 FROM base AS code
 ARG PIP_INDEX_URL
 WORKDIR /tmp/heldout
@@ -72,7 +72,7 @@ FROM base AS heldout
 COPY --from=dependencies /opt/heldout /opt/heldout
 COPY --from=code /tmp/code /opt/heldout/lib/python3.11/site-packages
 COPY deploy/docker/token.sh deploy/docker/head.sh deploy/docker/node.sh deploy/docker/healthy.py /usr/local/bin/
-# A login shell, which Kubernetes operators use, forgets PATH.
+# Kubernetes operators use a login shell, which resets PATH.
 RUN ln -s /opt/heldout/bin/ray /usr/local/bin/ray \
     && echo 'PATH=/opt/heldout/bin:$PATH' >/etc/profile.d/heldout.sh
 ENV PATH=/opt/heldout/bin:$PATH \

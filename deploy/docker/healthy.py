@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Healthcheck of a container: does its raylet answer (`raylet`), and the cluster's head that runs here (`head`)?"""
+"""Health check of a container: does its raylet answer, and with the argument `head`, does the cluster's head?"""
 
 import sys
 import urllib.request

@@ -1,4 +1,4 @@
-"""What the image installs, read from pyproject.toml: build.txt (the builder) and run.txt (with the extra `cluster`)."""
+"""Writes the image's requirements from pyproject.toml: build.txt (build tool), run.txt (with the extra `cluster`)."""
 
 import sys
 from pathlib import Path

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Makes a certificate authority and, for each node, a certificate with its key, for Ray's TLS (docs/security.md).
+# Creates a certificate authority and a certificate and key for each node, for Ray's TLS (docs/security.md).
 #   certificates.sh DIR ADDRESS...
-# ADDRESS: a node's IP address or name, as other nodes reach it. DIR/ca.key makes further certificates when the script is
-# run again; it belongs on no node. DIR/ADDRESS/ is what that node gets.
+# ADDRESS: a node's IP address or name, as other nodes reach it. Copy DIR/ADDRESS/ to that node. Run the script again to
+# create more certificates with DIR/ca.key; do not copy ca.key to any node.
 set -eu
 umask 077
 [ $# -ge 2 ] || { sed -n '2,5s/^# *//p' "$0" >&2; exit 2; }
@@ -16,9 +16,9 @@ mkdir -p "$directory"
 for address in "$@"; do
   node=$directory/$address
   mkdir -p "$node"
-  # Hexadecimal digits, colons and dots alone, with a colon or no letter: an IP address.
+  # An IP address has only digits and dots, or a colon and only hexadecimal digits, colons and dots.
   if echo "$address" | grep -Eq '^([0-9.]+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*)$'; then name="IP:$address"; else name="DNS:$address"; fi
-  # Ray's processes of one node also speak with each other over loopback.
+  # Ray's processes on one node also communicate over loopback.
   openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj "/CN=$address" \
     -keyout "$node/node.key" -out "$node/node.csr" 2>/dev/null
   printf 'subjectAltName=%s,DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\nbasicConstraints=CA:false\n' \

@@ -1,4 +1,4 @@
-"""The image and the compose files, read as files: no container engine is needed."""
+"""The image and the compose files, checked as text: no container engine is needed."""
 
 import os
 import re
@@ -39,7 +39,7 @@ def services() -> dict[str, Any]:
 
 
 def stage(name: str) -> list[str]:
-    """The instructions of one stage of the Dockerfile, each on one line."""
+    """The instructions of one stage of the Dockerfile, one per line."""
     text = re.sub(r"\\\n\s*", "", (PROJECT / "Dockerfile").read_text())
     stages = re.split(r"^FROM ", text, flags=re.MULTILINE)[1:]
     (found,) = [s for s in stages if s.splitlines()[0].endswith(f"AS {name}")]
@@ -50,18 +50,18 @@ def megabytes(size: str) -> float:
     return int(size[:-1]) * UNITS[size[-1]] / 2**20
 
 
-def test_the_defaults_are_a_command_that_the_learner_accepts(services: dict[str, Any]) -> None:
+def test_default_commands_are_accepted_by_the_learner(services: dict[str, Any]) -> None:
     script, *flags = services["head"]["entrypoint"]
     assert script == "head.sh"
     for command in (services["head"]["command"], compose_file("docker-compose.gpu.yml")["services"]["head"]["command"]):
         parsed = parse(["--address", "auto", *flags, *shlex.split(command)])
         config = resolve(parsed.preset or "lab", parsed.given)
-        assert config.min_actors == 1  # it begins with the first actor there is
+        assert config.min_actors == 1  # the run starts with the first actor that is ready
         assert str(parsed.resume) == "auto"
         assert f"runs:{parsed.run_dir.parent}" in services["head"]["volumes"]  # type: ignore[union-attr]
 
 
-def test_the_default_object_stores_carry_the_default_run(services: dict[str, Any]) -> None:
+def test_default_object_stores_hold_the_rollouts_of_the_default_run(services: dict[str, Any]) -> None:
     parsed = parse(shlex.split(services["head"]["command"]))
     for preset in ("lab", "easy"):
         needed = object_store_bytes_needed(resolve(preset, parsed.given))
@@ -69,7 +69,7 @@ def test_the_default_object_stores_carry_the_default_run(services: dict[str, Any
 
 
 @pytest.mark.parametrize("name", ["head", "actors"])
-def test_an_object_store_fits_into_the_shared_memory(services: dict[str, Any], name: str) -> None:
+def test_object_stores_fit_into_shared_memory(services: dict[str, Any], name: str) -> None:
     service = services[name]
     store = int(service["environment"]["OBJECT_STORE_MEMORY"]) / 2**20
     assert store < megabytes(service["shm_size"])
@@ -87,7 +87,7 @@ def test_only_tensorboard_is_published_and_only_on_loopback(services: dict[str, 
 
 
 @pytest.mark.parametrize("name", ["head", "actors"])
-def test_every_ray_node_asks_for_the_token_and_reads_it_from_the_volume(services: dict[str, Any], name: str) -> None:
+def test_ray_nodes_require_the_token_and_read_it_from_the_volume(services: dict[str, Any], name: str) -> None:
     environment = services[name]["environment"]
     assert environment["RAY_AUTH_MODE"] == "token"
     assert environment["RAY_AUTH_TOKEN_PATH"] == services["token"]["environment"]["RAY_AUTH_TOKEN_PATH"]
@@ -95,20 +95,20 @@ def test_every_ray_node_asks_for_the_token_and_reads_it_from_the_volume(services
     assert services[name]["depends_on"]["token"] == {"condition": "service_completed_successfully"}
 
 
-def test_no_service_has_the_token_in_its_environment(services: dict[str, Any]) -> None:
+def test_token_is_in_no_environment_variable(services: dict[str, Any]) -> None:
     assert not any("RAY_AUTH_TOKEN" in service.get("environment", {}) for service in services.values())
     assert "RAY_AUTH_TOKEN=" not in (PROJECT / "Dockerfile").read_text()
 
 
-def test_a_crash_resumes_and_a_stop_leaves_time_for_a_checkpoint(services: dict[str, Any]) -> None:
+def test_head_restarts_after_a_crash_and_has_time_for_a_checkpoint_when_stopped(services: dict[str, Any]) -> None:
     head = services["head"]
-    assert re.fullmatch(r"on-failure:\d+", head["restart"])  # not after 0, and not for ever after 2
+    assert re.fullmatch(r"on-failure:\d+", head["restart"])  # not after exit code 0, and not endlessly after 2
     assert services["actors"]["restart"] == "unless-stopped"
     assert int(head["stop_grace_period"].rstrip("s")) >= 40
     assert all(service["init"] is True for service in services.values())
 
 
-def test_the_gpu_goes_to_the_head_alone() -> None:
+def test_only_the_head_gets_the_gpu() -> None:
     (name, head), *others = compose_file("docker-compose.gpu.yml")["services"].items()
     assert name == "head" and not others
     (device,) = head["deploy"]["resources"]["reservations"]["devices"]
@@ -117,13 +117,13 @@ def test_the_gpu_goes_to_the_head_alone() -> None:
 
 
 @pytest.mark.parametrize("files", [["docker-compose.yml"], ["docker-compose.yml", "docker-compose.gpu.yml"]])
-def test_compose_itself_accepts_the_files(files: list[str]) -> None:
+def test_compose_accepts_the_files(files: list[str]) -> None:
     command = ["docker-compose"] if shutil.which("docker-compose") else ["docker", "compose"]
     try:
-        there = subprocess.run([*command, "version"], capture_output=True).returncode == 0
+        is_installed = subprocess.run([*command, "version"], capture_output=True).returncode == 0
     except FileNotFoundError:
-        there = False
-    if not there:
+        is_installed = False
+    if not is_installed:
         pytest.skip("neither docker-compose nor docker compose is installed")
     named = [part for name in files for part in ("-f", name)]
     done = subprocess.run([*command, *named, "config", "-q"], cwd=PROJECT, capture_output=True, text=True)
@@ -131,7 +131,7 @@ def test_compose_itself_accepts_the_files(files: list[str]) -> None:
     assert "obsolete" not in done.stderr
 
 
-def test_no_stage_but_those_that_install_sees_the_package_index() -> None:
+def test_package_index_is_visible_only_to_stages_that_install() -> None:
     for name in ("base", "heldout"):
         assert not any(line.startswith("ARG") for line in stage(name))
     assert all("=" not in line for name in ("dependencies", "code") for line in stage(name) if line.startswith("ARG"))
@@ -156,10 +156,10 @@ def test_dependencies_are_installed_before_any_code_is_copied() -> None:
 @pytest.mark.parametrize("name", ["heldout", "tensorboard"])
 def test_containers_do_not_run_as_root(name: str) -> None:
     users = [line for line in stage(name) if line.startswith("USER")]
-    assert users == ["USER 1000:1000"]  # a number: Kubernetes cannot tell whether a name is root
+    assert users == ["USER 1000:1000"]  # numeric, because Kubernetes cannot tell whether a user name is root
 
 
-def test_the_image_installs_our_packages_and_what_pyproject_names(tmp_path: Path) -> None:
+def test_image_installs_our_packages_and_the_requirements_of_pyproject(tmp_path: Path) -> None:
     tomllib = pytest.importorskip("tomllib", reason="the image has Python 3.11, whose tomllib reads pyproject.toml")
     pyproject = PROJECT / "pyproject.toml"
     script = PROJECT / "deploy/docker/requirements.py"
@@ -172,7 +172,7 @@ def test_the_image_installs_our_packages_and_what_pyproject_names(tmp_path: Path
     assert {f"COPY {name} {name}" for name in packages} <= set(stage("code"))
 
 
-def test_everything_the_dockerfile_copies_is_let_through_and_nothing_else_is() -> None:
+def test_dockerignore_admits_exactly_what_the_dockerfile_copies() -> None:
     lines = (PROJECT / ".dockerignore").read_text().splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]
     assert rules[0] == "*"
@@ -186,7 +186,7 @@ def test_everything_the_dockerfile_copies_is_let_through_and_nothing_else_is() -
 
 
 @pytest.mark.parametrize("script", ["token.sh", "head.sh", "node.sh", "healthy.py"])
-def test_the_scripts_can_be_run(script: str) -> None:
+def test_scripts_are_executable_and_copied_into_the_image(script: str) -> None:
     path = PROJECT / "deploy/docker" / script
     assert os.access(path, os.X_OK)
     if path.suffix == ".sh":
@@ -194,7 +194,7 @@ def test_the_scripts_can_be_run(script: str) -> None:
     assert f"deploy/docker/{script}" in (PROJECT / "Dockerfile").read_text()
 
 
-def test_the_token_is_made_once_for_the_owner_alone_and_is_not_printed(tmp_path: Path) -> None:
+def test_token_is_created_once_with_mode_0600_and_is_not_printed(tmp_path: Path) -> None:
     path = tmp_path / "ray-token"
     python = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     outputs, tokens = [], []

@@ -1,4 +1,4 @@
-"""The Grafana dashboard shows every metric of the learner and asks for no other; Prometheus reads where Ray writes."""
+"""The Grafana dashboard queries exactly the metrics of the learner; Prometheus reads the file that Ray writes."""
 
 import itertools
 import json
@@ -13,7 +13,7 @@ from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 from learner.reporting.operator_metrics import COUNTERS, GAUGES
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
-# As Ray's endpoint serves them.
+# The names that Ray's endpoint serves.
 SERVED = {f"ray_{name}": metric for name, metric in GAUGES.items()}
 SERVED |= {f"ray_{name}_total": metric for name, metric in COUNTERS.items()}
 
@@ -37,32 +37,32 @@ def names(query: str) -> set[str]:
     return set(re.findall(r"\bray_\w+", query))
 
 
-def test_what_it_asks_for_is_what_is_served(targets):
+def test_queries_use_exactly_the_served_metrics(targets):
     assert {name for target in targets for name in names(target["expr"])} == set(SERVED)
 
 
-def test_variables_ask_for_what_is_served(dashboard):
+def test_variables_use_served_metrics(dashboard):
     queries = [variable["definition"] for variable in dashboard["templating"]["list"] if variable["type"] == "query"]
     assert queries and all(names(query) and names(query) <= set(SERVED) for query in queries)
 
 
-def test_only_counters_are_asked_for_their_growth(targets):
+def test_rates_are_taken_of_counters_only(targets):
     growing = {name for t in targets for name in re.findall(r"(?:rate|increase)\((\w+)", t["expr"])}
     assert growing == {f"ray_{name}_total" for name in COUNTERS}
 
 
-def test_labels_in_queries_and_legends_are_the_metrics_own(targets):
+def test_labels_in_queries_and_legends_belong_to_their_metrics(targets):
     for target in targets:
         metrics = [SERVED[name] for name in names(target["expr"])]
-        has = {"run", "SessionName", *(metric.label for metric in metrics if metric.label)}
+        labels = {"run", "SessionName", *(metric.label for metric in metrics if metric.label)}
         grouped = re.findall(r"(?:by|on) \(([^)]*)\)", target["expr"])
         asked = {label.strip() for group in grouped for label in group.split(",")}
         asked |= set(re.findall(r"[{,]\s*(\w+)=~", target["expr"]))
         asked |= set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
-        assert asked <= has, target["expr"]
+        assert asked <= labels, target["expr"]
 
 
-def test_every_query_goes_to_the_chosen_datasource_session_and_run(dashboard, panels, targets):
+def test_queries_select_the_chosen_datasource_session_and_run(dashboard, panels, targets):
     assert [variable["name"] for variable in dashboard["templating"]["list"]] == ["datasource", "session", "run"]
     for asking in (*panels, *targets):
         assert asking["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
@@ -71,7 +71,7 @@ def test_every_query_goes_to_the_chosen_datasource_session_and_run(dashboard, pa
         assert set(selectors) == {'{SessionName=~"$session", run=~"$run"}'}
 
 
-def test_panels_are_on_the_grid_and_on_top_of_none(dashboard):
+def test_panels_are_on_the_grid_and_do_not_overlap(dashboard):
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
     places = [panel["gridPos"] for panel in dashboard["panels"]]
     assert all(place["x"] >= 0 and place["x"] + place["w"] <= 24 for place in places)
@@ -80,11 +80,11 @@ def test_panels_are_on_the_grid_and_on_top_of_none(dashboard):
         assert beside or a["y"] + a["h"] <= b["y"] or b["y"] + b["h"] <= a["y"], (a, b)
 
 
-def test_every_panel_says_what_it_shows(panels):
+def test_panels_have_a_title_and_a_description(panels):
     assert all(panel["title"] and panel["description"] for panel in panels)
 
 
-def test_prometheus_reads_the_file_that_ray_writes():
+def test_prometheus_reads_the_node_list_that_ray_writes():
     (job,) = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
     (discovery,) = job["file_sd_configs"]
     assert discovery["files"] == [f"/tmp/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"]

@@ -1,4 +1,4 @@
-"""The Kubernetes manifest: the fields that KubeRay reads, and that they fit together and with our command line."""
+"""The fields of the Kubernetes manifest fit together, and fit our command line and KubeRay."""
 
 import importlib.metadata
 import re
@@ -68,7 +68,7 @@ def size(text: str) -> int:
 
 
 def shared_memory(group: dict[str, Any]) -> int:
-    """Bytes of the memory that is mounted at /dev/shm."""
+    """Bytes of memory mounted at /dev/shm."""
     spec = group["template"]["spec"]
     (name,) = [m["name"] for c in spec["containers"] for m in c["volumeMounts"] if m["mountPath"] == "/dev/shm"]
     (volume,) = [volume for volume in spec["volumes"] if volume["name"] == name]
@@ -76,7 +76,9 @@ def shared_memory(group: dict[str, Any]) -> int:
     return size(volume["emptyDir"]["sizeLimit"])
 
 
-def test_it_is_the_versions_that_the_operator_knows(documents: dict[str, dict[str, Any]], job: dict[str, Any]) -> None:
+def test_versions_are_those_of_the_operator_and_of_ray(
+    documents: dict[str, dict[str, Any]], job: dict[str, Any]
+) -> None:
     assert {kind: document["apiVersion"] for kind, document in documents.items()} == {
         "PersistentVolumeClaim": "v1",
         "RayJob": "ray.io/v1",
@@ -85,21 +87,21 @@ def test_it_is_the_versions_that_the_operator_knows(documents: dict[str, dict[st
     assert len(documents["RayJob"]["metadata"]["name"]) <= 47  # KubeRay's limit
 
 
-def test_a_failed_job_is_tried_again_and_resumes(job: dict[str, Any], command: CommandLine) -> None:
+def test_failed_job_is_retried_and_resumes(job: dict[str, Any], command: CommandLine) -> None:
     assert isinstance(job["backoffLimit"], int) and job["backoffLimit"] > 0
     assert str(command.resume) == "auto" and command.run_dir is not None
     assert job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["restartPolicy"] == "Never"
 
 
-def test_a_finished_job_gives_the_gpu_back(job: dict[str, Any]) -> None:
+def test_finished_job_releases_the_gpu(job: dict[str, Any]) -> None:
     assert job["shutdownAfterJobFinishes"] is True
     assert job["ttlSecondsAfterFinished"] >= 0
 
 
-def test_the_entrypoint_runs_where_gpu_and_run_directory_are(
+def test_entrypoint_runs_on_the_node_with_gpu_and_run_directory(
     job: dict[str, Any], head: dict[str, Any], command: CommandLine
 ) -> None:
-    # A job that asks for resources may be started on any node; one that asks for none is on the head.
+    # A job that requests resources may start on any node; one without requests runs on the head.
     assert not {"entrypointNumCpus", "entrypointNumGpus", "entrypointResources"} & set(job)
     assert command.address == "auto" and command.given["device"] == "cuda"
     (container,) = head["template"]["spec"]["containers"]
@@ -111,7 +113,7 @@ def test_the_entrypoint_runs_where_gpu_and_run_directory_are(
     assert set(volume) == {"name", "persistentVolumeClaim"}
 
 
-def test_the_run_directory_is_on_the_claim(documents: dict[str, dict[str, Any]], head: dict[str, Any]) -> None:
+def test_run_directory_is_on_the_claim(documents: dict[str, dict[str, Any]], head: dict[str, Any]) -> None:
     claims = [
         volume["persistentVolumeClaim"]["claimName"]
         for volume in head["template"]["spec"]["volumes"]
@@ -120,7 +122,7 @@ def test_the_run_directory_is_on_the_claim(documents: dict[str, dict[str, Any]],
     assert claims == [documents["PersistentVolumeClaim"]["metadata"]["name"]]
 
 
-def test_actors_scale_between_the_smallest_and_the_largest_cluster(
+def test_actor_range_matches_the_smallest_and_largest_cluster(
     job: dict[str, Any], workers: dict[str, Any], config: Config
 ) -> None:
     assert job["rayClusterSpec"]["enableInTreeAutoscaling"] is True
@@ -132,16 +134,16 @@ def test_actors_scale_between_the_smallest_and_the_largest_cluster(
     assert config.num_actors == workers["maxReplicas"] * cpus
 
 
-def test_the_learner_waits_longer_for_its_actors_than_a_machine_takes_to_start(config: Config) -> None:
+def test_learner_waits_long_enough_for_a_machine_to_start(config: Config) -> None:
     assert config.cluster_timeout >= 600
 
 
-def test_every_node_asks_for_the_token(job: dict[str, Any]) -> None:
+def test_nodes_require_the_token(job: dict[str, Any]) -> None:
     assert job["rayClusterSpec"]["authOptions"] == {"mode": "token"}
     assert "token" not in " ".join(variable["name"].lower() for c in containers(job) for variable in c.get("env", []))
 
 
-def test_requests_are_limits(job: dict[str, Any]) -> None:
+def test_resource_requests_equal_limits(job: dict[str, Any]) -> None:
     autoscaler = job["rayClusterSpec"]["autoscalerOptions"]
     for container in [*containers(job), autoscaler]:
         resources = container["resources"]
@@ -156,33 +158,33 @@ def test_nothing_runs_as_root(job: dict[str, Any]) -> None:
         security = pod["securityContext"]
         assert security["runAsNonRoot"] is True
         assert (security["runAsUser"], security["runAsGroup"]) == ours
-        assert security["fsGroup"] == ours[1]  # the volume can be written
+        assert security["fsGroup"] == ours[1]  # makes the volume writable
     for container in [*containers(job), job["rayClusterSpec"]["autoscalerOptions"]]:
         assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
-def test_every_container_has_the_same_image(job: dict[str, Any]) -> None:
+def test_containers_have_the_same_image(job: dict[str, Any]) -> None:
     (image,) = {container["image"] for container in containers(job)}
     assert re.fullmatch(r"[\w./:-]+:[\w.-]+", image)
 
 
-def test_object_stores_fit_into_shared_memory_and_carry_the_run(
+def test_object_stores_fit_into_shared_memory_and_hold_the_rollouts(
     head: dict[str, Any], workers: dict[str, Any], config: Config
 ) -> None:
     for group in (head, workers):
         store = int(group["rayStartParams"]["object-store-memory"])
         (container,) = group["template"]["spec"]["containers"]
         assert store < shared_memory(group) < size(container["resources"]["limits"]["memory"])
-    # Every rollout comes to the head's.
+    # Every rollout passes through the head's object store.
     assert int(head["rayStartParams"]["object-store-memory"]) >= object_store_bytes_needed(config)
 
 
-def test_a_job_that_is_stopped_has_time_for_a_checkpoint(head: dict[str, Any]) -> None:
+def test_stopped_job_has_time_for_a_checkpoint(head: dict[str, Any]) -> None:
     (container,) = head["template"]["spec"]["containers"]
     (wait,) = [v["value"] for v in container["env"] if v["name"] == "RAY_JOB_STOP_WAIT_TIME_S"]
     assert 30 <= int(wait) <= head["template"]["spec"]["terminationGracePeriodSeconds"]
 
 
-def test_ray_start_parameters_are_text(head: dict[str, Any], workers: dict[str, Any]) -> None:
+def test_ray_start_parameters_are_strings(head: dict[str, Any], workers: dict[str, Any]) -> None:
     for group in (head, workers):
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
