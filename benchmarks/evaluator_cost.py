@@ -86,22 +86,19 @@ def notify_seconds(calls: int) -> list[float]:
 
 def measure(updates: int, rounds: int) -> dict[str, Any]:
     """Measures updates without the evaluator, with it and beside a counting process, `rounds` times; then `notify`."""
-    without: list[float] = []
-    beside: list[float] = []
-    beside_counting: list[float] = []
+    seconds: dict[str, list[float]] = {name: [] for name in ("without", "beside", "beside_counting_process")}
     for _ in range(rounds):
-        without += update_seconds(updates, evaluator=False)
-        beside += update_seconds(updates, evaluator=True)
+        seconds["without"] += update_seconds(updates, evaluator=False)
+        seconds["beside"] += update_seconds(updates, evaluator=True)
         with counting_process():
-            beside_counting += update_seconds(updates, evaluator=False)
+            seconds["beside_counting_process"] += update_seconds(updates, evaluator=False)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
     notify = notify_seconds(calls=100)
     return {
         "machine": machine(),
-        "update_seconds_without": without,
-        "update_seconds_beside": beside,
-        "update_seconds_beside_counting_process": beside_counting,
-        "ratio_of_medians": statistics.median(beside) / statistics.median(without),
-        "ratio_of_medians_counting_process": statistics.median(beside_counting) / statistics.median(without),
+        **{f"update_seconds_{name}": values for name, values in seconds.items()},
+        "ratio_of_medians": medians["beside"] / medians["without"],
+        "ratio_of_medians_counting_process": medians["beside_counting_process"] / medians["without"],
         "notify_milliseconds": {
             "median": 1e3 * statistics.median(notify),
             "max": 1e3 * max(notify),

@@ -52,6 +52,13 @@ def process_tree(process: psutil.Process) -> list[psutil.Process]:
         return []
 
 
+def kill_tree(process: psutil.Process) -> None:
+    """Kills a process and its descendants."""
+    for member in process_tree(process):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+
+
 def memory_by_kind(process: psutil.Process, kind: Callable[[psutil.Process], str]) -> dict[str, int]:
     """Bytes of memory of a process and its descendants, summed for each kind of process.
 

@@ -170,7 +170,7 @@ def measure(updates: int, seconds: float) -> dict[str, Any]:
     e = notebook({})
     e_keeping = notebook(KEEPING_ALLOCATOR)
     ideal = 1 / (1 / a + 1 / b + config.update_epochs / c)
-    speed = d["frames_per_second"]
+    others = {"ideal": ideal, "p": p, "e": e["frames_per_second"], "e_keeping_memory": e_keeping["frames_per_second"]}
     return {
         "machine": machine(),
         "precision": choose_precision(config.precision, CPU),
@@ -183,10 +183,7 @@ def measure(updates: int, seconds: float) -> dict[str, Any]:
         "e_notebook": e,
         "e_notebook_keeping_memory": e_keeping,
         "ideal": ideal,
-        "d_over_ideal": speed / ideal,
-        "d_over_p": speed / p,
-        "d_over_e": speed / e["frames_per_second"],
-        "d_over_e_keeping_memory": speed / e_keeping["frames_per_second"],
+        **{f"d_over_{name}": d["frames_per_second"] / other for name, other in others.items()},
     }
 
 

@@ -77,11 +77,7 @@ class Drill:
         print(f"{outcome.seconds:6.1f} s  {fault}: {happened} ({outcome.adds_up})", file=sys.stderr, flush=True)
 
     def harm_actors(
-        self,
-        fault: str,
-        harm: Callable[[psutil.Process], object],
-        number: int = 1,
-        hung: bool | None = False,
+        self, fault: str, harm: Callable[[psutil.Process], object], number: int = 1, hung: bool | None = False
     ) -> None:
         """Harms `number` actors, which then hang, die, or (hung=None) either.
 
@@ -124,11 +120,10 @@ class Drill:
     def take_away_disk(self) -> None:
         """The run has recovered when it writes checkpoints again."""
         before = self.trainee.last()
-        aside = self.trainee.take_away_checkpoints()
-        self.trainee.wait("warning", lambda: "cannot be written to" in self.trainee.text())
-        self.trainee.wait_for_updates(5)
-        newest = list_checkpoints(aside)[-1].name
-        self.trainee.give_back_checkpoints(aside)
+        with self.trainee.checkpoints_taken_away() as aside:
+            self.trainee.wait("warning", lambda: "cannot be written to" in self.trainee.text())
+            self.trainee.wait_for_updates(5)
+            newest = list_checkpoints(aside)[-1].name
         seconds = self.trainee.wait("a checkpoint", lambda: self.newest_checkpoint().name > newest)
         self.note("checkpoints cannot be written", "warned, training went on, writing resumed", seconds, before)
 

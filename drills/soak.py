@@ -75,10 +75,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="file to which samples and faults are also written")
     options = parser.parse_args()
     faults: collections.Counter[str] = collections.Counter()
-    with (
-        tempfile.TemporaryDirectory(prefix="soak-") as directory,
-        Trainee(Path(directory), FLAGS) as trainee,
-    ):
+    with tempfile.TemporaryDirectory(prefix="soak-") as directory, Trainee(Path(directory), FLAGS) as trainee:
         samples = soak(trainee, options.hours * 3600, random.Random(options.seed), faults)
         exit_code = trainee.end(signal.SIGTERM)
         last_line = trainee.text().splitlines()[-1]
@@ -152,9 +149,8 @@ def _without_tensorboard(trainee: Trainee, rng: random.Random) -> int:
 
 
 def _without_disk(trainee: Trainee, rng: random.Random) -> int:
-    aside = trainee.take_away_checkpoints()
-    time.sleep(SECONDS_WITHOUT_DISK)
-    trainee.give_back_checkpoints(aside)
+    with trainee.checkpoints_taken_away():
+        time.sleep(SECONDS_WITHOUT_DISK)
     return 1
 
 

@@ -12,13 +12,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from benchmarks.processes import process_tree
+from benchmarks.processes import kill_tree, process_tree
 from common.storage.jsonl import read_jsonl
 from common.storage.run_directory import RunDirectory
 
@@ -49,9 +49,8 @@ class Trainee:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for process in process_tree(psutil.Process(self.process.pid)) if self.process.poll() is None else []:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        if self.process.poll() is None:
+            kill_tree(psutil.Process(self.process.pid))
         self.process.wait(30)
 
     def start(self) -> None:
@@ -107,18 +106,13 @@ class Trainee:
         self.process.send_signal(signum)
         return self.process.wait(timeout)
 
-    def take_away_checkpoints(self) -> Path:
-        """Simulates the loss of the disk; returns where the checkpoints are now.
-
-        A file in place of the directory stops even root from writing checkpoints.
-        """
+    @contextlib.contextmanager
+    def checkpoints_taken_away(self) -> Iterator[Path]:
+        """Simulates the loss of the disk inside its `with` block; yields where the checkpoints are meanwhile."""
         aside = self.run.path / "checkpoints.away"
         os.rename(self.run.checkpoints, aside)
-        self.run.checkpoints.write_text("")
-        return aside
-
-    def give_back_checkpoints(self, aside: Path) -> None:
-        """Undoes `take_away_checkpoints`."""
+        self.run.checkpoints.write_text("")  # a file in place of the directory stops even root
+        yield aside
         self.run.checkpoints.unlink()
         os.rename(aside, self.run.checkpoints)
 

@@ -24,7 +24,7 @@ def _skip_where_hosts_cannot_be_built():
 def network():
     with Network(3) as network:
         head, *others = network.hosts
-        # A node counts as dead after about 8 s without an answer instead of 65 s by default, with the same consequences.
+        # A node counts as dead after about 8 s without an answer instead of 65 s, with the same consequences.
         start_head(
             *(head, 0),
             **{"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000},
