@@ -37,8 +37,8 @@ def main() -> None:
 
 def measure(rounds: int, num_levels: int) -> dict[str, object]:
     """Medians over the rounds, and their ratios."""
-    given = {"num_levels": num_levels, "held_out_levels": num_levels, "num_actors": 1, "envs_per_actor": 64}
-    config = resolve("easy", given, available_cores=1)
+    overrides = {"num_levels": num_levels, "held_out_levels": num_levels, "num_actors": 1, "envs_per_actor": 64}
+    config = resolve("easy", overrides, available_cores=1)
     policy = PolicyNetwork(config.network).eval()
     own = choose_precision("auto", torch.device("cpu"))
     actors = {

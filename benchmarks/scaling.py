@@ -35,7 +35,6 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,17 +92,6 @@ class Case:
         more = {"num_actors": self.actors, "num_minibatches": 1, "actor_timeout": ROLLOUT_TIMEOUT}
         return resolve("lab", {**sizes, **more})
 
-    def stream(self, fleet: SleepingFleet) -> RolloutStream:
-        """The service's stream, for as many batches as `run_case` consumes."""
-        return RolloutStream(
-            self.config(),
-            fleet,
-            max_policy_lag=LAGS[self.mode],
-            first_batch=0,
-            num_batches=WARM_UP_UPDATES + self.updates + WATCHED_UPDATES,
-            device=CPU,
-        )
-
 
 class SleepingLearner:
     """The loop of `learner/training.py` with a sleep instead of the update."""
@@ -153,7 +141,9 @@ def run_case(case: Case, fleet: SleepingFleet, stop: StopSignals) -> dict[str, A
     """
     fleet.arrange(case.unroll_length, case.envs_per_actor, case.collect_seconds)
     spills_before = spills_triggered()
-    stream = case.stream(fleet)
+    updates = WARM_UP_UPDATES + case.updates + WATCHED_UPDATES
+    lag = LAGS[case.mode]
+    stream = RolloutStream(case.config(), fleet, max_policy_lag=lag, first_batch=0, num_batches=updates, device=CPU)
     try:
         learner = SleepingLearner(stream, case.update_seconds, stop)
         learner.run(WARM_UP_UPDATES)
@@ -174,7 +164,7 @@ def run_case(case: Case, fleet: SleepingFleet, stop: StopSignals) -> dict[str, A
         "rollout_bytes": case.rollout_bytes,
         "peak_rollouts_in_flight": fleet.peak_in_flight,
         "peak_bytes_in_flight": fleet.peak_in_flight * case.rollout_bytes,
-        "staging_buffer_bytes": (LAGS[case.mode] + 1) * case.actors * case.rollout_bytes,
+        "staging_buffer_bytes": (lag + 1) * case.actors * case.rollout_bytes,
         **memory.peaks,
         "spills_triggered": spills_triggered() - spills_before,
     }
@@ -285,17 +275,6 @@ def spills_triggered() -> int:
     return 0
 
 
-@contextlib.contextmanager
-def embedded_ray(cases: list[Case], stop: StopSignals) -> Iterator[SleepingFleet]:
-    """An embedded Ray with the object store that the service would use for the largest case."""
-    try:
-        connection.connect(max((case.config() for case in cases), key=connection.object_store_bytes_needed), "local")
-        stop.install()  # Ray replaced the signal handlers
-        yield SleepingFleet()
-    finally:
-        connection.disconnect()
-
-
 def sweep_cases(arguments: argparse.Namespace) -> list[Case]:
     """Both modes for each number of actors, in ascending order; sync first, because it needs less memory."""
     sleeps = (arguments.collect_seconds, arguments.update_seconds)
@@ -330,17 +309,23 @@ def measure(sweep: list[Case], ingest: list[Case], console: Console, stop: StopS
         if not cases:
             continue
         console.print(f"{part}: starting Ray")
-        with embedded_ray(cases, stop) as fleet:
+        # The object store is as large as the service's would be for the largest case.
+        largest = max((case.config() for case in cases), key=connection.object_store_bytes_needed)
+        try:
+            connection.connect(largest, "local")
+            stop.install()  # Ray replaced the signal handlers
+            fleet = SleepingFleet()
             if part == "ingest":
                 touch_object_store(stop)
             for case in cases:
                 fleet.grow_to(case.actors, stop.check)
                 row = run(case, fleet, stop)
                 rows[part].append(row)
-                console.print(
-                    f"{part}: {case.actors} actors, {case.mode}, {case.rollout_bytes / 1e6:.1f} MB per rollout: "
-                    f"{row['gigabytes_per_second']:.3f} GB/s"
-                )
+                size = f"{case.rollout_bytes / 1e6:.1f} MB per rollout"
+                speed = f"{row['gigabytes_per_second']:.3f} GB/s"
+                console.print(f"{part}: {case.actors} actors, {case.mode}, {size}: {speed}")
+        finally:
+            connection.disconnect()
     return rows
 
 

@@ -142,8 +142,8 @@ def parts_in_one_process(config: Config, cores: int) -> float:
 
 def service(updates: int, *flags: str) -> dict[str, Any]:
     """d: `python -m learner` as a process, without the evaluator; frames/s over the updates after the first."""
-    given = command_line.parse(list(flags))
-    frames = resolve(given.preset or "lab", given.given).batch_size * (updates + 1)
+    parsed = command_line.parse(list(flags))
+    frames = resolve(parsed.preset or "lab", parsed.given).batch_size * (updates + 1)
     rows, peaks = run_learner(*flags, "--no-evaluator", "--total-frames", frames)
     names = ("seconds_waiting", "seconds_staging", "seconds_training", "seconds_publishing", "seconds_collecting")
     return {**summarize(rows, names), "peak_memory_mib": peaks}

@@ -23,6 +23,7 @@ import psutil
 
 from benchmarks.report import Column, make_console, make_parser, show_table
 from common.storage.checkpoints import list_checkpoints
+from common.storage.jsonl import read_jsonl
 from drills.trainee import ACTOR, EVALUATOR, Row, Trainee, limit_memory
 
 ACTORS, ENVS, STEPS = 2, 4, 32
@@ -99,9 +100,8 @@ class Drill:
         self.note(fault, happened, seconds, before, actor_restarts=number, actors_hung=expected)
 
     def num_scores(self) -> int:
-        """The number of lines in evaluations.jsonl."""
-        file = self.trainee.run.evaluations
-        return len(file.read_text().splitlines()) if file.exists() else 0
+        """The number of rows in evaluations.jsonl."""
+        return len(read_jsonl(self.trainee.run.evaluations))
 
     def kill_evaluator(self) -> None:
         """The run has recovered when another process has written a score."""

@@ -8,7 +8,6 @@ the number of faults, and the run's counters. Exit code 1 if the learner ended o
 
 import collections
 import contextlib
-import dataclasses
 import json
 import random
 import signal
@@ -16,8 +15,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -33,25 +32,6 @@ SECONDS_BETWEEN_FAULTS = 30.0
 SECONDS_WITHOUT_DISK = 10.0
 ROWS = 12
 MB = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One row of the table. Memory in MB, without what processes share with others."""
-
-    minutes: float
-    frames: int
-    updates: int
-    learner_mb: float
-    learner_files: int
-    all_mb: float
-    processes: int
-    faults: int
-    restarts: int
-    hung: int
-    lost: int
-
-
 COLUMNS = {
     "minutes": "{minutes:7.1f}",
     "   frames": "{frames:9,}",
@@ -82,23 +62,23 @@ def main() -> int:
     print(f"\nlast line of output: {last_line} (exit code {exit_code})")
     print(f"faults: {', '.join(f'{name} {count}' for name, count in sorted(faults.items()))}")
     if options.json:
-        rows = [dataclasses.asdict(sample) for sample in samples]
-        contents = {"machine": machine(), "flags": FLAGS, "faults": dict(faults), "samples": rows}
+        contents = {"machine": machine(), "flags": FLAGS, "faults": dict(faults), "samples": samples}
         options.json.write_text(json.dumps(contents, indent=1) + "\n")
-    return int(exit_code != 143 or samples[-1].updates <= samples[0].updates)
+    return int(exit_code != 143 or samples[-1]["updates"] <= samples[0]["updates"])
 
 
-def soak(trainee: Trainee, seconds: float, rng: random.Random, faults: collections.Counter[str]) -> list[Sample]:
+def soak(
+    trainee: Trainee, seconds: float, rng: random.Random, faults: collections.Counter[str]
+) -> list[dict[str, Any]]:
     """Counts the faults in `faults`; prints each sample when it is taken and returns all of them."""
     print(" ".join(COLUMNS), flush=True)
-    samples: list[Sample] = []
+    samples: list[dict[str, Any]] = []
     started = time.monotonic()
     next_fault, next_sample = started + SECONDS_BETWEEN_FAULTS, started
     while (now := time.monotonic()) < started + seconds or len(samples) <= ROWS:
         if now >= next_sample:
             samples.append(take_sample(trainee, (now - started) / 60, faults.total()))
-            row = dataclasses.asdict(samples[-1])
-            print(" ".join(column.format_map(row) for column in COLUMNS.values()), flush=True)
+            print(" ".join(column.format_map(samples[-1]) for column in COLUMNS.values()), flush=True)
             next_sample += seconds / ROWS
         if now >= next_fault and now < started + seconds:
             name = rng.choice(list(FAULTS))
@@ -108,27 +88,27 @@ def soak(trainee: Trainee, seconds: float, rng: random.Random, faults: collectio
     return samples
 
 
-def take_sample(trainee: Trainee, minutes: float, faults: int) -> Sample:
-    """The present state of the learner and its processes."""
+def take_sample(trainee: Trainee, minutes: float, faults: int) -> dict[str, Any]:
+    """One row of the table. Memory in MB, without what processes share with others."""
     learner = psutil.Process(trainee.process.pid)
     others = []
     for process in trainee.processes():
         with contextlib.suppress(psutil.Error):
             others.append(process.memory_full_info().uss)
     uss, row = learner.memory_full_info().uss, trainee.last()
-    return Sample(
-        minutes=round(minutes, 1),
-        frames=row["frames"],
-        updates=row["policy_version"],
-        learner_mb=round(uss / MB),
-        learner_files=learner.num_fds(),
-        all_mb=round((uss + sum(others)) / MB),
-        processes=1 + len(others),
-        faults=faults,
-        restarts=row["actor_restarts"],
-        hung=row["actors_hung"],
-        lost=row["lost_rollouts"],
-    )
+    return {
+        "minutes": round(minutes, 1),
+        "frames": row["frames"],
+        "updates": row["policy_version"],
+        "learner_mb": round(uss / MB),
+        "learner_files": learner.num_fds(),
+        "all_mb": round((uss + sum(others)) / MB),
+        "processes": 1 + len(others),
+        "faults": faults,
+        "restarts": row["actor_restarts"],
+        "hung": row["actors_hung"],
+        "lost": row["lost_rollouts"],
+    }
 
 
 def _to_one(name: str, harm: Callable[[psutil.Process], object]) -> Callable[[Trainee, random.Random], int]:

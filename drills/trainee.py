@@ -77,7 +77,7 @@ class Trainee:
         found = []
         for process in process_tree(psutil.Process(self.process.pid))[1:]:
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                if "".join(process.cmdline()[:1]).startswith(name):  # Ray writes an actor's class there
+                if "".join(process.cmdline()[:1]).startswith(name):  # Ray writes an actor's class into it
                     found.append(process)
         return found
 
