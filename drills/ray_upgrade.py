@@ -75,7 +75,7 @@ def run_checks(checks: Mapping[str, Callable[[], None]]) -> int:
             print(f"ok      {name}", flush=True)
         except Exception as error:
             failed = True
-            reason = " ".join(str(error).split())[-500:]
+            reason = " ".join(str(error).split())[:500]
             print(f"FAILED  {name}: {type(error).__name__}: {reason}", flush=True)
     return int(failed)
 
