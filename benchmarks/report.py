@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 Row = Mapping[str, Any]
@@ -48,7 +49,7 @@ def show_table(console: Console, title: str | None, rows: Iterable[Row], columns
         is_text = isinstance(column, str) and "!s}" in column
         table.add_column(heading, justify="left" if is_text else "right")
     for row in rows:
-        table.add_row(*(_cell(column, row) for column in columns.values()))
+        table.add_row(*(escape(_cell(column, row)) for column in columns.values()))
     console.print(table)
 
 

@@ -48,13 +48,6 @@ KEEPING_ALLOCATOR = {
 }
 
 
-def on_all_cores(make_work: Callable[[int], Callable[[], int]], cores: int, seconds: float) -> float:
-    """The sum of `rate` over one thread per core, all running at the same time."""
-    with ThreadPoolExecutor(cores) as threads:
-        works = [make_work(core) for core in range(cores)]
-        return sum(threads.map(lambda work: rate(work, seconds), works))
-
-
 def env_stepping(config: Config, cores: int, seconds: float) -> float:
     """a: one batch of all environments, stepped by its C++ threads."""
     envs = make_envs(config.num_envs, config.env_name, config.distribution_mode, 0, 20, rand_seed=1, num_threads=cores)
@@ -70,11 +63,10 @@ def env_stepping(config: Config, cores: int, seconds: float) -> float:
 
 
 def inference(config: Config, cores: int, seconds: float) -> float:
-    """b: one policy per core; its batch is its share of the environments."""
+    """b: one policy per core, all running in parallel; each policy's batch is its share of the environments."""
     precision = choose_precision(config.precision, CPU)
 
-    def make_work(core: int) -> Callable[[], int]:
-        policy = PolicyNetwork(config.network).eval()
+    def rate_of_one(policy: PolicyNetwork) -> float:
         frames = torch.randint(0, 256, (config.num_envs // cores, 64, 64, 3), dtype=torch.uint8)
 
         def work() -> int:
@@ -83,9 +75,10 @@ def inference(config: Config, cores: int, seconds: float) -> float:
                     policy(frames)
             return 16 * len(frames)
 
-        return work
+        return rate(work, seconds)
 
-    return on_all_cores(make_work, cores, seconds)
+    with ThreadPoolExecutor(cores) as threads:
+        return sum(threads.map(rate_of_one, [PolicyNetwork(config.network).eval() for _ in range(cores)]))
 
 
 def random_batch(config: Config, device: torch.device) -> StagedBatch:
