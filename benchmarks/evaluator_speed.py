@@ -1,20 +1,22 @@
-"""`python -m benchmarks.evaluator_speed`: frames/s of scoring against an actor's collecting, on one core each.
+"""`python -m benchmarks.evaluator_speed`: frames/s of scoring compared with an actor's collecting, on one core.
 
-Plays preset `easy`'s 200 training and 200 validation levels, one episode each, as the evaluator does, and collects
-rollouts as an actor does, in turns, in one process on one thread; both with the same untrained policy. The actor is
-measured in float32, in which the evaluator plays, and in the precision it would use here.
+One process with one thread alternates between both with the same untrained policy: it plays the 200 training and 200
+validation levels of preset `easy`, one episode each, as the evaluator does, and collects rollouts as an actor does. The
+actor is measured in float32, the evaluator's precision, and in the precision it would choose on this machine.
 """
 
-import argparse
+import dataclasses
 import json
 import os
 import statistics
 import sys
 import time
 
+import torch
+
 from actors.rollout_actor import RolloutActor
-from benchmarks.processes import machine
-from common.config import Config, resolve
+from benchmarks.report import machine, make_parser
+from common.config import resolve
 from common.policy_network import PolicyNetwork
 from common.precision import choose_precision
 from common.process import prepare_process
@@ -23,10 +25,10 @@ from evaluator.scores.play import play
 
 
 def main() -> None:
-    """Prints a table on stderr and JSON on stdout."""
-    parser = argparse.ArgumentParser(prog="evaluator_speed", description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=3, help="of scoring and collecting in turns (3)")
-    parser.add_argument("--levels", type=int, default=200, help="training levels, and held-out levels (200)")
+    """Prints each round on stderr and JSON on stdout."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of scoring and collecting")
+    parser.add_argument("--levels", type=int, default=200, help="number of training levels and of held-out levels")
     options = parser.parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     prepare_process(num_threads=1, sees_gpu=False)
@@ -34,14 +36,14 @@ def main() -> None:
 
 
 def measure(rounds: int, num_levels: int) -> dict[str, object]:
-    """Medians over `rounds` and their ratios."""
-    given = {"num_levels": num_levels, "held_out_levels": num_levels, "num_actors": 1, "envs_per_actor": 64}
-    config = resolve("easy", given, available_cores=1)
+    """Medians over the rounds, and their ratios."""
+    overrides = {"num_levels": num_levels, "held_out_levels": num_levels, "num_actors": 1, "envs_per_actor": 64}
+    config = resolve("easy", overrides, available_cores=1)
     policy = PolicyNetwork(config.network).eval()
-    import torch
-
     own = choose_precision("auto", torch.device("cpu"))
-    actors = {name: RolloutActor(_with_precision(given, name), 0) for name in dict.fromkeys(("float32", own))}
+    actors = {
+        name: RolloutActor(dataclasses.replace(config, precision=name), 0) for name in dict.fromkeys(("float32", own))
+    }
     slots = draw_level_sets(config)[0].slots(("train", "validation"))
     figures: dict[str, list[float]] = {"evaluator": [], **{f"actor {name}": [] for name in actors}}
     for _ in range(rounds):
@@ -56,15 +58,11 @@ def measure(rounds: int, num_levels: int) -> dict[str, object]:
         print({name: round(values[-1]) for name, values in figures.items()}, file=sys.stderr, flush=True)
     medians = {name: statistics.median(values) for name, values in figures.items()}
     return {
-        "machine": machine(1),
+        "machine": machine(),
         "levels": len(slots),
         "frames_per_second": medians,
         "ratios": {f"evaluator / {name}": medians["evaluator"] / medians[name] for name in medians if "actor" in name},
     }
-
-
-def _with_precision(given: dict[str, int], precision: str) -> Config:
-    return resolve("easy", {**given, "precision": precision}, available_cores=1)
 
 
 if __name__ == "__main__":

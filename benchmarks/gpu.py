@@ -1,19 +1,18 @@
-"""`bash benchmarks/gpu.sh`: what each lever is worth on a machine with a GPU; or `python -m benchmarks.gpu` alone.
+"""`python -m benchmarks.gpu`: what each optimization gains on a GPU. `bash benchmarks/gpu.sh` also runs the GPU tests.
 
-    correctness   logits, values and one minibatch's gradient against float64 on the CPU, for each lever
+    correctness   logits, values and the gradient of one minibatch compared with float64 on the CPU, for each lever
     learner       samples/s of whole updates (forward and backward): eager float32 in NCHW, then + channels-last,
                   + bfloat16, + torch.compile, + CUDA graphs
-    actors        frames/s of one policy acting, batch 32 to 512, launched as it is and as a captured graph
+    actors        frames/s of one policy, batch 32 to 512, run eagerly and as a captured graph
     service       frames/s of `python -m learner --preset easy` with several settings
 
-A lever that fails is reported with its error and the others go on. The report, one JSON object, is written after
-every part, so that a machine taken away too early leaves what was measured. `--device cpu --quick` tries the script.
+A lever that fails is reported with its error, and the others are still measured. The report, one JSON object, is
+written after each measurement, so that nothing measured is lost if the machine goes away. `--device cpu --quick` tries
+the script without a GPU.
 """
 
-import argparse
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import time
@@ -26,8 +25,9 @@ import torch
 from torch import Tensor
 
 from actors.inference import make_inference
-from benchmarks.processes import end_on_sigterm, machine
-from benchmarks.throughput import random_batch, rate, service
+from benchmarks.processes import end_on_sigterm
+from benchmarks.report import available_cores, machine, make_parser, rate
+from benchmarks.throughput import random_batch, service
 from common.config import Config, resolve
 from common.errors import cause_in_one_line
 from common.policy_network import PolicyNetwork
@@ -41,7 +41,7 @@ ACTOR_BATCHES = (32, 64, 128, 256, 512)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Lever:
-    """Settings of a learner, each adding one thing to the one before."""
+    """Settings of a learner that are measured."""
 
     name: str
     precision: Precision
@@ -50,7 +50,7 @@ class Lever:
     cuda_graphs: bool = False
 
     def config(self, sizes: dict[str, int]) -> Config:
-        """Preset easy with this lever and smaller sizes where given."""
+        """Preset easy with this lever; `sizes` overrides its sizes."""
         own = {"precision": self.precision, "compile": self.compile, "cuda_graphs": self.cuda_graphs}
         return resolve("easy", {**sizes, **own})
 
@@ -66,14 +66,14 @@ LEVERS = (
 
 
 def make_learner(lever: Lever, sizes: dict[str, int], device: torch.device) -> PPOLearner:
-    """A learner with this lever on `device`; without channels-last everything is copied to NCHW first."""
+    """A learner with this lever on `device`; without channels-last all tensors are first copied to NCHW."""
     learner = PPOLearner(lever.config(sizes), device, num_threads=1)
     if not lever.channels_last:
         for network in (learner.policy, *replicas(learner)):
             for parameter in network.parameters():
                 parameter.data = parameter.data.contiguous()
             network.stages.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(),))
-        for network in replicas(learner):  # share memory again
+        for network in replicas(learner):  # they share memory with the policy again
             for replica, parameter in zip(network.parameters(), learner.policy.parameters(), strict=True):
                 replica.data = parameter.data
     return learner
@@ -89,7 +89,7 @@ def replicas(learner: PPOLearner) -> list[PolicyNetwork]:
 
 
 def correctness(lever: Lever, sizes: dict[str, int], device: torch.device) -> dict[str, float]:
-    """Relative errors ||ours - exact|| / ||exact|| against the same network in float64 on the CPU."""
+    """Relative errors ||ours - exact|| / ||exact||, where exact is the same network in float64 on the CPU."""
     learner = make_learner(lever, sizes, device)
     staged = random_batch(learner.config, device)
     staged.start_upload()
@@ -119,7 +119,7 @@ def correctness(lever: Lever, sizes: dict[str, int], device: torch.device) -> di
 
 
 def smooth_loss(logits: Tensor, values: Tensor, batch: TrainingBatch, indices: Tensor) -> Tensor:
-    """Every output is in it; no clipping, whose kinks magnify rounding."""
+    """A loss that depends on every output, without clipping, whose kinks would magnify rounding errors."""
     log_probs = torch.log_softmax(logits, 1).gather(1, batch.actions[indices].unsqueeze(1)).squeeze(1)
     return (values.square() - log_probs * batch.advantages[indices]).mean()
 
@@ -133,7 +133,7 @@ def relative_error(ours: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
 
 
 def updating(lever: Lever, sizes: dict[str, int], device: torch.device, seconds: float) -> float:
-    """Samples/s (forward and backward of one frame each) of whole updates, GAE and upload included."""
+    """Samples/s of whole updates, GAE and upload included; a sample is one frame, forward and backward."""
     learner = make_learner(lever, sizes, device)
     staged = random_batch(learner.config, device)
 
@@ -149,7 +149,7 @@ def updating(lever: Lever, sizes: dict[str, int], device: torch.device, seconds:
 
 
 def acting(batch_size: int, captured: bool, device: torch.device, seconds: float) -> float:
-    """Frames/s of one actor's policy, copies in and out included, without environments."""
+    """Frames/s of one actor's policy, copies to and from the device included, without environments."""
     policy = PolicyNetwork(resolve("easy", {}).network).to(device).eval()
     inference = make_inference(policy, batch_size, "bfloat16", captured)
     generator = np.random.default_rng(0)
@@ -167,7 +167,7 @@ def acting(batch_size: int, captured: bool, device: torch.device, seconds: float
 
 
 def service_settings(device: torch.device, cores: int, quick: bool) -> Iterator[tuple[str, list[str]]]:
-    """Flags of the runs whose frames/s are measured."""
+    """Names and flags of the runs whose frames/s are measured."""
     common = ["--preset", "easy", "--device", device.type]
     if quick:
         small = ["--num-actors", "2", "--envs-per-actor", "4", "--unroll-length", "16", "--num-minibatches", "2"]
@@ -194,7 +194,7 @@ class Report:
         self.parts: dict[str, dict[str, Any]] = {}
 
     def add(self, part: str, name: str, measure: Callable[..., Any], *arguments: Any) -> None:
-        """Measures one thing, or notes why it could not be; the file is whole after each."""
+        """Measures one thing, or records why that failed; then writes the whole file."""
         started = time.perf_counter()
         try:
             result = measure(*arguments)
@@ -207,7 +207,7 @@ class Report:
 
 
 def gpu_name(device: torch.device) -> dict[str, Any]:
-    """What the device is."""
+    """The name and the driver of the device."""
     if device.type != "cuda":
         return {"device": "cpu"}
     driver = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True)
@@ -220,22 +220,22 @@ def gpu_name(device: torch.device) -> dict[str, Any]:
 
 def main() -> None:
     """Writes the report to --out and prints it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--seconds", type=float, default=5, help="for each figure (5)")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the script; its figures say nothing")
+    parser = make_parser(__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="where the learner trains")
+    parser.add_argument("--seconds", type=float, default=5, help="how long to measure each figure")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes to try the script; the figures mean nothing")
     arguments = parser.parse_args()
     end_on_sigterm()
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("torch finds no CUDA GPU; --device cpu --quick tries the script without one")
+        parser.error("--device cuda: torch finds no CUDA GPU; use --device cpu --quick to try the script without a GPU")
     prepare_process(num_threads=None, sees_gpu=device.type == "cuda")
     small = {"num_actors": 2, "envs_per_actor": 16, "unroll_length": 16, "num_minibatches": 2}
     sizes = small if arguments.quick else {}
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     report = Report(arguments.out)
-    report.add("machine", "host", machine, cores)
+    report.add("machine", "host", machine)
     report.add("machine", "gpu", gpu_name, device)
     for lever in LEVERS:
         report.add("correctness", lever.name, correctness, lever, sizes, device)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Checks and measures everything that needs a GPU, on a Linux machine whose python3 brings torch with CUDA; offline.
+# Tests and measures everything that needs a GPU, offline, on a Linux machine whose python3 has torch with CUDA.
 #
 #   bash benchmarks/gpu.sh OUT_DIR [flags of python -m benchmarks.gpu]
 #
-# OUT_DIR/gpu.json holds the figures, OUT_DIR/tests.log the tests that need a GPU. Under 10 minutes.
+# Writes the figures to OUT_DIR/gpu.json and the output of the GPU tests to OUT_DIR/tests.log in under 10 minutes.
 # The other packages come from this Python, or from the directory SITE (with shared libraries in SITE/.lib).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,7 +17,7 @@ fi
 export PYTHONUNBUFFERED=1
 
 status=0
-# Without this project's pytest settings: their plugins need not be there.
+# Ignores this project's pytest settings, whose plugins may not be installed.
 timeout 150 "$python" -m pytest -q -c /dev/null --rootdir "$PWD" -p no:cacheprovider -m gpu \
   --import-mode=importlib -o pythonpath=. -o markers=gpu tests/actors tests/learner >"$out/tests.log" 2>&1 || status=$?
 tail -n 3 "$out/tests.log"

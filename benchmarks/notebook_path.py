@@ -1,11 +1,9 @@
-"""The teaching notebook's data path, written plainly again: what everybody starts from.
+"""`python -m benchmarks.notebook_path`: frames/s of the teaching notebook's data path, the common starting point.
 
-One process; float32 frames in NCHW made by transposing; every sample a tensor of its own in a deque; minibatches put
-together by concatenating 2,048 of them; the environments reset before each rollout. The algorithm is the preset `lab`.
-`python -m benchmarks.notebook_path` prints one JSON object with frames/s after one short warm-up.
+One process; frames are transposed to float32 NCHW; each sample is a separate tensor in a deque; minibatches are made
+by concatenating 2,048 samples. The algorithm is that of preset `lab`. Prints one JSON object after a short warm-up.
 """
 
-import argparse
 import json
 import resource
 import time
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
+from benchmarks.report import make_parser
 from common.procgen_env import make_envs, observe
 
 NUM_ENVS, NUM_STEPS, MINIBATCH, EPOCHS = 64, 256, 2048, 3
@@ -25,7 +24,7 @@ GAMMA, GAE_LAMBDA, CLIP = 0.999, 0.95, 0.2
 
 
 class Block(nn.Module):
-    """A residual block with an activation module of its own, not in place."""
+    """A residual block with a separate activation module that does not work in place."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -38,7 +37,7 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """Frames as float32 NCHW to a distribution over probabilities and a value `[N, 1]`."""
+    """Maps float32 NCHW frames to a distribution, made from probabilities, and values `[N, 1]`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +75,7 @@ class SampleBuffer:
 
 @torch.no_grad()
 def rollout(envs: Any, network: Network, buffer: SampleBuffer, num_steps: int) -> None:
-    """Fills the buffer with `num_steps` of every environment."""
+    """Fills the buffer with `num_steps` steps of every environment."""
     steps: dict[str, list[Tensor]] = {name: [] for name in ("states", "actions", "log_probs", "values")}
     rewards, masks = [], []
     state = as_floats(observe(envs)[1])
@@ -84,21 +83,15 @@ def rollout(envs: Any, network: Network, buffer: SampleBuffer, num_steps: int) -
         distribution, value = network(state)
         action = distribution.sample()
         envs.act(action.numpy().astype(np.int32))
-        for name, item in (
-            ("states", state),
-            ("actions", action),
-            ("log_probs", distribution.log_prob(action)),
-            ("values", value),
-        ):
-            steps[name].append(item)
+        for items, item in zip(steps.values(), (state, action, distribution.log_prob(action), value), strict=True):
+            items.append(item)
         reward, frames, first = observe(envs)
         rewards.append(torch.from_numpy(np.sign(reward)).unsqueeze(1))
         masks.append(torch.from_numpy(1.0 - first.astype(np.float32)).unsqueeze(1))
         state = as_floats(frames)
     next_value = network(state)[1]
     advantage = torch.zeros_like(next_value)
-    advantages: deque[Tensor] = deque()
-    returns: deque[Tensor] = deque()
+    advantages, returns = deque[Tensor](), deque[Tensor]()
     for t in reversed(range(num_steps)):
         delta = rewards[t] + GAMMA * next_value * masks[t] - steps["values"][t]
         advantage = delta + GAMMA * GAE_LAMBDA * masks[t] * advantage
@@ -114,7 +107,7 @@ def rollout(envs: Any, network: Network, buffer: SampleBuffer, num_steps: int) -
 
 
 def update(network: Network, optimizer: torch.optim.Optimizer, buffer: SampleBuffer) -> None:
-    """Three epochs of PPO."""
+    """Trains for three epochs of PPO."""
     for _ in range(EPOCHS):
         for batch in buffer.minibatches():
             distribution, values = network(batch["states"])
@@ -132,8 +125,8 @@ def update(network: Network, optimizer: torch.optim.Optimizer, buffer: SampleBuf
 
 def main() -> None:
     """Times one whole iteration."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=NUM_STEPS, help="steps of a rollout (256)")
+    parser = make_parser(__doc__)
+    parser.add_argument("--steps", type=int, default=NUM_STEPS, help="steps per rollout")
     steps = parser.parse_args().steps
     torch.manual_seed(0)
     network = Network()
@@ -150,12 +143,11 @@ def main() -> None:
     collected = time.perf_counter()
     update(network, optimizer, buffer)
     finished = time.perf_counter()
-    usage = resource.getrusage(resource.RUSAGE_SELF)
     result = {
         "frames_per_second": NUM_ENVS * steps / (finished - started),
         "seconds_collecting": collected - started,
         "seconds_training": finished - collected,
-        "peak_memory_mib": usage.ru_maxrss / 1024,
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     print(json.dumps(result))
 

@@ -1,11 +1,10 @@
 """RLlib PPO as its users write it today: new API stack, a gymnasium environment, an RLModule, `PPOConfig`.
 
-Its own defaults stay: environments in a `SyncVectorEnv`, samples as episodes through its connectors, advantages
-normalised over the batch. Env runners sample on all cores at once, then the learner trains on all of them.
+It keeps its own defaults: environments in a `SyncVectorEnv`, samples as episodes through its connectors, advantages
+normalized over the batch. Env runners sample on all cores in parallel, then the learner trains on all cores.
 """
 
 import logging
-import os
 import time
 from typing import Any
 
@@ -23,6 +22,7 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor
 
 from benchmarks.peers import Iteration, warm_up
+from benchmarks.report import available_cores
 from common.config import Config
 from common.games import NUM_ACTIONS, OBSERVATION_SHAPE
 from common.policy_network import PolicyNetwork
@@ -31,10 +31,10 @@ from common.procgen_env import make_envs, observe
 
 
 class ProcgenEnv(gymnasium.Env):
-    """One Procgen environment. Rewards are signs; the frame of the next episode is what its reset returns.
+    """One Procgen environment. Rewards are signs; a reset returns the first frame of the next episode.
 
-    RLlib resets one environment while the others step. A Procgen batch steps all or none, so each environment is a
-    batch of one, on the caller's thread; 64 of these take no longer than one batch of 64.
+    RLlib resets one environment while the others step, but a Procgen batch steps all or none. So each environment is a
+    batch of one on the caller's thread; 64 of these take no longer than one batch of 64.
     """
 
     observation_space = spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8)
@@ -58,7 +58,7 @@ class ProcgenEnv(gymnasium.Env):
 
 
 class ProcgenModule(TorchRLModule, ValueFunctionAPI):
-    """Our network, frames in as Procgen's bytes."""
+    """Our network; its input are Procgen's bytes."""
 
     def setup(self) -> None:
         assert isinstance(self.model_config, dict)
@@ -68,28 +68,28 @@ class ProcgenModule(TorchRLModule, ValueFunctionAPI):
         return {Columns.ACTION_DIST_INPUTS: self.network(batch[Columns.OBS])[0]}
 
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:
-        # The loss asks for values next and hands back these "embeddings": no second pass.
+        # The loss then asks for the values and passes these "embeddings", which avoids a second pass.
         logits, values = self.network(batch[Columns.OBS])
         return {Columns.ACTION_DIST_INPUTS: logits, Columns.EMBEDDINGS: values}
 
     def compute_values(self, batch: dict[str, Any], embeddings: Tensor | None = None) -> Tensor:
         if embeddings is not None:
             return embeddings
-        # Before an update RLlib wants the values of the whole batch, with gradients: its activations fill gigabytes.
+        # RLlib asks for the values of the whole batch before an update, with gradients: gigabytes of activations.
         with torch.no_grad():
             return torch.cat([self.network(frames)[1] for frames in batch[Columns.OBS].split(2048)])
 
 
 def make_ppo(config: Config) -> Algorithm:
-    """RLlib's PPO with the preset's settings; the learner is in this process."""
+    """RLlib's PPO with the preset's settings; the learner runs in this process."""
     return (
         PPOConfig()
         .environment(ProcgenEnv, env_config={"config": config})
         .env_runners(
-            num_env_runners=config.num_actors,  # one a core, like our actors
+            num_env_runners=config.num_actors,  # one per core, like our actors
             num_envs_per_env_runner=config.envs_per_actor,
             rollout_fragment_length=config.unroll_length,
-            sample_timeout_s=3600,  # 60 by default: with too few samples by then the iteration is cut short
+            sample_timeout_s=3600,  # the default, 60, would cut a slow iteration short
         )
         .learners(num_learners=0)
         .training(
@@ -100,7 +100,7 @@ def make_ppo(config: Config) -> Algorithm:
             gamma=config.gamma,
             lambda_=config.gae_lambda,
             clip_param=config.clip_coef,
-            vf_clip_param=config.clip_coef,  # in RLlib a bound of the squared error: as costly, not the same
+            vf_clip_param=config.clip_coef,  # bounds the squared error in RLlib: equal cost, not equal meaning
             entropy_coeff=config.ent_coef,
             vf_loss_coeff=config.vf_coef,
             grad_clip=config.max_grad_norm,
@@ -114,15 +114,10 @@ def make_ppo(config: Config) -> Algorithm:
 
 
 def measure(config: Config) -> Iteration:
-    """The first iteration of an algorithm, after one of another, short one."""
+    """Times the first iteration of an algorithm, after a short iteration of another one to warm up."""
     prepare_ray_environment()
-    ray.init(
-        "local",
-        num_cpus=len(os.sched_getaffinity(0)),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    ray.init("local", num_cpus=available_cores(), **quiet)
     warming = make_ppo(warm_up(config))
     warming.train()
     warming.stop()
@@ -132,10 +127,6 @@ def measure(config: Config) -> Iteration:
     seconds = time.perf_counter() - started
     ppo.stop()
     ray.shutdown()
-    timers = result["timers"]  # running means, so of this one iteration
-    return Iteration(
-        frames=int(result["num_env_steps_sampled_lifetime"]),
-        seconds=seconds,
-        seconds_collecting=timers["env_runner_sampling_timer"],
-        seconds_training=timers["learner_update_timer"],
-    )
+    timers = result["timers"]  # running means, here of a single iteration
+    frames = int(result["num_env_steps_sampled_lifetime"])
+    return Iteration(frames, seconds, timers["env_runner_sampling_timer"], timers["learner_update_timer"])

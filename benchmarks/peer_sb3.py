@@ -1,10 +1,9 @@
 """Stable-Baselines3 PPO as its users write it: a VecEnv, a features extractor, `PPO(...).learn(...)`.
 
-Its own defaults stay: images in CHW (`VecTransposeImage`), one tensor of all samples, advantages normalised in each
+It keeps its own defaults: images in CHW (`VecTransposeImage`), one tensor of all samples, advantages normalized per
 minibatch.
 """
 
-import os
 import time
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.peers import Iteration, warm_up
+from benchmarks.report import available_cores
 from common.config import Config
 from common.games import NUM_ACTIONS, OBSERVATION_SHAPE
 from common.policy_network import HIDDEN_UNITS, NetworkSettings, PolicyNetwork
@@ -25,15 +25,14 @@ from common.procgen_env import make_envs, observe
 
 
 class ProcgenVecEnv(VecEnv):
-    """One Procgen batch. Rewards are signs; the frame that comes with done is the next episode's first, as SB3 wants.
+    """One Procgen batch. Rewards are signs; the frame returned with done is the next episode's first, as SB3 expects.
 
-    Procgen never shows a terminal frame and cannot be reset: a reset gives the newest frames.
+    Procgen never shows a terminal frame and cannot be reset: a reset returns the newest frames.
     """
 
     def __init__(self, config: Config):
-        cores = len(os.sched_getaffinity(0))
         game = (config.env_name, config.distribution_mode, config.start_level, config.num_levels)
-        self.envs = make_envs(config.num_envs, *game, rand_seed=1, num_threads=cores)
+        self.envs = make_envs(config.num_envs, *game, rand_seed=1, num_threads=available_cores())
         observation_space = spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8)
         super().__init__(config.num_envs, observation_space, spaces.Discrete(NUM_ACTIONS))
 
@@ -64,7 +63,7 @@ class ProcgenVecEnv(VecEnv):
 
 
 class Trunk(BaseFeaturesExtractor):
-    """All of our network but its heads, which SB3 makes itself."""
+    """Our network without its heads, which SB3 creates itself."""
 
     def __init__(self, observation_space: spaces.Box, settings: NetworkSettings):
         super().__init__(observation_space, HIDDEN_UNITS)
@@ -72,7 +71,7 @@ class Trunk(BaseFeaturesExtractor):
         self.stages, self.hidden, self.settings = network.stages, network.hidden, settings
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Float32 `[N, 3, 64, 64]`, 0 to 255, to `[N, 256]`."""
+        """Maps float32 `[N, 3, 64, 64]`, 0 to 255, to `[N, 256]`."""
         x = self.stages(frames / self.settings.observation_scale)
         if self.settings.relu_before_linear:
             x = F.relu(x)
@@ -80,7 +79,7 @@ class Trunk(BaseFeaturesExtractor):
 
 
 class Stopwatch(BaseCallback):
-    """Notes when a rollout is complete."""
+    """Records when a rollout is complete."""
 
     collected = 0.0
 
@@ -121,7 +120,7 @@ def make_ppo(config: Config, envs: VecEnv) -> PPO:
 
 
 def measure(config: Config) -> Iteration:
-    """One rollout and its update, after a short one."""
+    """Times one rollout and its update, after a short iteration to warm up."""
     envs = ProcgenVecEnv(config)
     small = warm_up(config)
     make_ppo(small, envs).learn(small.batch_size)
@@ -130,9 +129,5 @@ def measure(config: Config) -> Iteration:
     ppo.learn(config.batch_size, callback=stopwatch)
     finished = time.perf_counter()
     envs.close()
-    return Iteration(
-        frames=ppo.num_timesteps,
-        seconds=finished - started,
-        seconds_collecting=stopwatch.collected - started,
-        seconds_training=finished - stopwatch.collected,
-    )
+    collecting, training = stopwatch.collected - started, finished - stopwatch.collected
+    return Iteration(ppo.num_timesteps, finished - started, collecting, training)

@@ -1,6 +1,6 @@
-"""Actors that sleep where the service's step Procgen; everything around the sleep is real. For `benchmarks.scaling`.
+"""Actors for `benchmarks.scaling` that sleep instead of stepping Procgen; everything around the sleep is real.
 
-No torch here: it would cost each of 64 processes several hundred MB.
+This module must not import torch, which would cost each of 64 processes several hundred MB.
 """
 
 import dataclasses
@@ -11,15 +11,16 @@ from collections.abc import Callable
 import numpy as np
 import ray
 
+from benchmarks.report import median_seconds
 from common.games import OBSERVATION_SHAPE
 from common.messages import ActorState, FinishedEpisodes, Rollout, Weights, weights_sha256
 
-STATE_BYTES = 30_000  # a saved CoinRun environment has about that
-START_TIMEOUT = 300.0  # seconds for all actors that are started at once
+STATE_BYTES = 30_000  # about the size of a saved CoinRun environment
+START_TIMEOUT = 300.0  # seconds, for all actors that are started together
 
 
 def make_rollout(actor_id: int, unroll_length: int, num_envs: int) -> Rollout:
-    """A rollout of real shapes and dtypes. All of its memory was written to, as that of a real one."""
+    """A rollout of real shapes and dtypes, all of its memory written to, as in a real one."""
     shape = (unroll_length, num_envs)
     return Rollout(
         policy_version=-1,
@@ -45,31 +46,31 @@ def make_rollout(actor_id: int, unroll_length: int, num_envs: int) -> Rollout:
 
 
 def sleep_until(moment: float) -> None:
-    """Sleeps until `moment` of `time.perf_counter`; not at all if it has passed."""
+    """Sleeps until `time.perf_counter` reaches `moment`; returns immediately if it has."""
     time.sleep(max(0.0, moment - time.perf_counter()))
 
 
-# It asks for no CPU: sleeping needs none, and 64 of them are to fit on any machine.
+# It requests no CPU: sleeping needs none, and 64 actors must fit on any machine.
 @ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)
 class SleepingActor:
-    """In a process of its own; called as `RemoteRolloutActor` is."""
+    """A Ray actor that is called as `RemoteRolloutActor` is."""
 
     def __init__(self, actor_id: int):
         self.actor_id = actor_id
 
     def place(self) -> int:
-        """The process id; answering proves that the process is there."""
+        """The process id; an answer proves that the process has started."""
         return os.getpid()
 
     def arrange(self, unroll_length: int, num_envs: int, collect_seconds: float) -> None:
-        """From now on rollouts have this shape and take this long."""
+        """Sets the shape and the duration of all further rollouts."""
         self.rollout = make_rollout(self.actor_id, unroll_length, num_envs)
         self.collect_seconds = collect_seconds
 
     def collect(self, weights: Weights, policy_version: int) -> Rollout:
-        """Copies the weights, writes every pixel and sleeps for what is left of `collect_seconds`.
+        """Copies the weights, writes every pixel and sleeps for the rest of `collect_seconds`.
 
-        Where nothing is left, pixels stay as they are: what is sought then is the limit of moving them.
+        With 0 seconds it does not write the pixels, because then only the speed of moving them is measured.
         """
         started = time.perf_counter()
         self.weights = {name: np.array(array) for name, array in weights.items()}
@@ -82,45 +83,29 @@ class SleepingActor:
         return dataclasses.replace(self.rollout, policy_version=policy_version, weights_sha256=sha256, seconds=seconds)
 
     def put_seconds(self, repeats: int) -> float:
-        """Seconds of copying one rollout into the object store: the median, after two copies that are not counted."""
-        seconds = []
-        for _ in range(2 + repeats):
-            started = time.perf_counter()
-            ray.put(self.rollout)
-            seconds.append(time.perf_counter() - started)
-        return float(np.median(seconds[2:]))
-
-
-@dataclasses.dataclass(slots=True)
-class InFlight:
-    """Rollouts that were asked for and are not staged. Only the rollout stream's thread writes it."""
-
-    now: int = 0
-    peak: int = 0
-
-    def asked(self) -> None:
-        self.now += 1
-        self.peak = max(self.peak, self.now)
-
-    def staged(self) -> None:
-        self.now -= 1
+        """Median seconds to copy one rollout into the object store, after two copies that do not count."""
+        median_seconds(lambda: ray.put(self.rollout), repeats=2)
+        return median_seconds(lambda: ray.put(self.rollout), repeats)
 
 
 class SleepingFleet:
-    """What the rollout stream needs of `learner.rollouts.fleet.Fleet`, with actors that sleep. It only ever grows."""
+    """Sleeping actors behind the interface that the rollout stream needs; the number of actors can only grow.
+
+    `peak_in_flight` counts rollouts that were requested and not yet delivered.
+    """
 
     def __init__(self) -> None:
         self.restarts = 0
         self.problem: str | None = None
         self.handles: list[ray.actor.ActorHandle] = []
         self.pids: set[int] = set()
-        self.in_flight = InFlight()
+        self.in_flight = self.peak_in_flight = 0
 
-    def grow_to(self, size: int, stop_check: Callable[[], None]) -> None:
-        """Starts the actors that are missing, all at once, and waits for them; `stop_check` may raise meanwhile.
+    def grow_to(self, size: int, poll: Callable[[], None]) -> None:
+        """Starts the missing actors together and waits for them; `poll` runs meanwhile and may raise.
 
         Raises:
-            TimeoutError: they are not all there after `START_TIMEOUT`.
+            TimeoutError: not all of them started within `START_TIMEOUT`.
         """
         first = len(self.handles)
         started = [SleepingActor.remote(actor_id) for actor_id in range(first, size)]  # type: ignore[attr-defined]
@@ -128,33 +113,34 @@ class SleepingFleet:
         starting = [handle.place.remote() for handle in started]
         deadline = time.monotonic() + START_TIMEOUT
         while starting:
-            stop_check()
+            poll()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{len(starting)} actors did not start within {START_TIMEOUT:.0f} s")
             placed, starting = ray.wait(starting, num_returns=len(starting), timeout=0.2)
             self.pids.update(ray.get(placed))
 
     def arrange(self, unroll_length: int, num_envs: int, collect_seconds: float) -> None:
-        """Gives all actors rollouts of this shape and duration, and counts rollouts in flight from zero."""
+        """Sets the shape and duration of all actors' rollouts, and resets the count of rollouts in flight."""
         ray.get([handle.arrange.remote(unroll_length, num_envs, collect_seconds) for handle in self.handles])
-        self.in_flight = InFlight()
+        self.in_flight = self.peak_in_flight = 0
 
     def put_seconds(self, repeats: int) -> float:
-        """Seconds of one producer's copy into the object store while all producers copy."""
-        seconds = ray.get([handle.put_seconds.remote(repeats) for handle in self.handles])
-        return float(np.mean(seconds))
+        """Mean over the actors of the seconds to copy one rollout into the object store, while all of them copy."""
+        return float(np.mean(ray.get([handle.put_seconds.remote(repeats) for handle in self.handles])))
 
     def ready(self) -> list[int]:
         return list(range(len(self.handles)))
 
     def collect(self, actor_id: int, weights: ray.ObjectRef, policy_version: int) -> "ray.ObjectRef[Rollout]":
-        self.in_flight.asked()
+        self.in_flight += 1
+        self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
         return self.handles[actor_id].collect.remote(weights, policy_version)
 
-    def delivered(self, actor_id: int) -> None: ...
+    def delivered(self, actor_id: int) -> None:
+        self.in_flight -= 1
 
     def replace(self, actor_id: int, error: BaseException | str) -> None:
-        """A figure measured around a lost actor would mean nothing."""
+        """Raises RuntimeError: the loss of an actor invalidates the measurement."""
         raise RuntimeError(f"actor {actor_id} was lost: {error}")
 
     def leaving(self) -> list[int]:

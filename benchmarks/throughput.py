@@ -1,39 +1,33 @@
-"""`python -m benchmarks.throughput`: how close the service comes to its parts, and how far beyond the notebook.
+"""`python -m benchmarks.throughput`: the service compared with its parts, and with the notebook.
 
-In one run on one machine, preset `lab` on CoinRun, in frames/s:
+Everything is measured in one run on one machine, with preset `lab` on CoinRun, in frames/s:
 
-    a  environments stepped with random actions, nothing else, on all cores
+    a  environments stepped with random actions, on all cores
     b  policy inference alone, on all cores
     c  forward, backward and optimizer alone, samples/s, on all cores
-    p  the service's own parts in one process: actors on threads, then an update, no Ray; before d and after it
+    p  the service's own parts in one process without Ray: actors on threads, then an update; before and after d
     d  the service: `python -m learner`, several updates after the first
     e  the notebook's data path in one process; e' the same with an allocator that keeps its memory
 
     ideal    1 / (1/a + 1/b + epochs/c)    where actors and learner share the cores (sync)
 
-Nothing else should run on the machine: figures of a busy one are worthless.
+Run nothing else on the machine: the figures of a busy machine are worthless.
 """
 
-import argparse
 import dataclasses
 import json
-import os
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from actors.rollout_actor import RolloutActor
 from benchmarks.peers import measure_peers
-from benchmarks.processes import end_on_sigterm, machine, run_and_watch
+from benchmarks.processes import end_on_sigterm, run_for_json, run_learner, summarize
+from benchmarks.report import available_cores, machine, make_console, make_parser, rate, show_table
 from common.config import Config, resolve
 from common.games import NUM_ACTIONS
 from common.messages import Rollout
@@ -41,13 +35,12 @@ from common.policy_network import PolicyNetwork
 from common.precision import autocast, choose_precision
 from common.process import prepare_process
 from common.procgen_env import make_envs, observe
-from common.storage.jsonl import read_jsonl
 from learner.ppo.learner import PPOLearner
 from learner.rollouts.staging import StagedBatch
 from learner.startup import flags as command_line
 
 CPU = torch.device("cpu")
-# What CPU users set who know about it: glibc then keeps freed memory.
+# Makes glibc keep freed memory.
 KEEPING_ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
     "MALLOC_TOP_PAD_": str(256 << 20),
@@ -55,24 +48,8 @@ KEEPING_ALLOCATOR = {
 }
 
 
-def rate(work: Callable[[], int], seconds: float) -> float:
-    """Units of work a second; `work` does some and returns how much. The first call is not counted."""
-    work()
-    done, started = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - started) < seconds:
-        done += work()
-    return done / elapsed
-
-
-def on_all_cores(make_work: Callable[[int], Callable[[], int]], cores: int, seconds: float) -> float:
-    """The sum of `rate` over as many threads as cores, all at once."""
-    with ThreadPoolExecutor(cores) as threads:
-        works = [make_work(core) for core in range(cores)]
-        return sum(threads.map(lambda work: rate(work, seconds), works))
-
-
 def env_stepping(config: Config, cores: int, seconds: float) -> float:
-    """a: the C++ threads of one batch step all environments."""
+    """a: one batch of all environments, stepped by its C++ threads."""
     envs = make_envs(config.num_envs, config.env_name, config.distribution_mode, 0, 20, rand_seed=1, num_threads=cores)
     generator = np.random.default_rng(0)
 
@@ -86,11 +63,10 @@ def env_stepping(config: Config, cores: int, seconds: float) -> float:
 
 
 def inference(config: Config, cores: int, seconds: float) -> float:
-    """b: one policy a core, each with its share of the environments as the batch."""
+    """b: one policy per core, all running in parallel; each policy's batch is its share of the environments."""
     precision = choose_precision(config.precision, CPU)
 
-    def make_work(core: int) -> Callable[[], int]:
-        policy = PolicyNetwork(config.network).eval()
+    def rate_of_one(policy: PolicyNetwork) -> float:
         frames = torch.randint(0, 256, (config.num_envs // cores, 64, 64, 3), dtype=torch.uint8)
 
         def work() -> int:
@@ -99,13 +75,14 @@ def inference(config: Config, cores: int, seconds: float) -> float:
                     policy(frames)
             return 16 * len(frames)
 
-        return work
+        return rate(work, seconds)
 
-    return on_all_cores(make_work, cores, seconds)
+    with ThreadPoolExecutor(cores) as threads:
+        return sum(threads.map(rate_of_one, [PolicyNetwork(config.network).eval() for _ in range(cores)]))
 
 
 def random_batch(config: Config, device: torch.device) -> StagedBatch:
-    """A full staged batch of random numbers."""
+    """A full staged batch of random data."""
     staged = StagedBatch(config, device)
     staged.observations.random_(0, 256)
     staged.actions.random_(0, NUM_ACTIONS)
@@ -117,20 +94,25 @@ def random_batch(config: Config, device: torch.device) -> StagedBatch:
 
 
 def updating(config: Config, cores: int) -> float:
-    """c: samples/s of one epoch over a batch, after one to warm up."""
+    """c: samples/s of one epoch over a batch, after a first one to warm up."""
     config = dataclasses.replace(config, update_epochs=1)
     learner = PPOLearner(config, CPU, cores)
     staged = random_batch(config, CPU)
-    learner.update(staged, lambda: None)
-    started = time.perf_counter()
-    learner.update(staged, lambda: None)
-    seconds = time.perf_counter() - started
+    seconds = seconds_of_second_call(lambda: learner.update(staged, lambda: None))
     learner.close()
     return config.batch_size / seconds
 
 
+def seconds_of_second_call(work: Callable[[], object]) -> float:
+    """Calls `work` twice and times the second call; the first one warms up."""
+    work()
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
 def parts_in_one_process(config: Config, cores: int) -> float:
-    """p: the same actors and learner without Ray; rollouts are collected on threads."""
+    """p: the service's actors and learner without Ray; rollouts are collected on threads."""
     actors = [RolloutActor(config, actor_id) for actor_id in range(config.num_actors)]
     learner = PPOLearner(config, CPU, cores)
     staged = StagedBatch(config, CPU)
@@ -146,47 +128,34 @@ def parts_in_one_process(config: Config, cores: int) -> float:
         learner.update(staged, lambda: None)
 
     with ThreadPoolExecutor(config.num_actors) as threads:
-        one_update()
-        started = time.perf_counter()
-        one_update()
-        seconds = time.perf_counter() - started
+        seconds = seconds_of_second_call(one_update)
     learner.close()
     return config.batch_size / seconds
 
 
 def service(updates: int, *flags: str) -> dict[str, Any]:
-    """d: `python -m learner` from outside, without evaluator; frames/s over the updates after the first."""
-    given = command_line.parse(list(flags))
-    frames = resolve(given.preset or "lab", given.given).batch_size * (updates + 1)
-    with tempfile.TemporaryDirectory() as directory:
-        run_dir = Path(directory) / "run"
-        arguments = [*flags, "--no-evaluator", "--run-dir", str(run_dir), "--total-frames", str(frames)]
-        peaks = run_and_watch([sys.executable, "-m", "learner", *arguments], {})[1]
-        rows = read_jsonl(run_dir / "metrics.jsonl")
-    first, last, counted = rows[0], rows[-1], rows[1:]
+    """d: `python -m learner` as a process, without the evaluator; frames/s over the updates after the first."""
+    parsed = command_line.parse(list(flags))
+    frames = resolve(parsed.preset or "lab", parsed.given).batch_size * (updates + 1)
+    rows, peaks = run_learner(*flags, "--no-evaluator", "--total-frames", frames)
     names = ("seconds_waiting", "seconds_staging", "seconds_training", "seconds_publishing", "seconds_collecting")
-    return {
-        "frames_per_second": (last["frames"] - first["frames"]) / (last["time"] - first["time"]),
-        **{name: float(np.mean([row[name] for row in counted])) for name in names if name in last},
-        "peak_memory_mib": peaks,
-    }
+    return {**summarize(rows, names), "peak_memory_mib": peaks}
 
 
 def notebook(environment: Mapping[str, str]) -> dict[str, Any]:
-    """e: one iteration of the notebook's data path, half as long, in a process of its own."""
-    out, _ = run_and_watch([sys.executable, "-m", "benchmarks.notebook_path", "--steps", "128"], environment)
-    return json.loads(out)
+    """e: one iteration of the notebook's data path with half as many steps, in a separate process."""
+    return run_for_json("benchmarks.notebook_path", "--steps", "128", environment=environment)
 
 
 def measure(updates: int, seconds: float) -> dict[str, Any]:
-    """Everything, one after the other."""
-    cores = len(os.sched_getaffinity(0))
+    """Measures everything, one part after the other."""
+    cores = available_cores()
     config = resolve("lab", {})
     prepare_process(num_threads=1, sees_gpu=False)
     a = env_stepping(config, cores, seconds)
     b = inference(config, cores, seconds)
     c = updating(config, cores)
-    # Around d: d / p is a matter of a few percent, and a machine's speed drifts by more within minutes.
+    # Before and after d: d / p differs from 1 by a few percent, and a machine's speed drifts by more within minutes.
     p_before = parts_in_one_process(config, cores)
     d = service(updates)
     p_after = parts_in_one_process(config, cores)
@@ -194,9 +163,9 @@ def measure(updates: int, seconds: float) -> dict[str, Any]:
     e = notebook({})
     e_keeping = notebook(KEEPING_ALLOCATOR)
     ideal = 1 / (1 / a + 1 / b + config.update_epochs / c)
-    speed = d["frames_per_second"]
+    others = {"ideal": ideal, "p": p, "e": e["frames_per_second"], "e_keeping_memory": e_keeping["frames_per_second"]}
     return {
-        "machine": machine(cores),
+        "machine": machine(),
         "precision": choose_precision(config.precision, CPU),
         "a_env_stepping": a,
         "b_inference": b,
@@ -207,48 +176,42 @@ def measure(updates: int, seconds: float) -> dict[str, Any]:
         "e_notebook": e,
         "e_notebook_keeping_memory": e_keeping,
         "ideal": ideal,
-        "d_over_ideal": speed / ideal,
-        "d_over_p": speed / p,
-        "d_over_e": speed / e["frames_per_second"],
-        "d_over_e_keeping_memory": speed / e_keeping["frames_per_second"],
+        **{f"d_over_{name}": d["frames_per_second"] / other for name, other in others.items()},
     }
 
 
 def show(result: Mapping[str, Any]) -> None:
-    """The table a person reads, on stderr."""
-    table = Table(title="preset lab, frames/s")
-    table.add_column("part")
-    table.add_column("frames/s", justify="right")
+    """Prints the table for people on stderr."""
     service_figures, plain, keeping = (result[k] for k in ("d_service", "e_notebook", "e_notebook_keeping_memory"))
-    for name, value in (
-        ("a environments alone", result["a_env_stepping"]),
-        ("b inference alone", result["b_inference"]),
-        ("c update alone (samples/s)", result["c_update_samples"]),
-        ("ideal of a, b, c", result["ideal"]),
-        ("p parts in one process, no Ray", result["p_one_process"]),
-        ("d service", service_figures["frames_per_second"]),
-        ("e notebook", plain["frames_per_second"]),
-        ("e' notebook, memory kept", keeping["frames_per_second"]),
-    ):
-        table.add_row(name, f"{value:,.0f}")
-    for peer, figures in result.get("peers", {}).items():
-        table.add_row(peer, f"{figures['frames_per_second']:,.0f}")
-    for name in ("d_over_ideal", "d_over_p", "d_over_e", "d_over_e_keeping_memory"):
-        table.add_row(name.replace("_", " "), f"{result[name]:.2f}")
-    for name, value in service_figures.items():
-        if name.startswith("seconds_"):
-            table.add_row(f"service, {name.replace('_', ' ')} an update", f"{value:.2f}")
-    for name, value in service_figures["peak_memory_mib"].items():
-        table.add_row(f"service, peak MiB of {name}", f"{value:,.0f}")
-    Console(stderr=True).print(table)
+    figures = {
+        "a environments alone": result["a_env_stepping"],
+        "b inference alone": result["b_inference"],
+        "c update alone (samples/s)": result["c_update_samples"],
+        "ideal of a, b, c": result["ideal"],
+        "p parts in one process, no Ray": result["p_one_process"],
+        "d service": service_figures["frames_per_second"],
+        "e notebook": plain["frames_per_second"],
+        "e' notebook, memory kept": keeping["frames_per_second"],
+        **{peer: peer_figures["frames_per_second"] for peer, peer_figures in result.get("peers", {}).items()},
+        **{f"service, peak MiB of {name}": value for name, value in service_figures["peak_memory_mib"].items()},
+    }
+    ratios = {name.replace("_", " "): result[name] for name in result if name.startswith("d_over")}
+    seconds = {
+        f"service, {name.replace('_', ' ')} per update": value
+        for name, value in service_figures.items()
+        if name.startswith("seconds_")
+    }
+    rows = [{"part": name, "value": f"{value:,.0f}"} for name, value in figures.items()]
+    rows += [{"part": name, "value": f"{value:.2f}"} for name, value in (ratios | seconds).items()]
+    show_table(make_console(), "preset lab", rows, {"part": "{part!s}", "frames/s": "{value}"})
 
 
 def main() -> None:
     """Prints the JSON on stdout and the table on stderr."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--updates", type=int, default=2, help="updates of the service to time, after one (2)")
-    parser.add_argument("--seconds", type=float, default=5, help="for each part alone (5)")
-    parser.add_argument("--peers", action="store_true", help="measure Stable-Baselines3 and RLlib too, where installed")
+    parser = make_parser(__doc__)
+    parser.add_argument("--updates", type=int, default=2, help="updates of the service to time, after the first")
+    parser.add_argument("--seconds", type=float, default=5, help="how long to measure a and b each")
+    parser.add_argument("--peers", action="store_true", help="also measure Stable-Baselines3 and RLlib if installed")
     arguments = parser.parse_args()
     end_on_sigterm()
     result = measure(arguments.updates, arguments.seconds)

@@ -1,7 +1,6 @@
-"""The other libraries do the preset's work with the preset's network, and a missing one is left out."""
+"""The peers do the work of preset lab with its network, and a missing peer is left out."""
 
 import dataclasses
-import json
 from typing import Any
 
 import numpy as np
@@ -32,11 +31,11 @@ def parameters(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def test_a_missing_peer_is_one_line_on_stderr_and_absent(
+def test_missing_peer_is_named_in_one_line_on_stderr_and_left_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(peers, "PEERS", all_needing("no_such_module"))
-    monkeypatch.setattr(peers, "run_and_watch", lambda *_: pytest.fail("a missing peer was started"))
+    monkeypatch.setattr(peers, "run_for_json", lambda *_: pytest.fail("a missing peer was started"))
     assert peers.measure_peers() == {}
     assert capsys.readouterr().err.splitlines() == [
         "stable-baselines3 is not installed: pip install -e '.[peers]'",
@@ -44,21 +43,21 @@ def test_a_missing_peer_is_one_line_on_stderr_and_absent(
     ]
 
 
-def test_each_peer_runs_in_a_process_of_its_own_and_its_last_line_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_peer_is_measured_in_its_own_process(monkeypatch: pytest.MonkeyPatch) -> None:
     commands = []
 
-    def run_and_watch(command: list[str], environment: dict[str, str]) -> tuple[str, dict[str, float]]:
-        commands.append(command[1:])
-        return "noise\n" + json.dumps({"frames_per_second": 7.0}) + "\n", {"all together": 50}
+    def run_for_json(*command: str) -> dict[str, float]:
+        commands.append(command)
+        return {"frames_per_second": 7.0}
 
     monkeypatch.setattr(peers, "PEERS", all_needing("json"))
-    monkeypatch.setattr(peers, "run_and_watch", run_and_watch)
-    figures = {"frames_per_second": 7.0, "peak_memory_mib": {"all together": 50}}
+    monkeypatch.setattr(peers, "run_for_json", run_for_json)
+    figures = {"frames_per_second": 7.0}
     assert peers.measure_peers(steps=8) == {"sb3": figures, "rllib": figures}
-    assert commands == [["-m", "benchmarks.peers", name, "--steps", "8"] for name in ("sb3", "rllib")]
+    assert commands == [("benchmarks.peers", name, "--steps", "8") for name in ("sb3", "rllib")]
 
 
-def test_the_peers_get_the_presets_network_and_work_and_warm_up_on_one_minibatch() -> None:
+def test_peers_get_network_and_work_of_the_preset_and_warm_up_on_one_minibatch() -> None:
     lab = resolve("lab", {})
     assert peers.lab(peers.STEPS) == lab
     assert peers.lab(64) == resolve("lab", {"unroll_length": 64, "num_minibatches": 2})
@@ -92,7 +91,7 @@ def test_sb3_computes_what_our_network_computes() -> None:
 
 
 @needs("sb3")
-def test_sb3_gets_procgens_own_frames_and_the_rewards_signs() -> None:
+def test_sb3_gets_frames_of_procgen_and_signs_of_rewards() -> None:
     from benchmarks import peer_sb3
 
     theirs = peer_sb3.ProcgenVecEnv(LAB)
@@ -148,10 +147,10 @@ def test_rllibs_reset_returns_the_frame_that_came_with_the_end_of_the_episode() 
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=needs(name)) for name in peers.PEERS])
-def test_a_peer_is_measured_from_end_to_end(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peer_is_measured_end_to_end(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "PEERS", {name: peers.PEERS[name]})
     figures = peers.measure_peers(steps=2)[name]
-    # RLlib counts no frame where it resets, and samples on until it has enough.
+    # RLlib does not count the frames of resets and samples until it has enough.
     assert LAB.batch_size <= figures["frames"] < 2 * LAB.batch_size
     assert figures["frames_per_second"] == pytest.approx(figures["frames"] / figures["seconds"])
     parts = figures["seconds_collecting"], figures["seconds_training"]

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.scaling` with two actors: its facts, not its timings."""
+"""`python -m benchmarks.scaling` with two actors: its counts and sizes, not its timings."""
 
 import json
 import subprocess
@@ -30,7 +30,7 @@ def result() -> dict[str, Any]:
     return json.loads(finished.stdout)
 
 
-def test_each_mode_has_a_row_with_one_rollout_of_each_actor_an_update(result):
+def test_each_mode_has_a_row_with_one_rollout_per_actor_and_update(result):
     assert [(row["mode"], row["actors"]) for row in result["sweep"]] == [("sync", 2), ("overlap", 2)]
     for row in result["sweep"]:
         assert row["updates"] == UPDATES
@@ -38,17 +38,17 @@ def test_each_mode_has_a_row_with_one_rollout_of_each_actor_an_update(result):
         assert row["rollout_bytes"] == ROLLOUT_BYTES
 
 
-def test_at_most_one_rollout_of_each_actor_is_in_flight(result):
+def test_at_most_one_rollout_per_actor_is_in_flight(result):
     for row in result["sweep"] + result["ingest"]:
         assert 1 <= row["peak_rollouts_in_flight"] <= 2
         assert row["peak_bytes_in_flight"] == row["peak_rollouts_in_flight"] * ROLLOUT_BYTES
 
 
-def test_rollouts_are_as_old_as_the_mode_allows(result):
+def test_policy_lag_is_what_the_mode_allows(result):
     assert [row["max_policy_lag"] for row in result["sweep"]] == [0, 1]
 
 
-def test_memory_was_seen(result):
+def test_memory_of_every_kind_of_process_is_measured(result):
     for row in result["sweep"]:
         parts = [row[f"pss_{part}"] for part in ("learner", "actors", "ray")]
         assert min(parts) > 0
@@ -56,19 +56,19 @@ def test_memory_was_seen(result):
         assert row["shared_memory_bytes"] >= ROLLOUT_BYTES
 
 
-def test_the_part_that_bounds_ingest_is_named(result):
+def test_step_that_limits_ingest_is_named(result):
     (row,) = result["ingest"]
     assert row["rollouts"] == row["updates"] * 2
     assert row["efficiency"] is None  # nothing slept
     assert row["bound_by"] in row["shares_of_an_update"]
 
 
-def test_sleeping_actors_need_no_torch():
+def test_sleeping_actors_do_not_import_torch():
     code = "import sys, benchmarks.sleeping_actor; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0
 
 
-def test_more_memory_than_allowed_is_refused_before_ray_starts():
+def test_case_that_needs_too_much_memory_is_refused_before_ray_starts():
     refused = run("--actors", "64", "--envs-per-actor", "16")
     assert refused.returncode == 2
     assert "GB of memory are needed" in refused.stderr

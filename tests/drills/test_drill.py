@@ -1,4 +1,4 @@
-"""The fault drill without the faults that need a cluster or a minute: each is survived, and the counters add up."""
+"""The fault drill without the faults that take a minute: each fault is survived, and the counters add up."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ def test_every_fault_of_the_short_drill_is_survived_and_counted(tmp_path):
 
 
 @pytest.mark.timeout(420)
-def test_nodes_that_go_come_and_are_drained_and_a_lost_head_are_survived(tmp_path):
+def test_lost_new_and_drained_nodes_and_a_lost_head_are_survived(tmp_path):
     outcomes = []
     on_cluster(tmp_path, outcomes)
     assert [outcome.fault.split(" (")[0] for outcome in outcomes] == [
@@ -51,7 +51,7 @@ def test_nodes_that_go_come_and_are_drained_and_a_lost_head_are_survived(tmp_pat
     assert "exit code 1" in outcomes[3].fault
 
 
-def test_the_drill_notices_what_does_not_add_up():
+def test_drill_notices_counters_that_do_not_add_up():
     counters = dict.fromkeys(
         ("actor_restarts", "actors_hung", "dropped_for_lag", "skipped_updates", "lost_rollouts"), 0
     )

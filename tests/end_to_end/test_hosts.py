@@ -1,4 +1,4 @@
-"""Training across three hosts: the learner on host-1, actors on host-2 and host-3, a real network between them."""
+"""Training across three hosts: the learner on host-1, actors on host-2 and host-3, joined by a real network."""
 
 import signal
 import subprocess
@@ -17,14 +17,14 @@ ACTOR, RAYLET = "ray::RemoteRolloutActor", "raylet"
 @pytest.fixture(scope="module", autouse=True)
 def _skip_where_hosts_cannot_be_built():
     if (reason := why_no_hosts()) is not None:
-        pytest.skip(f"no hosts with a network of their own can be built here: {reason}")
+        pytest.skip(f"hosts with separate networks cannot be built on this machine: {reason}")
 
 
 @pytest.fixture(scope="module")
 def network():
     with Network(3) as network:
         head, *others = network.hosts
-        # A node counts as dead after about 8 s without an answer, by default after 65; what follows is the same.
+        # A node counts as dead after about 8 s without an answer instead of 65 s, with the same consequences.
         start_head(
             *(head, 0),
             **{"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000},
@@ -37,7 +37,7 @@ def network():
 
 @pytest.fixture
 def start(network, tiny, tmp_path):
-    """Starts the learner on host-1; ends it, if the test has not."""
+    """Starts the learner on host-1; ends it after the test, if it is still running."""
     started = []
 
     def start(*flags: object) -> subprocess.Popen:
@@ -70,7 +70,7 @@ def wait_for(tmp_path):
 
 
 def reaches(host, other) -> bool:
-    """Whether Ray's port on `other`, the head, takes a connection from `host`."""
+    """Whether Ray's port on `other`, the head, accepts a connection from `host`."""
     connect = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=1)"
     try:
         host.run(sys.executable, "-S", "-c", connect, other.address, network_hosts.RAY_PORT)
@@ -80,7 +80,7 @@ def reaches(host, other) -> bool:
 
 
 @pytest.mark.timeout(240)
-def test_a_host_that_is_cut_off_costs_its_rollout_and_works_again_once_it_has_rejoined(
+def test_host_that_is_cut_off_costs_its_rollout_and_works_again_after_rejoining(
     network, start, wait_for, tmp_path, rows
 ):
     head, _, far = network.hosts
@@ -100,7 +100,7 @@ def test_a_host_that_is_cut_off_costs_its_rollout_and_works_again_once_it_has_re
     assert "3 nodes, 2 CPUs, token authentication" in (tmp_path / "learner.log").read_text()
     assert [len(host.processes(ACTOR)) for host in network.hosts] == [0, 1, 1]
 
-    # Shorter than the time after which a node counts as dead: TCP sends again what was lost, nobody notices.
+    # Cut off for less than the time after which a node counts as dead: TCP resends what was lost, nothing else happens.
     assert reaches(far, head)
     network.cut_off(far)
     assert not reaches(far, head)
@@ -114,16 +114,16 @@ def test_a_host_that_is_cut_off_costs_its_rollout_and_works_again_once_it_has_re
     before = updates()
     wait_for(lambda: goes_on(1, before), process)
     assert newest()["actor_restarts"] == 1 and newest()["lost_rollouts"] <= 1
-    assert far.processes(RAYLET)  # it does not know yet what is thought of it
+    assert far.processes(RAYLET)  # it does not know yet that the head considers it dead
 
     network.reconnect(far)
-    wait_for(lambda: not far.processes(RAYLET), process)  # the head tells it that it is dead, and it ends itself
+    wait_for(lambda: not far.processes(RAYLET), process)  # the head tells it that it is dead, and it exits
     before = updates()
     wait_for(lambda: goes_on(1, before), process)
     join(far, head, 1)
     before = updates()
     wait_for(lambda: goes_on(2, before), process)
-    # The actor from before, of which nobody takes anything any more, ends without its raylet.
+    # The previous actor, whose rollouts are no longer used, exits after its raylet.
     wait_for(lambda: [len(host.processes(ACTOR)) for host in network.hosts] == [0, 1, 1], process)
     assert newest()["actor_restarts"] == 1 and newest()["lost_rollouts"] <= 1
 
@@ -135,7 +135,7 @@ def test_a_host_that_is_cut_off_costs_its_rollout_and_works_again_once_it_has_re
 
 
 @pytest.mark.timeout(120)
-def test_a_slow_link_bounds_the_run_and_the_last_line_says_what_to_do(network, start, tmp_path, rows):
+def test_slow_link_limits_the_run_and_the_last_line_says_what_to_do(network, start, tmp_path, rows):
     learners_host = network.hosts[0]
     network.limit(learners_host, 400_000)
     try:
@@ -150,7 +150,7 @@ def test_a_slow_link_bounds_the_run_and_the_last_line_says_what_to_do(network, s
     assert "bound by transfer" in said and "--compress zstd sends less" in said
 
 
-def test_processes_network_and_shared_memory_are_gone_when_who_built_them_is_killed():
+def test_processes_of_hosts_are_gone_after_their_builder_is_killed():
     build = (
         "import time; from benchmarks.network_hosts import *; network = Network(2); "
         "print(*(host.first_pid for host in [network.switch, *network.hosts]), flush=True); time.sleep(60)"
