@@ -8,7 +8,7 @@ from learner.ppo.gae import generalized_advantages
 
 
 def slow_advantages(rewards, dones, values, bootstrap_value, gamma, gae_lambda):
-    """The recursion of issue 2, element by element, in float64."""
+    """The recursion, element by element, in float64."""
     T, B = rewards.shape
     V = np.concatenate([values, bootstrap_value[None]]).astype(np.float64)
     A = np.zeros((T + 1, B))

@@ -1,4 +1,4 @@
-"""PPO's losses and diagnostics against loops written from issue 2's formulas and against numbers worked by hand."""
+"""PPO's losses and diagnostics against loops written from the formulas and against numbers worked by hand."""
 
 import math
 
