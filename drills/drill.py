@@ -90,7 +90,7 @@ class Drill:
 
         def recovered() -> bool:
             row = self.trainee.last()
-            return row["actor_restarts"] >= before["actor_restarts"] + number and row["actors_alive"] == ACTORS
+            return row["actor_restarts"] >= before["actor_restarts"] + number and row["actors_ready"] == ACTORS
 
         seconds = self.trainee.wait(fault, recovered)
         self.trainee.wait_for_updates(2)
@@ -267,7 +267,7 @@ def on_cluster(directory: Path, outcomes: list[Outcome]) -> None:
     try:
         with running(Trainee(directory, flags)) as trainee:
             drill = Drill(trainee, outcomes)
-            alive = lambda count: lambda: trainee.last().get("actors_alive") == count  # noqa: E731
+            alive = lambda count: lambda: trainee.last().get("actors_ready") == count  # noqa: E731
             trainee.wait("two actors", alive(2))
             before = trainee.last()
             cluster.remove_node(node, allow_graceful=False)
