@@ -82,6 +82,7 @@ class LogFile(logging.Handler):
 
     def flush(self) -> None:
         """Tries to write what waits."""
+        assert self.lock is not None
         with self.lock:
             if self.path is None or not self._waiting:
                 return

@@ -1,8 +1,11 @@
+"""The learner's handle of the evaluator: it never blocks the driver and survives the evaluator's death."""
+
 import json
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -61,7 +64,7 @@ def command(process: psutil.Process) -> str:
 
 
 def test_killed_evaluator_is_restarted_and_scores_the_remaining_checkpoints(
-    evaluator: RemoteEvaluator, save: Save, tmp_path: Path
+    evaluator: RemoteEvaluator, save: Save, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = RunDirectory(tmp_path)
     paths = [save(run.checkpoints, version) for version in (0, 10, 20)]
@@ -85,6 +88,7 @@ def test_killed_evaluator_is_restarted_and_scores_the_remaining_checkpoints(
         pass
     assert row is not None and row["policy_version"] == 20
     assert evaluator.restarts == 1 and not evaluator.is_off
+    assert any("the evaluator died and was restarted" in message for message in caplog.messages)
     rows = [json.loads(line) for line in run.evaluations.read_text().splitlines()]
     assert [row["policy_version"] for row in rows] == [0, 10, 20]
 
@@ -117,7 +121,7 @@ def test_evaluator_may_start_before_the_run_directory_exists(
 
 
 def test_evaluator_that_cannot_start_gives_one_line_and_logs_the_traceback(
-    cluster: None, config: Config, tmp_path: Path
+    cluster: None, config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "levels.csv").mkdir()
     evaluator = RemoteEvaluator(tmp_path, config)
@@ -127,4 +131,15 @@ def test_evaluator_that_cannot_start_gives_one_line_and_logs_the_traceback(
     assert evaluator.is_off and evaluator.restarts == 0
     assert evaluator.last_error is not None and "\n" not in evaluator.last_error
     assert evaluator.last_error.startswith("the evaluator stopped: IsADirectoryError")
+    evaluator.stop()
+    (record,) = caplog.records
+    assert record.levelname == "ERROR" and record.exc_info is not None
+    assert "levels.csv" in str(record.exc_info[1])
+
+
+def test_evaluator_is_off_with_no_evaluator(config: Config, tmp_path: Path) -> None:
+    evaluator = RemoteEvaluator(tmp_path, replace(config, evaluator=False))
+    notify(evaluator, tmp_path / "00000000")
+    assert evaluator.is_off and evaluator.latest() is None and evaluator.finish(60) is None
+    assert evaluator.wait_for_score(0, 60, lambda: None) is None
     evaluator.stop()
