@@ -14,10 +14,12 @@ from learner.cluster import connection, nodes
 from learner.cluster.connection import ClusterError
 from learner.evaluator_handle import RemoteEvaluator
 from learner.ppo.learner import PPOLearner
+from learner.reporting.bottleneck import Bottleneck
 from learner.reporting.logs import RunLogging
 from learner.reporting.operator_metrics import OperatorMetrics
 from learner.reporting.progress import Progress, score_line
 from learner.reporting.reporter import Reporter
+from learner.reporting.run_log import RunLog
 from learner.rollouts.fleet import Fleet, FleetError
 from learner.rollouts.stream import NoRollouts, RolloutStream
 from learner.run_state import RunState
@@ -132,8 +134,12 @@ def train(prepared: PreparedRun, stop: StopSignals, logs: RunLogging, progress: 
         if resumed is None:
             _store(prepared, logs)
         totals = {**state.state_dict()["counters"], "frames": learner.frames, "policy_version": learner.policy_version}
-        operator_metrics = OperatorMetrics(run.path.name, config.num_actors, totals, stream.bytes_in_flight)
-        reporter = Reporter(run, config, progress, operator_metrics, learner.frames, overlap)
+        reporter = Reporter(
+            RunLog(run, purge_step=learner.frames or None),
+            Bottleneck(config, overlap),
+            progress,
+            OperatorMetrics(run.path.name, config.num_actors, totals, stream.bytes_in_flight),
+        )
         resumed_from = None if resumed is None else resumed.path
         progress.start(learner.frames)
         stack.callback(progress.stop)

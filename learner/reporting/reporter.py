@@ -1,7 +1,7 @@
 """Sends what a run reports to everyone who reads it: metrics.jsonl, TensorBoard, the screen and Prometheus."""
 
-from common.config import Config
-from common.storage.run_directory import RunDirectory
+from dataclasses import dataclass, field
+
 from learner.reporting.bottleneck import Bottleneck
 from learner.reporting.metrics_row import Row
 from learner.reporting.operator_metrics import OperatorMetrics
@@ -9,23 +9,15 @@ from learner.reporting.progress import Progress
 from learner.reporting.run_log import RunLog
 
 
+@dataclass(slots=True)
 class Reporter:
-    """Called by the main thread. `first_frames` is the number of frames at which this process starts."""
+    """Called by the main thread."""
 
-    def __init__(
-        self,
-        run: RunDirectory,
-        config: Config,
-        progress: Progress,
-        operator_metrics: OperatorMetrics,
-        first_frames: int,
-        overlap: bool,
-    ):
-        self.bottleneck = Bottleneck(config, overlap)
-        self.log = RunLog(run, purge_step=first_frames or None)
-        self.progress = progress
-        self.operator_metrics = operator_metrics
-        self._last_scored = -1
+    log: RunLog
+    bottleneck: Bottleneck
+    progress: Progress
+    operator_metrics: OperatorMetrics
+    last_scored: int = field(init=False, default=-1)
 
     def update(self, row: Row) -> None:
         """Reports an update's row of metrics.jsonl."""
@@ -36,8 +28,8 @@ class Reporter:
 
     def score(self, row: Row | None) -> None:
         """Reports a row of evaluations.jsonl, unless it is None or was reported already."""
-        if row is not None and row["policy_version"] > self._last_scored:
-            self._last_scored = row["policy_version"]
+        if row is not None and row["policy_version"] > self.last_scored:
+            self.last_scored = row["policy_version"]
             self.progress.scored(row)
             self.operator_metrics.scored(row)
 

@@ -17,9 +17,11 @@ from common.storage.run_directory import RunDirectory
 from learner import training
 from learner.ppo.learner import STATISTICS, NotFinite
 from learner.reporting import checkpoint_writer
+from learner.reporting.bottleneck import Bottleneck
 from learner.reporting.operator_metrics import OperatorMetrics
 from learner.reporting.progress import Progress
 from learner.reporting.reporter import Reporter
+from learner.reporting.run_log import RunLog
 from learner.rollouts.staging import RolloutSource, StagedBatch
 from learner.run_state import RunState
 from learner.stopping import StopRequested
@@ -120,6 +122,16 @@ class FakeEvaluator:
         return {"policy_version": policy_version, "frames": 0, "train": split, "held_out": split}
 
 
+class RecordingProgress(Progress):
+    def __init__(self, calls, *args):
+        super().__init__(*args)
+        self.calls = calls
+
+    def update(self, row):
+        self.calls.append("report")
+        super().update(row)
+
+
 class Harness:
     """A `Training` on fakes, in the run directory `path`."""
 
@@ -130,15 +142,14 @@ class Harness:
         for _ in range(version):
             self.learner.skip_update()
         self.evaluator, self.state = FakeEvaluator(), RunState()
-        progress = Progress(CONFIG, Console(file=self.screen))
+        progress = RecordingProgress(self.calls, CONFIG, Console(file=self.screen))
         metrics = OperatorMetrics("run", 1, {}, lambda: 0)
-        reporter = Reporter(self.run, CONFIG, progress, metrics, self.learner.frames, overlap=False)
+        log = RunLog(self.run, purge_step=None)
+        reporter = Reporter(log, Bottleneck(CONFIG, overlap=False), progress, metrics)
         stop = SimpleNamespace(check=self.check)
         self.training = Training(
             CONFIG, self.run, self.learner, self.stream, self.evaluator, reporter, stop, self.state, resumed_from
         )
-        report = reporter.update
-        reporter.update = lambda row: (self.calls.append("report"), report(row))
 
     def check(self):
         if self.learner.policy_version == self.stop_at:
