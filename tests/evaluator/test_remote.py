@@ -56,7 +56,7 @@ def evaluator_processes() -> list[psutil.Process]:
 
 
 def command(process: psutil.Process) -> str:
-    """Empty for one that has ended, reaped or not."""
+    """The command line; empty if the process has ended, reaped or not."""
     try:
         return " ".join(process.cmdline())
     except psutil.Error:
@@ -95,7 +95,7 @@ def test_killed_evaluator_is_restarted_and_scores_the_remaining_checkpoints(
 
 def test_frozen_evaluator_does_not_block_the_driver(evaluator: RemoteEvaluator, save: Save, tmp_path: Path) -> None:
     path = save(tmp_path, 0)
-    assert evaluator.finish(DEADLINE) is None  # nothing was notified: it is up and idle
+    assert evaluator.finish(DEADLINE) is None  # nothing was notified, so it is running and idle
     (process,) = evaluator_processes()
     process.suspend()
     started = time.perf_counter()

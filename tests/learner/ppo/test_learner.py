@@ -44,13 +44,13 @@ def new_learner(config, num_threads=1, device=CPU):
 
 
 def random_frames(rng, *dims):
-    """Frames of 8 x 8 coloured blocks, some dark and some bright: to the network pure noise all looks the same."""
+    """Frames of 8 x 8 coloured blocks, some dark and some bright; pure noise would look all the same to the network."""
     blocks = rng.random((*dims, 8, 8, 3)) * rng.random((*dims, 1, 1, 3)) * 255
     return blocks.astype(np.uint8).repeat(8, axis=-3).repeat(8, axis=-2)
 
 
 def staged_batch(config, policy, seed=0, off_policy=0.3, device=CPU):
-    """Random data, with log-probs and values as `policy` gives them, moved by noise of deviation `off_policy`."""
+    """Random data, with log-probs and values as `policy` gives them, plus noise of standard deviation `off_policy`."""
     rng = np.random.default_rng(seed)
     staged = StagedBatch(config, device)
     envs = config.envs_per_actor
@@ -190,7 +190,7 @@ def largest_difference(one, other):
 
 
 def assert_same_move(one, other, start):
-    """Two updates of the same weights differ by rounding alone.
+    """Two updates of the same weights differ only by rounding.
 
     Adam divides by the gradient's size, so where that is tiny it magnifies rounding: single weights may differ by up
     to 5e-5 (of the 2e-3 that four steps move them), all of them together by a thousandth of the way.
@@ -226,7 +226,7 @@ def test_update_equals_the_algorithm_as_a_plain_loop(given):
     for name, value in expected.items():
         assert statistics[name] == pytest.approx(value, rel=2e-3, abs=1e-5), name
     if "max_grad_norm" in given:
-        assert statistics["grad_norm"] > given["max_grad_norm"]  # else clipping was not tested
+        assert statistics["grad_norm"] > given["max_grad_norm"]  # otherwise clipping is not tested
     assert 0 < statistics["clip_fraction"] < 1
     assert (learner.policy_version, learner.frames) == (1, T * B)
 
@@ -350,7 +350,7 @@ def test_bfloat16_update_stays_close_to_the_float32_update():
     rounded, rounded_statistics = updated_weights(tiny_config(adam_eps=1e-5, precision="bfloat16"))
     moves = [np.concatenate([(w[name] - start[name]).ravel() for name in start]) for w in (exact, rounded)]
     cosine = moves[0] @ moves[1] / np.linalg.norm(moves[0]) / np.linalg.norm(moves[1])
-    assert 0.98 < cosine < 0.99999  # the same direction, and yet other arithmetic
+    assert 0.98 < cosine < 0.99999  # the same direction, but not the same arithmetic
     assert largest_difference(exact, rounded) <= 2 * STEPS * 5e-4 * 1.5  # no weight ran away
     assert all(array.dtype == np.float32 for array in rounded.values())
     for name in ("policy_objective", "value_loss", "entropy", "grad_norm"):
@@ -361,7 +361,7 @@ def test_bfloat16_update_stays_close_to_the_float32_update():
 def test_ratio_error_of_on_policy_data_is_only_the_difference_in_arithmetic(precision, low, high):
     config = tiny_config("easy", precision=precision, ent_coef=0.0)
     learner = new_learner(config)
-    with torch.no_grad():  # a policy that has learned something: rounding its logits matters more
+    with torch.no_grad():  # rounding matters more for the logits of a trained policy
         learner.policy.policy_head.weight.mul_(20)
     actor_policy = PolicyNetwork(config.network)
     actor_policy.load_weights(learner.weights())
@@ -392,7 +392,7 @@ def test_update_on_a_gpu_equals_the_cpu_update_with_every_option(lever):
     on_cpu = new_learner(config)
     there = new_learner(replace(config, **lever), device=torch.device("cuda"))
     there.load_state_dict(on_cpu.state_dict())
-    for seed in range(2):  # a captured step must take over the second batch too
+    for seed in range(2):  # a captured step must load the second batch as well
         before = on_cpu.weights()
         behavior = copy.deepcopy(on_cpu.policy)
         expected = on_cpu.update(staged_batch(config, behavior, seed), never)
@@ -445,7 +445,7 @@ def test_weights_made_infinite_by_the_last_step_are_noticed():
     learner = new_learner(config)
     for group in learner.optimizer.param_groups:
         group["betas"] = (0.0, 0.0)
-    with torch.no_grad():  # one more step of 1e38 and it is no float32 any more
+    with torch.no_grad():  # one more step of 1e38 exceeds float32
         learner.policy.value_head.bias.fill_(3.4e38)
     before = copy.deepcopy(learner.state_dict())
     staged = staged_batch(config, PPOLearner(config, CPU, 1).policy)

@@ -66,7 +66,7 @@ class Recorder:
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """What was recorded so far, by name and label."""
+    """The values recorded so far, by name and label."""
     Recorder.values, Recorder.times_set = {}, 0
     monkeypatch.setattr(operator_metrics, "Gauge", Recorder)
     monkeypatch.setattr(operator_metrics, "Counter", Recorder)
@@ -202,13 +202,13 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
-    """`ray start --head` with its agent: (environment of who joins, address, URL of the metrics)."""
+    """`ray start --head` with its agent: (environment of processes that join, address, URL of the metrics)."""
     token = tmp_path_factory.mktemp("token") / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     address, url = f"127.0.0.1:{free_port()}", f"http://127.0.0.1:{(metrics_port := free_port())}/metrics"
     environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
-    # A short name: sockets in it may have 107 bytes. Removed with all that Ray leaves there.
+    # Short, because socket paths may have 107 bytes; removed with everything that Ray leaves in it.
     with tempfile.TemporaryDirectory(prefix="heldout-", ignore_cleanup_errors=True) as directory:
         process = subprocess.Popen(
             [
@@ -218,7 +218,7 @@ def head(tmp_path_factory):
                 *(f"--ray-client-server-port={free_port()}", f"--object-store-memory={250 << 20}"),
                 f"--temp-dir={directory}",
             ],
-            env=with_path(environment),
+            env=without_ray_address(environment),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -230,7 +230,7 @@ def head(tmp_path_factory):
             process.wait(timeout=30)
 
 
-def with_path(environment):
+def without_ray_address(environment):
     import os
 
     kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
@@ -276,7 +276,7 @@ def test_endpoint_serves_the_numbers_of_the_run_directory(head, run_learner, tin
         **environment,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    # Ray sends once more when the learner leaves; gauges stay for 20 s.
+    # Ray sends once more when the learner disconnects; gauges stay for 20 s.
     samples, types = served(url, run.name)
     values = {(name, labels.get("split") or labels.get("reason")): value for name, labels, value in samples}
     updates, (*_, score) = rows(run / "metrics.jsonl"), rows(run / "evaluations.jsonl")
@@ -317,7 +317,7 @@ def test_resumed_run_continues_without_a_jump_and_labels_are_few(head, run_learn
     frames = sorted(value for name, _, value in samples if name == "ray_heldout_frames_total")
     assert frames == [256, 384]
     assert sum(frames) == rows(run / "metrics.jsonl")[-1]["frames"]
-    # By Ray: one value each for a process or a cluster.
+    # Set by Ray, with one value per process or cluster.
     by_ray = {"Component", "NodeAddress", "SessionName", "Version", "WorkerId"}
     ours = {
         name for _, labels, _ in samples for name in labels if name not in by_ray and not name.startswith("otel_scope_")
