@@ -132,7 +132,7 @@ class Progress:
 def score_line(row: Row) -> str:
     """`train 6.50 [5.60, 7.40], held-out 5.50 [4.50, 6.50] (20 + 20 episodes, frames 163,840)`."""
     train, held_out = row["train"], row["held_out"]
-    skipped = f", {row['skipped']} older checkpoints skipped" if row.get("skipped") else ""
+    skipped = f", older checkpoints skipped: {row['skipped']}" if row.get("skipped") else ""
     return (
         f"train {format_score(train)}, held-out {format_score(held_out)} "
         f"({train['episodes']} + {held_out['episodes']} episodes, frames {row['frames']:,}){skipped}"

@@ -15,7 +15,7 @@ SCORE = {
     "train": {"mean": 6.5, "interval": [5.25, 7.75], "episodes": 20},
     "held_out": {"mean": 5.5, "interval": None, "episodes": 20},
 }  # fmt: skip
-SCORE_LINE = "train 6.50 [5.25, 7.75], held-out 5.50 (20 + 20 episodes, frames 256), 1 older checkpoints skipped"
+SCORE_LINE = "train 6.50 [5.25, 7.75], held-out 5.50 (20 + 20 episodes, frames 256), older checkpoints skipped: 1"
 
 
 def row(version, **values):
