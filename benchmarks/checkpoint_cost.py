@@ -35,7 +35,7 @@ def main() -> None:
     rollout = actor.collect(learner.weights(), 0)
     staged, state = StagedBatch(config, torch.device("cpu")), RunState()
     staged.stage(0, rollout)
-    state.take_in(staged)
+    state.record(staged)
     started = time.perf_counter()
     learner.update(staged, lambda: None)
     update = time.perf_counter() - started

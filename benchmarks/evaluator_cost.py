@@ -68,14 +68,14 @@ def notify_seconds(calls: int) -> list[float]:
             run.write_config(config, {})
             policy = PolicyNetwork(config.network)
             path = save_checkpoint(run.checkpoints, config, 0, 0, policy.weights(), {})
-            evaluator = RemoteEvaluator.start(run.path, config)
+            evaluator = RemoteEvaluator(run.path, config)
             seconds = []
             for version in range(calls):
                 started = time.perf_counter()
                 evaluator.notify(CheckpointNotice(str(path), version, version))
                 seconds.append(time.perf_counter() - started)
                 time.sleep(0.2)
-            problem = evaluator.problem
+            problem = evaluator.last_error
             evaluator.stop()
     finally:
         connection.disconnect()

@@ -96,7 +96,7 @@ class SleepingFleet:
 
     def __init__(self) -> None:
         self.restarts = 0
-        self.problem: str | None = None
+        self.last_error: str | None = None
         self.handles: list[ray.actor.ActorHandle] = []
         self.pids: set[int] = set()
         self.in_flight = self.peak_in_flight = 0

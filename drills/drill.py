@@ -90,7 +90,7 @@ class Drill:
 
         def recovered() -> bool:
             row = self.trainee.last()
-            return row["actor_restarts"] >= before["actor_restarts"] + number and row["actors_alive"] == ACTORS
+            return row["actor_restarts"] >= before["actor_restarts"] + number and row["actors_ready"] == ACTORS
 
         seconds = self.trainee.wait(fault, recovered)
         self.trainee.wait_for_updates(2)
@@ -243,7 +243,7 @@ def on_cluster(directory: Path, outcomes: list[Outcome]) -> None:
             drill = Drill(trainee, outcomes)
 
             def wait_for_actors(fault: str, count: int) -> float:
-                return trainee.wait(fault, lambda: trainee.last().get("actors_alive") == count)
+                return trainee.wait(fault, lambda: trainee.last().get("actors_ready") == count)
 
             wait_for_actors("two actors", 2)
             before = trainee.last()

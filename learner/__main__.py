@@ -1,7 +1,11 @@
-"""`python -m learner`: reads the flags, wires actors, learner and evaluator together, and ends in order."""
+"""`python -m learner`: reads the flags, wires actors, learner and evaluator together, and ends them in order."""
 
+import logging
 import os
 import sys
+from contextlib import ExitStack
+
+from rich.console import Console
 
 from common.config import ConfigError
 from common.process import keep_files_private, prepare_process
@@ -10,10 +14,14 @@ from learner.cluster import connection, nodes
 from learner.cluster.connection import ClusterError
 from learner.evaluator_handle import RemoteEvaluator
 from learner.ppo.learner import PPOLearner
+from learner.reporting.bottleneck import Bottleneck
+from learner.reporting.logs import RunLogging
 from learner.reporting.operator_metrics import OperatorMetrics
-from learner.reporting.progress import Progress, scores_text
+from learner.reporting.progress import Progress, score_line
+from learner.reporting.reporter import Reporter
+from learner.reporting.run_log import RunLog
 from learner.rollouts.fleet import Fleet, FleetError
-from learner.rollouts.stream import NoRollouts, RolloutStream, StreamCounters
+from learner.rollouts.stream import NoRollouts, RolloutStream
 from learner.run_state import RunState
 from learner.startup import flags
 from learner.startup.flags import CommandLine
@@ -21,37 +29,40 @@ from learner.startup.preparation import PreparedRun, prepare_run
 from learner.stopping import StopRequested, StopSignals
 from learner.training import Diverged, RunDirectoryFailed, Training
 
+logger = logging.getLogger("learner")
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs training, or the doctor, and returns the exit code."""
     keep_files_private()
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["doctor"]:
-        from learner.cluster import doctor  # training has no use for it
+        from learner.cluster import doctor  # training does not need it
 
         return doctor.main(argv[1:])
     command_line = flags.parse(argv)
-    prepared = None
-    try:
-        prepared = prepare_run(command_line)
-        draw_level_sets(prepared.config)  # levels that do not exist are refused now, not when they are to be scored
-        with StopSignals() as stop:
-            return train_on_cluster(prepared, command_line, stop)
-    except (ConfigError, ClusterError) as error:
-        return fail(str(error), 2)
-    finally:
-        if prepared is not None:
-            prepared.close()
+    console = Console(highlight=False)
+    with RunLogging(console) as logs, ExitStack() as stack:
+        try:
+            prepared = prepare_run(command_line)
+            stack.callback(prepared.close)
+            draw_level_sets(prepared.config)  # refuses levels that do not exist before anything starts
+            with StopSignals() as stop:
+                return train_on_cluster(prepared, command_line, stop, logs, console)
+        except (ConfigError, ClusterError) as error:
+            return fail(str(error), 2)
 
 
-def train_on_cluster(prepared: PreparedRun, command_line: CommandLine, stop: StopSignals) -> int:
+def train_on_cluster(
+    prepared: PreparedRun, command_line: CommandLine, stop: StopSignals, logs: RunLogging, console: Console
+) -> int:
     """Trains on the cluster at --address, or on an embedded one, and leaves it."""
     try:
         where = connection.connect(prepared.config, command_line.address, command_line.allow_unauthenticated)
-        stop.install()  # Ray installed handlers of its own
+        stop.install()  # Ray installed its own handlers
         if connection.address_to_join(command_line.address) is not None:
             nodes.require_same_software(prepared.config.cluster_timeout)
-        return train(prepared, stop, where, has_operators=connection.address_to_join(command_line.address) is not None)
+        return train(prepared, stop, logs, Progress(prepared.config, console), where)
     except FleetError as error:
         if error.details:
             print(error.details, file=sys.stderr)
@@ -62,54 +73,53 @@ def train_on_cluster(prepared: PreparedRun, command_line: CommandLine, stop: Sto
         return fail(str(error), 1)
     except StopRequested as request:
         can_resume = prepared.run.config.exists()
-        after = f"continue with --resume {prepared.run.path}" if can_resume else "training had not begun"
-        return fail(f"stopped by {request}; {after}", request.exit_code)
+        next_step = f"continue with --resume {prepared.run.path}" if can_resume else "training had not begun"
+        return fail(f"stopped by {request}; {next_step}", request.exit_code)
     finally:
         connection.disconnect()
 
 
 def fail(message: str, exit_code: int) -> int:
-    """Says why in one line on stderr."""
+    """Says why in one line on stderr and in learner.log."""
     print(f"learner: {message}", file=sys.stderr)
+    logger.info("exit code %d: %s", exit_code, message)  # not as an error, which the screen would show again
     return exit_code
 
 
-def train(prepared: PreparedRun, stop: StopSignals, where: str, has_operators: bool) -> int:
-    """Starts the three roles, trains to the end and says where the results are.
-
-    With `has_operators`, of a cluster that was joined, the run's numbers are on Ray's Prometheus endpoint too.
-    """
-    config, run, device = prepared.config, prepared.run, prepared.device
+def train(prepared: PreparedRun, stop: StopSignals, logs: RunLogging, progress: Progress, where: str) -> int:
+    """Starts the three roles, trains to the end and says where the results are."""
+    config, run, device, resumed = prepared.config, prepared.run, prepared.device, prepared.resumed
     num_threads = config.learner_threads or len(os.sched_getaffinity(0))
-    # On a CPU the gradients have threads of their own: torch must not spread each operator as well.
+    # On a CPU the gradients have their own threads: torch must not spread each operator as well.
     prepare_process(num_threads=1 if device.type == "cpu" else None, sees_gpu=device.type == "cuda")
     overlap = config.mode == "overlap" or (config.mode == "auto" and device.type == "cuda")
-    learner = PPOLearner(config, device, num_threads)
-    resumed, state = prepared.resumed, _restore(prepared, learner)
-    progress = Progress(config)
-    progress.note(
-        f"{config.env_name} {config.distribution_mode}, preset {config.preset}, "
-        f"{'overlap' if overlap else 'sync'} mode, learner on {device} in {learner.precision}, {where}"
-    )
-    progress.note(f"run directory {run.path}")
-    if resumed is not None:
+    with ExitStack() as stack:
+        learner = PPOLearner(config, device, num_threads)
+        stack.callback(learner.close)
+        state = _restore(prepared, learner)
         progress.note(
-            f"resumed at policy_version {learner.policy_version}, {learner.frames:,} frames; "
-            f"{_continuation(prepared, state, overlap)}"
+            f"{config.env_name} {config.distribution_mode}, preset {config.preset}, "
+            f"{'overlap' if overlap else 'sync'} mode, learner on {device} in {learner.precision}, {where}"
         )
-
-    fleet = Fleet(config, learner.policy_version, state.actors, state.counters["actor_restarts"])
-    evaluator, stream = None, None
-    try:
+        progress.note(f"run directory {run.path}")
         if resumed is not None:
-            prepared.store()  # before the evaluator reads which versions are scored
-        # While actors start: on two cores that brings the first score several seconds forward.
-        evaluator = RemoteEvaluator.start(run.path, config) if config.evaluator else None
+            progress.note(
+                f"resumed at policy_version {learner.policy_version}, {learner.frames:,} frames; "
+                f"{_continuation(prepared, state, overlap)}"
+            )
+        fleet = Fleet(config, learner.policy_version, state.actors, counters=state.counters)
+        stack.callback(fleet.stop)
+        if resumed is not None:
+            _store(prepared, logs)  # before the evaluator reads which versions are scored
+        # Started together with the actors: on two cores the first score comes several seconds earlier.
+        evaluator = RemoteEvaluator(run.path, config)
+        stack.callback(evaluator.stop)
         placed = fleet.wait_until_placed(config.cluster_timeout, stop.check)
         if placed < config.num_actors and not fleet.is_elastic:
-            progress.warn(
-                f"{placed} of {config.num_actors} actors placed, {config.num_actors - placed} missing: the cluster has "
-                "too few CPUs; the batch stays the same, each actor collects more of it"
+            logger.warning(
+                "%d of %d actors placed, %d missing: the cluster has too few CPUs; the batch stays the same, each "
+                "actor collects more of it",
+                *(placed, config.num_actors, config.num_actors - placed),
             )
         stream = RolloutStream(
             config,
@@ -118,36 +128,39 @@ def train(prepared: PreparedRun, stop: StopSignals, where: str, has_operators: b
             first_batch=learner.policy_version,
             num_batches=config.num_updates,
             device=device,
-            counters=StreamCounters.of(state.counters),
+            counters=state.counters,
         )
+        stack.callback(stream.close)
         if resumed is None:
-            prepared.store()
+            _store(prepared, logs)
+        totals = {**state.state_dict()["counters"], "frames": learner.frames, "policy_version": learner.policy_version}
+        reporter = Reporter(
+            RunLog(run, purge_step=learner.frames or None),
+            Bottleneck(config, overlap),
+            progress,
+            OperatorMetrics(run.path.name, config.num_actors, totals, stream.bytes_in_flight),
+        )
         resumed_from = None if resumed is None else resumed.path
-        metrics = None
-        if has_operators:
-            totals = {**state.counters, "frames": learner.frames, "policy_version": learner.policy_version}
-            metrics = OperatorMetrics(run.path.name, config.num_actors, totals, stream.bytes_in_flight)
-        training = Training(config, run, learner, stream, evaluator, progress, stop, state, resumed_from, metrics)
-        score = training.run_to_end()
-    finally:
-        progress.stop()
-        if stream is not None:
-            stream.close()
-        learner.close()
-        fleet.stop()
-        if evaluator is not None:
-            evaluator.stop()
+        progress.start(learner.frames)
+        stack.callback(progress.stop)
+        score = Training(config, run, learner, stream, evaluator, reporter, stop, state, resumed_from).run_to_end()
     if score is not None:
-        progress.note(f"final score: {scores_text(score)}")
-    if (advice := training.advice()) is not None:
-        progress.note(advice)
+        progress.note(f"final score: {score_line(score)}")
+    if (bottleneck := reporter.bottleneck.describe()) is not None:
+        progress.note(bottleneck)
     progress.note(f"results in {run.path}")
     progress.note(f"curves: tensorboard --logdir {run.tensorboard}")
+    logger.info("exit code 0: finished")
     return 0
 
 
+def _store(prepared: PreparedRun, logs: RunLogging) -> None:
+    prepared.store()
+    logs.open(prepared.run.learner_log)
+
+
 def _restore(prepared: PreparedRun, learner: PPOLearner) -> RunState:
-    """Brings the learner to where the run stood; returns what else there is to go on from."""
+    """Restores the learner of a resumed run; returns the rest of the run's state."""
     if prepared.resumed is None or prepared.resumed.learner_state is None:
         return RunState()
     learner.load_state_dict(prepared.resumed.learner_state["learner"])
@@ -158,15 +171,15 @@ def _restore(prepared: PreparedRun, learner: PPOLearner) -> RunState:
 
 
 def _continuation(prepared: PreparedRun, state: RunState, overlap: bool) -> str:
-    """How faithfully a resumed run goes on."""
+    """How exactly a resumed run continues."""
     if not prepared.environments_continue:
-        return "environments begin anew (another number of actors or environments)"
-    there, needed = len(state.actors), prepared.config.num_actors
-    if prepared.resumed is not None and prepared.resumed.policy_version and there < needed:
-        return f"environments of {there} of {needed} actors continue, the others begin anew"
+        return "environments start anew (the number of actors or environments changed)"
+    restored, needed = len(state.actors), prepared.config.num_actors
+    if prepared.resumed is not None and prepared.resumed.policy_version and restored < needed:
+        return f"environments of {restored} of {needed} actors continue, the others start anew"
     if overlap:
-        return "environments continue; not bit for bit, since in overlap mode rollouts were under way"
-    return "it continues bit for bit where machine and settings are the same"
+        return "environments continue; not bit for bit, because rollouts were in flight in overlap mode"
+    return "it continues bit for bit if the machine and the settings are the same"
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-"""The learner's handle of the evaluator: starts its Ray actor, sends it checkpoints, restarts it when it dies.
+"""The learner's side of the evaluator: starts its Ray actor, sends it checkpoints, restarts it when it dies.
 
-The actor asks for no CPU, so that it never takes a rollout actor's place, and lives on the learner's node, because
-it reads checkpoints from and writes into the run directory. When it dies it is started again, and finds by itself which
-checkpoints lack scores; when that does not help, the run loses its scores, nothing else.
+The actor needs no CPU, so it never takes the place of a rollout actor. It runs on the learner's node, because it reads
+checkpoints from the run directory and writes scores into it. A restarted evaluator finds unscored checkpoints by
+itself. If restarts do not help, the run loses its scores and nothing else.
 """
 
 import contextlib
+import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -20,135 +21,133 @@ from common.errors import cause_in_one_line
 from common.messages import CheckpointNotice
 from evaluator.remote import RemoteEvaluatorActor
 
-# What an answer may take beyond the deadline it was asked to keep.
+logger = logging.getLogger(__name__)
+
+# An answer may take this long after the deadline that was sent with the call.
 _ANSWER_SECONDS = 1.0
-# An actor that has not answered for so long is hung: its calls take no time, scoring has a thread of its own.
+# An actor that has not answered for this long is hung: its calls take no time, scoring has its own thread.
 _HUNG_SECONDS = 60.0
-# Without a new score in between; then it stays dead.
+# Without a new score in between; after one more death it is given up.
 _MAX_DEATHS_IN_A_ROW = 3
 
 
 class RemoteEvaluator:
-    """The learner's handle. Nothing here raises because of the evaluator, and only `finish` waits for it.
+    """Called by the learner's main thread. Nothing here raises because of the evaluator; only `finish` waits for it.
 
-    `problem` is one line about a dead or failing evaluator, for the display, or None; `restarts` counts its lives but
-    the first; `is_dead` says that nothing more will be scored.
+    `last_error` is one line about a dead or failing evaluator, or None. `is_off` says that nothing more will be scored:
+    the evaluator was given up, or --no-evaluator was given.
     """
 
     def __init__(self, run_path: Path, config: Config):
-        self.problem: str | None = None
+        """Starts the actor on the learner's node, without waiting for it; none with --no-evaluator."""
+        self.last_error: str | None = None
         self.restarts = 0
-        self.is_dead = False
+        self.is_off = not config.evaluator
         self._run_path = run_path.resolve()
         self._config = config
         self._deaths_in_a_row = 0
         self._notice: CheckpointNotice | None = None
         self._newest: dict[str, Any] | None = None
-        self._asked: ray.ObjectRef | None = None
-        self._asked_at = 0.0
-        self._finishing: ray.ObjectRef | None = None
-        self._actor = self._start_actor()
-
-    @classmethod
-    def start(cls, run_path: Path, config: Config) -> "RemoteEvaluator":
-        """Starts the actor on the driver's own node, without waiting for it."""
-        return cls(run_path, config)
-
-    @property
-    def actor(self) -> ActorHandle:
-        """The actor of this life."""
-        return self._actor
+        self._calls: dict[str, tuple[ray.ObjectRef, float]] = {}  # in flight, and since when, by method
+        self.actor: Any = None if self.is_off else self._start_actor()  # another one after a restart
 
     def notify(self, notice: CheckpointNotice) -> None:
-        """Tells the evaluator of a complete checkpoint. Its answer is not awaited."""
+        """Tells the evaluator about a complete checkpoint, without waiting for an answer."""
         self._notice = notice
-        if self.is_dead:
+        if self.is_off:
             return
-        self._finishing = None  # its answer would not cover this notice
+        self._calls.pop("finish", None)  # its answer would not cover this notice
         try:
-            self._actor.notify.remote(notice)
+            self.actor.notify.remote(notice)
         except RayError as error:
-            self._revive(error)
+            self._restart(error)
 
     def latest(self) -> dict[str, Any] | None:
-        """The newest row known here, at once; a question for a newer one is always under way."""
-        if self.is_dead:
-            return self._newest
-        try:
-            if self._asked is not None and ray.wait([self._asked], timeout=0)[0]:
-                answered, self._asked = self._asked, None
-                self._learn(*ray.get(answered, timeout=_ANSWER_SECONDS))
-            if self._asked is None:
-                self._asked, self._asked_at = self._actor.latest.remote(), time.monotonic()
-            elif time.monotonic() - self._asked_at > _HUNG_SECONDS:
-                self._revive(GetTimeoutError(f"it did not answer for {_HUNG_SECONDS:.0f} s"))
-        except RayTaskError as error:
-            self._bury(error)
-        except RayError as error:
-            self._revive(error)
+        """The newest row known here, without waiting; asks for a newer one if no such call is in flight."""
+        if not self.is_off:
+            self._answer("latest", 0.0)
         return self._newest
 
     def finish(self, timeout: float) -> dict[str, Any] | None:
-        """Waits until every checkpoint it was told of is scored or skipped, and returns the newest row.
+        """Waits until every checkpoint it was notified of is scored or skipped, and returns the newest row.
 
-        None after `timeout` seconds, after a restart, and where the evaluator is dead. May be called again.
+        None after `timeout` seconds, after a restart, and if the evaluator is off. May be called again.
         """
-        if self.is_dead:
-            return None
-        try:
-            if self._finishing is None:
-                self._finishing, self._asked_at = self._actor.finish.remote(timeout), time.monotonic()
-            if not ray.wait([self._finishing], timeout=timeout + _ANSWER_SECONDS)[0]:
-                if time.monotonic() - self._asked_at > timeout + _HUNG_SECONDS:
-                    self._revive(GetTimeoutError(f"it did not answer for {_HUNG_SECONDS:.0f} s"))
-                return None  # starting, or too busy to answer; the question stands
-            answered, self._finishing = self._finishing, None
-            row, problem = ray.get(answered, timeout=_ANSWER_SECONDS)
-        except RayTaskError as error:
-            self._bury(error)
-            return None
-        except RayError as error:
-            self._revive(error)
-            return None
-        self._learn(row, problem)
-        return row
+        return None if self.is_off else self._answer("finish", timeout + _ANSWER_SECONDS, timeout)
+
+    def wait_for_score(self, policy_version: int, timeout: float, poll: Callable[[], None]) -> dict[str, Any] | None:
+        """Waits until `policy_version` is scored; `poll` runs once a second and may raise.
+
+        None after `timeout` seconds, or as soon as it is clear that the score will not come.
+        """
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0:
+            poll()
+            row = self.finish(min(1.0, left))
+            if self.is_off or row is not None:  # a row of another version: this one was skipped
+                return row if row is not None and row["policy_version"] == policy_version else None
+        logger.warning("policy_version %d was not scored within %.0f s", policy_version, timeout)
+        return None
 
     def stop(self) -> None:
-        """Ends the actor's process, whatever it is doing; its files are whole at every moment."""
-        self.is_dead = True
-        with contextlib.suppress(RayError):  # a lost cluster has ended it already
-            ray.kill(self._actor, no_restart=True)
+        """Ends the actor's process, whatever it is doing; its files are complete at every moment."""
+        self.is_off = True
+        if self.actor is not None:
+            with contextlib.suppress(RayError):  # a lost cluster has already ended it
+                ray.kill(self.actor, no_restart=True)
 
-    def _start_actor(self) -> ActorHandle:
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor = RemoteEvaluatorActor.options(scheduling_strategy=here)  # type: ignore[attr-defined]
+    def _start_actor(self) -> Any:
+        this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor = RemoteEvaluatorActor.options(scheduling_strategy=this_node)  # type: ignore[attr-defined]
         return actor.remote(self._run_path, self._config)
 
-    def _learn(self, row: dict[str, Any] | None, problem: str | None) -> None:
-        self.problem = problem
+    def _answer(self, method: str, wait: float, *args: Any) -> dict[str, Any] | None:
+        """The row that the call in flight returns within `wait` seconds; makes the call if none is in flight."""
+        try:
+            if method not in self._calls:
+                self._calls[method] = getattr(self.actor, method).remote(*args), time.monotonic()
+            call, since = self._calls[method]
+            if not ray.wait([call], timeout=wait)[0]:
+                if time.monotonic() - since > wait + _HUNG_SECONDS:
+                    self._restart(GetTimeoutError(f"no answer within {_HUNG_SECONDS:.0f} s"))
+                return None
+            del self._calls[method]
+            row, last_error = ray.get(call, timeout=_ANSWER_SECONDS)
+        except RayError as error:
+            self._restart(error)
+            return None
+        self._update(row, last_error)
+        return row
+
+    def _update(self, row: dict[str, Any] | None, last_error: str | None) -> None:
+        if last_error is not None and last_error != self.last_error:
+            logger.warning("evaluator: %s", last_error)
+        self.last_error = last_error
         if row is not None and row != self._newest:
             self._newest, self._deaths_in_a_row = row, 0
 
-    def _revive(self, error: RayError) -> None:
-        """The process is gone or hung: another one takes over. An error of its own code is none of these."""
+    def _restart(self, error: RayError) -> None:
+        """Replaces a process that died or hung. An exception of the evaluator's own code would only come again."""
         self._deaths_in_a_row += 1
         if isinstance(error, RayTaskError) or self._deaths_in_a_row > _MAX_DEATHS_IN_A_ROW:
-            self._bury(error)
+            self._give_up(error)
             return
-        self._asked = self._finishing = None
+        self._calls.clear()
         try:
             with contextlib.suppress(RayError):
-                ray.kill(self._actor, no_restart=True)  # where it is only unreachable
-            self._actor = self._start_actor()
+                ray.kill(self.actor, no_restart=True)  # in case it is only unreachable
+            self.actor = self._start_actor()
             if self._notice is not None:
-                self._actor.notify.remote(self._notice)
-        except RayError as again:
-            self._bury(again)
+                self.actor.notify.remote(self._notice)
+        except RayError as second_error:
+            self._give_up(second_error)
             return
         self.restarts += 1
         what = "hung" if isinstance(error, GetTimeoutError) else "died"
-        self.problem = f"the evaluator {what} and was started again: {cause_in_one_line(error)}"
+        self.last_error = f"the evaluator {what} and was restarted: {cause_in_one_line(error)}"
+        logger.warning(self.last_error, exc_info=error)
 
-    def _bury(self, error: RayError) -> None:
-        self.is_dead = True
-        self.problem = f"the evaluator stopped: {cause_in_one_line(error)}"
+    def _give_up(self, error: RayError) -> None:
+        self.is_off = True
+        self.last_error = f"the evaluator stopped: {cause_in_one_line(error)}"
+        logger.error(self.last_error, exc_info=error)

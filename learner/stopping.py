@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM become one exception, raised where the training loop says it is safe."""
+"""Turns Ctrl-C and SIGTERM into an exception that is raised only where the training loop says it is safe."""
 
 import signal
 from types import FrameType
@@ -16,7 +16,10 @@ class StopRequested(Exception):
 
 
 class StopSignals:
-    """Remembers the first SIGINT or SIGTERM; the second one ends the process at once. A context manager."""
+    """Remembers the first SIGINT or SIGTERM; a second one ends the process immediately. A context manager.
+
+    Used by the main thread, on which Python runs signal handlers.
+    """
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -32,7 +35,7 @@ class StopSignals:
             signal.signal(signum, handler)
 
     def install(self) -> None:
-        """From now on signals are remembered. Again after `ray.init`, which installs handlers of its own."""
+        """Starts to remember signals. Must be called again after `ray.init`, which installs its own handlers."""
         for signum in SIGNALS:
             signal.signal(signum, self._remember)
 

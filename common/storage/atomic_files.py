@@ -1,11 +1,11 @@
-"""Files that are either whole or not there: temporary name, fsync, rename."""
+"""Files that are either complete or absent: temporary name, fsync, rename."""
 
 import os
 from pathlib import Path
 
 
 def fsync_directory(path: Path) -> None:
-    """Makes renames and new names inside `path` survive a power cut."""
+    """Makes renames and new files in directory `path` survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -22,7 +22,7 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces `path` by `data` in one step; a reader sees the old file or the new one."""
+    """Replaces the contents of `path` in one step; a reader sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write_durably(temporary, data)

@@ -1,9 +1,9 @@
-"""Checkpoints that are complete or invisible.
+"""Checkpoints that are either complete or invisible.
 
     checkpoints/00000120/
         policy.safetensors    the policy's parameters, float32
-        learner.pt            optimizer, generators, counters, where every actor's environments stand
-                          (plain tensors and numbers: loads with weights_only)
+        learner.pt            optimizer, generators, counters, the state of every actor's environments
+                              (tensors and plain values: loads with weights_only)
         manifest.json         settings, policy_version, frames; size and sha256 of the files above
 
 A checkpoint is written under a temporary name, each file and the directory synced, the manifest last, then renamed.
@@ -31,6 +31,8 @@ from common.storage.run_directory import config_from_dict
 
 POLICY_FILE, LEARNER_FILE, MANIFEST_FILE = "policy.safetensors", "learner.pt", "manifest.json"
 FORMAT = 2
+# What parsers raise for damaged or foreign bytes.
+_PARSER_ERRORS = (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, LookupError)
 
 
 class CheckpointError(Exception):
@@ -39,7 +41,7 @@ class CheckpointError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A verified checkpoint. `learner_state` is None where only the policy was asked for."""
+    """A verified checkpoint. `learner_state` is None if only the policy was loaded."""
 
     path: Path
     policy_version: int
@@ -47,7 +49,7 @@ class Checkpoint:
     config: Config
     weights: Weights
     learner_state: dict[str, Any] | None
-    policy_sha256: str  # of policy.safetensors: says which weights these are
+    policy_sha256: str  # of policy.safetensors: identifies the weights
 
 
 def checkpoint_name(policy_version: int) -> str:
@@ -64,10 +66,13 @@ def save_checkpoint(
     learner_state: dict[str, Any],
     more_files: Mapping[str, bytes] | None = None,
 ) -> Path:
-    """Writes one checkpoint below `directory` and returns its path; OSError leaves nothing half-written behind.
+    """Writes one checkpoint below `directory` and returns its path.
 
-    `more_files` are stored beside the others, under their names, for people to read.
-    A damaged directory of the same version is set aside under another name, never overwritten.
+    `more_files` are stored beside the others, for people to read. An existing directory of the same version must be
+    damaged; it is renamed, never overwritten.
+
+    Raises:
+        OSError: the checkpoint could not be written; nothing incomplete is left behind.
     """
     directory.mkdir(parents=True, exist_ok=True)
     final = directory / checkpoint_name(policy_version)
@@ -115,7 +120,7 @@ def load_checkpoint(path: Path, policy_only: bool = False) -> Checkpoint:
     """Reads and verifies one checkpoint directory.
 
     Raises:
-        CheckpointError: a file is missing, has another size or hash than the manifest says, or does not parse.
+        CheckpointError: a file is missing, differs from the manifest in size or hash, or cannot be parsed.
     """
     manifest = _read_manifest(path / MANIFEST_FILE)
     names = [POLICY_FILE] if policy_only else [POLICY_FILE, LEARNER_FILE]
@@ -136,7 +141,7 @@ def load_checkpoint(path: Path, policy_only: bool = False) -> Checkpoint:
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
-    """Checkpoint directories below `directory`, oldest first, by name alone: they may still be damaged."""
+    """Checkpoint directories below `directory`, oldest first. Only names are read: they may be damaged."""
     if not directory.is_dir():
         return []
     return sorted(path for path in directory.iterdir() if path.name.isdigit() and path.is_dir())
@@ -145,7 +150,7 @@ def list_checkpoints(directory: Path) -> list[Path]:
 def load_newest_complete(
     directory: Path, on_damaged: Callable[[str], None], policy_only: bool = False
 ) -> Checkpoint | None:
-    """The newest checkpoint that verifies; `on_damaged` gets a line for each newer one that does not."""
+    """The newest checkpoint that verifies, or None; `on_damaged` gets one line for each newer one that does not."""
     for path in reversed(list_checkpoints(directory)):
         try:
             return load_checkpoint(path, policy_only)
@@ -155,25 +160,25 @@ def load_newest_complete(
 
 
 def prune_checkpoints(directory: Path, keep: int, keep_every: int, is_protected: Callable[[int], bool]) -> list[int]:
-    """Deletes all but the newest `keep` checkpoints, those whose version `keep_every` divides (0: none) and protected
-    ones. Returns the versions that went.
+    """Deletes old checkpoints and returns their versions. Keeps the newest `keep`, those whose version is a multiple of
+    `keep_every` (0: off), and those that `is_protected` returns True for.
 
-    Each goes under a temporary name first: at no moment is there a half-deleted checkpoint.
+    Each is renamed before it is deleted, so that no checkpoint is ever half-deleted.
     """
     removed = []
     for path in list_checkpoints(directory)[:-keep]:
         version = int(path.name)
         if is_protected(version) or (keep_every and version % keep_every == 0):
             continue
-        doomed = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        os.rename(path, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        os.rename(path, temporary)
+        shutil.rmtree(temporary, ignore_errors=True)
         removed.append(version)
     return removed
 
 
 def remove_leftovers(directory: Path) -> None:
-    """What a process that was killed left under temporary names. Only while no other process writes here."""
+    """Deletes what a killed process left under temporary names. No other process may write here meanwhile."""
     for path in directory.glob(".*.tmp"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -187,36 +192,28 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is no manifest of format {FORMAT}")
+        raise CheckpointError(f"{path} is not a manifest of format {FORMAT}")
     if manifest.get("sha256") != manifest_sha256(manifest):
-        raise CheckpointError(f"{path} is damaged: its sha256 differs from its contents'")
+        raise CheckpointError(f"{path} is damaged: its sha256 does not match its contents")
     return manifest
 
 
 def manifest_sha256(manifest: dict[str, Any]) -> str:
-    """Of everything in the manifest but this hash itself, in canonical JSON."""
+    """The hash of everything in the manifest but the hash itself, as canonical JSON."""
     contents = {name: value for name, value in manifest.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
 
 
 def _parse(path: Path, parser: Callable[[bytes], dict[str, Any]], data: bytes) -> dict[str, Any]:
-    """Whatever a parser makes of bytes that were not ours: an error of this checkpoint, never of the run."""
     try:
         return parser(data)
-    except (
-        safetensors.SafetensorError,
-        pickle.UnpicklingError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        LookupError,
-    ) as error:
+    except _PARSER_ERRORS as error:
         reason = str(error).strip().splitlines()
         raise CheckpointError(f"{path} cannot be loaded: {reason[0] if reason else type(error).__name__}") from error
 
 
 def _load_learner_state(data: bytes) -> dict[str, Any]:
-    """weights_only: no code of the file is executed. On the CPU: a GPU's checkpoint resumes anywhere."""
+    """Executes no code of the file (weights_only). Loads to the CPU: a GPU's checkpoint can resume anywhere."""
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
@@ -226,7 +223,7 @@ def _read_verified(path: Path, expected: dict[str, Any]) -> bytes:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     if len(data) != expected["size"]:
-        raise CheckpointError(f"{path} has {len(data)} bytes, the manifest says {expected['size']}")
+        raise CheckpointError(f"{path} has {len(data)} bytes, but the manifest says {expected['size']}")
     if hashlib.sha256(data).hexdigest() != expected["sha256"]:
-        raise CheckpointError(f"{path} is damaged: its sha256 differs from the manifest's")
+        raise CheckpointError(f"{path} is damaged: its sha256 does not match the manifest")
     return data

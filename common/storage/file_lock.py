@@ -1,4 +1,4 @@
-"""A file that one process at a time holds: the lock falls with the process, so that a stale one does not exist."""
+"""A lock file. The lock ends with the process that holds it, so a stale lock cannot exist."""
 
 import fcntl
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class FileIsLocked(Exception):
-    """Another process holds the lock; the message says which, as far as it told."""
+    """Another process holds the lock; the message names it, if known."""
 
 
 class FileLock:
@@ -15,7 +15,7 @@ class FileLock:
 
     Raises:
         FileIsLocked: another process, on this or another host sharing the directory, holds it.
-        OSError: the file cannot be made.
+        OSError: the file cannot be created.
     """
 
     def __init__(self, path: Path):
@@ -33,7 +33,7 @@ class FileLock:
         os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
     def close(self) -> None:
-        """Gives the lock back. The file stays: removing it would let two processes lock two files of one name."""
+        """Releases the lock. The file stays, or two processes could lock two files of the same name."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

@@ -1,4 +1,4 @@
-"""Append-only logs that survive crashes: JSON lines, read back without their torn last line."""
+"""JSON lines: append-only files of one object per line. A line that a crash left incomplete is skipped."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from common.storage.atomic_files import write_atomically
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
-    """Appends one object in a single write; a torn last line of an earlier crash is closed off first."""
+    """Appends one object in a single write, on a new line even after an incomplete one."""
     line = json.dumps(_finite(dict(row))) + "\n"
     with open(path, "ab+") as file:
         if file.tell():
@@ -22,7 +22,7 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Every whole row; none where there is no file. Lines torn by a crash are skipped."""
+    """Every complete row; an empty list if there is no file."""
     try:
         lines = path.read_text(errors="replace").splitlines()
     except FileNotFoundError:
@@ -31,9 +31,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def set_aside_rows(path: Path, belongs: Callable[[dict[str, Any]], bool]) -> int:
-    """Moves rows that do not belong any more to `<name>.abandoned`; returns how many.
+    """Moves rows for which `belongs` is false to `<name>.abandoned`; returns how many.
 
-    A resumed run starts at its newest complete checkpoint: what was logged after it will be logged again.
+    A resumed run starts at its newest complete checkpoint, so what was logged after it will be logged again.
     """
     rows = read_jsonl(path)
     abandoned = [row for row in rows if not belongs(row)]
@@ -54,7 +54,7 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: what is not a number becomes null."""
+    """Replaces NaN and infinities, which JSON does not have, by null."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -25,6 +25,10 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def learner_log(self) -> Path:
+        return self.path / "learner.log"
+
+    @property
     def evaluations(self) -> Path:
         return self.path / "evaluations.jsonl"
 

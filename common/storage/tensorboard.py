@@ -1,8 +1,7 @@
 """TensorBoard's event files, written on the caller's thread.
 
-tensorboardX's SummaryWriter writes on a thread that ends at the first full disk, after which its callers wait for
-ever. Here an error is an OSError of the call, the next call begins a new file, and so it does where the directory was
-deleted under the open one.
+tensorboardX's SummaryWriter writes on a thread that ends when the disk is full; its callers then block forever. Here a
+failed write raises OSError and the next call begins a new file; so it does when the directory was deleted.
 """
 
 import contextlib
@@ -18,9 +17,10 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 
 class EventFile:
-    """The newest event file in `directory`; made with the first event, each call is on the disk when it returns.
+    """An event file in `directory`, created with the first event and flushed in each call. Not thread-safe.
 
-    With `purge_step`, TensorBoard forgets what earlier files say about that step and later ones.
+    With `purge_step`, TensorBoard ignores what earlier files say about that step and later ones. All `add_` methods
+    raise OSError if the event cannot be written.
     """
 
     def __init__(self, directory: Path, purge_step: int | None = None):
@@ -31,26 +31,26 @@ class EventFile:
         self._files = 0
 
     def add_scalars(self, values: Mapping[str, float], step: int) -> None:
-        """One point of each curve; OSError where it could not be written."""
+        """Adds one point to each curve."""
         self._write(Event(step=step, summary=summary.scalar(tag, value)) for tag, value in values.items())
 
     def add_text(self, tag: str, text: str, step: int) -> None:
-        """One paragraph; OSError where it could not be written."""
+        """Adds a paragraph."""
         self._write([Event(step=step, summary=summary.text(tag, text))])
 
     def add_pictures(self, pngs: Mapping[str, bytes], step: int) -> None:
-        """Pictures, given as PNG files; OSError where they could not be written."""
+        """Adds pictures, given as PNG files."""
         frames = {tag: iio.imread(png, extension=".png")[..., :3] for tag, png in pngs.items()}
         self._write(Event(step=step, summary=summary.image(tag, f, dataformats="HWC")) for tag, f in frames.items())
 
     def close(self) -> None:
-        """Closes the file; the next event begins another."""
+        """Closes the file; the next event begins a new one."""
         if self._writer is not None:
             with contextlib.suppress(OSError):
                 self._writer.close()
             self._writer = None
 
-    def _write(self, events) -> None:  # type: ignore[no-untyped-def]  # of protocol buffers without types
+    def _write(self, events) -> None:  # type: ignore[no-untyped-def]  # protocol buffers have no types
         try:
             if self._path is None or not self._path.exists():
                 self.close()
@@ -67,7 +67,7 @@ class EventFile:
 
     def _open(self) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
-        suffix = f".{os.getpid()}.{self._files}"  # two files of one second have different names
+        suffix = f".{os.getpid()}.{self._files}"  # two files created in the same second need different names
         self._files += 1
         self._writer = EventsWriter(str(self._directory / "events"), suffix)
         self._path = Path(self._writer._file_name)

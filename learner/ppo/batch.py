@@ -26,18 +26,18 @@ class TrainingBatch:
         return len(self.actions)
 
     def columns(self) -> dict[str, Tensor]:
-        """Every tensor by name."""
+        """All tensors, by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @staticmethod
     def prepare(staged: StagedBatch, reward_transform: RewardTransform, config: Config) -> "TrainingBatch":
-        """Sees a full staged batch on its device as samples and computes advantages there."""
+        """Turns a full staged batch into samples on the learner's device and computes advantages there."""
         raw_rewards, dones = staged.rewards.numpy(), staged.dones.numpy()
         rewards = torch.from_numpy(reward_transform(raw_rewards, dones, staged.waves() or None))
-        observations, actions, log_probs, values, dones_there, bootstrap_value = staged.device_tensors()
+        observations, actions, log_probs, values, device_dones, bootstrap_value = staged.device_tensors()
         rewards = rewards.to(values.device)
         advantages, target_values = generalized_advantages(
-            rewards, dones_there, values, bootstrap_value, config.gamma, config.gae_lambda
+            rewards, device_dones, values, bootstrap_value, config.gamma, config.gae_lambda
         )
         if config.advantage_normalization == "batch":
             advantages = normalize(advantages)
@@ -52,5 +52,5 @@ class TrainingBatch:
 
 
 def normalize(advantages: Tensor) -> Tensor:
-    """Mean 0, deviation 1 (unbiased), over all elements."""
+    """Shifts and scales to mean 0 and standard deviation 1 (unbiased) over all elements."""
     return (advantages - advantages.mean()) / (advantages.std() + 1e-8)

@@ -8,15 +8,15 @@ from torch import Tensor
 
 from learner.ppo.batch import TrainingBatch
 
-# (batch, int64 indices of a minibatch) -> statistics of the minibatch; leaves gradients behind.
+# (batch, int64 indices of a minibatch) -> statistics of the minibatch; writes the parameters' gradients.
 Gradient = Callable[[TrainingBatch, Tensor], Tensor]
 
 
 class CapturedStep:
     """`gradient`, then `apply`, captured once and replayed for every minibatch.
 
-    A graph reads and writes fixed addresses. So batch and indices are copied to memory of its own, and parameters,
-    their gradients and the optimizer's state must stay where they were at capture; `apply` must be safe to capture.
+    A graph reads and writes fixed addresses: batch and indices are copied into the graph's own memory, and parameters,
+    gradients and the optimizer's state must keep the addresses they had at capture. `apply` must be safe to capture.
     """
 
     def __init__(self, gradient: Gradient, apply: Callable[[], object], batch: TrainingBatch, minibatch_size: int):
@@ -34,12 +34,12 @@ class CapturedStep:
             apply()
 
     def load(self, batch: TrainingBatch) -> None:
-        """Takes over the data of the next update."""
+        """Copies the data of the next update into the graph's memory."""
         for name, column in batch.columns().items():
             getattr(self.batch, name).copy_(column)
 
     def __call__(self, indices: Tensor) -> Tensor:
-        """One optimizer step; the statistics are overwritten by the next one."""
+        """Makes one optimizer step; the next one overwrites the statistics."""
         self.indices.copy_(indices)
         self.graph.replay()
         return self.statistics

@@ -1,4 +1,4 @@
-"""Generalised advantage estimation (Schulman et al. 2016, equations 11 to 16)."""
+"""Generalized advantage estimation (Schulman et al. 2016, equations 11 to 16)."""
 
 import torch
 from torch import Tensor

@@ -1,9 +1,9 @@
-"""The gradient of one minibatch, added up from micro-batches that several CPU threads work on.
+"""The gradient of one minibatch as the sum of micro-batch gradients, computed by several CPU threads.
 
-A minibatch of 2,048 frames does not fit the CPU's caches, and operators spread over all cores make these wait for each
-other sixty times a pass. So each thread takes whole micro-batches, forward and backward, on a replica that shares the
-parameters' memory and has gradients of its own. Gradients are added in the order of the micro-batches, whichever
-thread made them: the sum does not depend on timing, bit for bit.
+A minibatch of 2,048 frames does not fit into the CPU's caches, and operators that are spread over all cores make the
+cores wait for each other sixty times per pass. Instead, each thread processes whole micro-batches, forward and
+backward, on a replica that shares the parameters' memory and has its own gradients. Gradients are added in the order of
+the micro-batches, whichever thread computed them, so the sum is bit-exact whatever the timing.
 """
 
 import copy
@@ -21,7 +21,7 @@ LossFunction = Callable[[PolicyNetwork, Tensor], tuple[Tensor, Tensor]]
 
 
 class MicroBatchGradients:
-    """Writes the sum of micro-batch gradients into `policy`'s `.grad` and returns the sum of their statistics."""
+    """Writes the sum of micro-batch gradients into the `.grad` of `policy`. Called by the main thread."""
 
     def __init__(self, policy: PolicyNetwork, num_threads: int, compiled: bool = False):
         self.policy = policy
@@ -34,7 +34,9 @@ class MicroBatchGradients:
         self.threads = ThreadPoolExecutor(num_threads, "gradients") if num_threads > 1 else None
 
     def accumulate(self, micro_batches: Sequence[Tensor], loss_function: LossFunction) -> Tensor:
-        """`micro_batches` are index tensors; `loss_function`'s losses must add up to the minibatch's."""
+        """Returns the sum of the micro-batches' statistics. `micro_batches` are index tensors; the losses that
+        `loss_function` returns for them must add up to the loss of the minibatch.
+        """
 
         def one(indices: Tensor) -> tuple[list[Tensor], Tensor]:
             replica = self.replicas.get()

@@ -1,4 +1,4 @@
-"""The learner's state and one PPO update of it."""
+"""The learner's state and its PPO update."""
 
 import copy
 import math
@@ -26,13 +26,13 @@ from learner.ppo.losses import (
 from learner.ppo.reward_transform import RewardTransform
 from learner.rollouts.staging import StagedBatch
 
-# On a CPU the activations of this many frames stay in the caches.
+# The activations of this many frames fit into a CPU's caches.
 CPU_MICRO_BATCH = 128
 STATISTICS = ("policy_objective", "value_loss", "entropy", "approx_kl", "clip_fraction", "ratio_error", "grad_norm")
 
 
 class NotFinite(ArithmeticError):
-    """Loss, gradient or weights became infinite or NaN; the update was taken back. `statistics` are the update's."""
+    """Loss, gradient or weights became infinite or NaN; the update was undone. `statistics` are those of the update."""
 
     def __init__(self, statistics: dict[str, float]):
         super().__init__("loss or gradient was not finite")
@@ -40,7 +40,10 @@ class NotFinite(ArithmeticError):
 
 
 class PPOLearner:
-    """Policy, optimizer, generators and counters: everything an update changes and a checkpoint holds."""
+    """Policy, optimizer, generators and counters: everything that an update changes and a checkpoint holds.
+
+    Called by the main thread; `MicroBatchGradients` adds threads on a CPU.
+    """
 
     def __init__(self, config: Config, device: torch.device, num_threads: int):
         self.config = config
@@ -69,18 +72,18 @@ class PPOLearner:
         if self.uses_graph:
             self._prepare_optimizer_for_capture()
 
-    def update(self, staged: StagedBatch, stop_check: Callable[[], None]) -> dict[str, float]:
+    def update(self, staged: StagedBatch, poll: Callable[[], None]) -> dict[str, float]:
         """GAE, then `update_epochs` passes over the batch in `num_minibatches` optimizer steps each.
 
-        `stop_check` runs before each optimizer step; when it raises, the update is taken back as if it had never
-        begun and the exception goes on. Returns the update's statistics, read from the device once.
+        `poll` runs before each optimizer step; if it raises, the update is undone completely and the exception
+        propagates. Returns the update's statistics, read from the device once.
 
         Raises:
-            NotFinite: a number was not; the update is taken back as well.
+            NotFinite: a statistic or a weight is infinite or NaN; the update is undone.
         """
         before = copy.deepcopy(self.state_dict())
         try:
-            statistics = self._update(staged, stop_check)
+            statistics = self._update(staged, poll)
             if not (all(math.isfinite(statistics[name]) for name in STATISTICS) and self._weights_are_finite()):
                 raise NotFinite(statistics)
         except BaseException:
@@ -90,15 +93,15 @@ class PPOLearner:
         self.frames += self.config.batch_size
         return statistics
 
-    def pass_over(self) -> None:
-        """Counts a batch that could not be trained on: the next version has the same weights."""
+    def skip_update(self) -> None:
+        """Counts a batch that could not be trained on; the next version has the same weights."""
         self.policy_version += 1
         self.frames += self.config.batch_size
 
     def _weights_are_finite(self) -> bool:
         return bool(torch.stack([parameter.isfinite().all() for parameter in self.policy.parameters()]).all())
 
-    def _update(self, staged: StagedBatch, stop_check: Callable[[], None]) -> dict[str, float]:
+    def _update(self, staged: StagedBatch, poll: Callable[[], None]) -> dict[str, float]:
         config = self.config
         batch = TrainingBatch.prepare(staged, self.reward_transform, config)
         learning_rate = self.learning_rate()
@@ -106,17 +109,18 @@ class PPOLearner:
         step = self._step_on(batch)
         totals = torch.zeros(len(STATISTICS), device=self.device)
         first: Tensor | None = None
-        # Nothing from here to the end waits for a GPU.
+        # No operation from here to the end of the loop waits for a GPU.
         for permutation in self._permutations(len(batch)):
             for indices in permutation.split(config.minibatch_size):
-                stop_check()
+                poll()
                 totals += step(indices)
                 first = totals.clone() if first is None else first
         assert first is not None
         steps = config.update_epochs * config.num_minibatches
         return {
             **dict(zip(STATISTICS, (totals / steps).tolist(), strict=True)),
-            # Before any step the ratio is 1 but for the difference between actors' and learner's arithmetic.
+            # Before the first step the ratio differs from 1 only by the difference between actors' and learner's
+            # arithmetic.
             "ratio_error": float(first[STATISTICS.index("ratio_error")]),
             "explained_variance": float(explained_variance(batch.values, batch.target_values)),
             "learning_rate": learning_rate,
@@ -128,7 +132,7 @@ class PPOLearner:
         return torch.stack(permutations).to(self.device)
 
     def _step_on(self, batch: TrainingBatch) -> Callable[[Tensor], Tensor]:
-        """What makes one optimizer step on a minibatch of `batch`, given its indices, and returns its statistics."""
+        """A function that makes one optimizer step on a minibatch of `batch`, given its indices; returns statistics."""
         if not self.uses_graph:
 
             def step(indices: Tensor) -> Tensor:
@@ -153,7 +157,7 @@ class PPOLearner:
 
         def loss_and_statistics(policy: PolicyNetwork, part: Tensor) -> tuple[Tensor, Tensor]:
             share = len(part) / len(indices)
-            # Each parameter is used once: nothing to keep, and a graph must not keep anything.
+            # Each parameter is used once, so there is nothing to cache, and a graph must not cache anything.
             with autocast(self.device, self.precision, cache=False):
                 logits, values = policy(batch.observations[part])
             log_probs = torch.log_softmax(logits, dim=1).gather(1, batch.actions[part].unsqueeze(1)).squeeze(1)
@@ -178,12 +182,12 @@ class PPOLearner:
                 group["lr"] = value
 
     def _prepare_optimizer_for_capture(self) -> None:
-        """Everything that Adam reads must be on the device, and exist, before a graph is captured."""
+        """Creates on the device everything that Adam reads, which must exist before a graph is captured."""
         for group in self.optimizer.param_groups:
             group["capturable"] = True
             group["lr"] = torch.tensor(float(group["lr"]), device=self.device)
         if not self.optimizer.state:
-            # A step along a gradient of zero makes the moments and moves nothing; then it is forgotten.
+            # A step along a zero gradient creates the moments and moves no weight; the step counter is reset.
             for parameter in self.policy.parameters():
                 parameter.grad = torch.zeros_like(parameter)
             self.optimizer.step()
@@ -191,7 +195,7 @@ class PPOLearner:
                 state["step"].zero_()
 
     def learning_rate(self) -> float:
-        """Of the next update: constant, or falling linearly to 0 after the run's last update."""
+        """The learning rate of the next update: constant, or falling linearly to 0 after the run's last update."""
         config = self.config
         if config.learning_rate_schedule == "constant":
             return config.learning_rate
@@ -206,7 +210,7 @@ class PPOLearner:
         self.gradients.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the policy's settings; only tensors and plain values, so that it loads without pickle."""
+        """Everything but the settings, as tensors and plain values, so that it loads with weights_only."""
         return {
             "policy": self.policy.state_dict(),
             "optimizer": _portable(self.optimizer.state_dict()),
@@ -217,11 +221,11 @@ class PPOLearner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues exactly where `state_dict` was taken."""
+        """Restores exactly the state in which `state_dict` was called."""
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.uses_graph:
-            self.captured_step = None  # the optimizer's state has moved
+            self.captured_step = None  # the optimizer's state is at other addresses now
             self._prepare_optimizer_for_capture()
         self.permutations.set_state(state["permutations"].cpu())
         self.reward_transform.load_state_dict(state["reward_transform"])
@@ -230,6 +234,6 @@ class PPOLearner:
 
 
 def _portable(optimizer_state: dict[str, Any]) -> dict[str, Any]:
-    """The same for every device: what only a captured optimizer keeps as a tensor is a number again."""
+    """The same on every device: turns what only a captured optimizer keeps as a tensor back into a number."""
     groups = [{**group, "lr": float(group["lr"]), "capturable": False} for group in optimizer_state["param_groups"]]
     return {**optimizer_state, "param_groups": groups}

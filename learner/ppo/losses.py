@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 
 def policy_objective(new_log_probs: Tensor, behavior_log_probs: Tensor, advantages: Tensor, clip_coef: float) -> Tensor:
-    """Equation 7, to be maximised: mean of min(ratio A, clip(ratio, 1 - eps, 1 + eps) A).
+    """Equation 7, to be maximized: mean of min(ratio A, clip(ratio, 1 - eps, 1 + eps) A).
 
     All arguments float32 `[N]`; ratio = exp(new log-prob - behavior log-prob).
     """
@@ -16,7 +16,7 @@ def policy_objective(new_log_probs: Tensor, behavior_log_probs: Tensor, advantag
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, target_values: Tensor, clip_coef: float) -> Tensor:
-    """mean of max((V - target)^2, (V_old + clip(V - V_old, -eps, eps) - target)^2), no factor 1/2.
+    """Mean of max((V - target)^2, (V_old + clip(V - V_old, -eps, eps) - target)^2), no factor 1/2.
 
     All arguments float32 `[N]`. As in baselines' ppo2 and the notebook.
     """

@@ -1,4 +1,4 @@
-"""The reward that PPO is given, from raw reward."""
+"""Turns raw rewards into the rewards that PPO trains on."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,23 +12,24 @@ EPSILON = 1e-8
 
 
 class RewardTransform:
-    """`sign`, `raw`, or `running_return`: divided by the running deviation of the discounted return, within +-10.
+    """`sign`, `raw`, or `running_return`: divided by the running standard deviation of the discounted return and
+    clipped to [-10, 10].
 
-    The running kind is baselines' VecNormalize without centring. It lives in the learner, once, on the raw
-    rewards of all environments, so that every actor's rewards get one scale.
+    `running_return` is baselines' VecNormalize without centering. The learner applies it to the raw rewards of all
+    environments, so that the rewards of all actors have the same scale.
     """
 
     def __init__(self, kind: str, num_envs: int, gamma: float):
         self.kind = kind
         self.gamma = gamma
         self.discounted_return = np.zeros(num_envs, np.float64)
-        # As in baselines: starts as if it had seen a ten-thousandth of a sample of variance 1.
+        # As in baselines: the prior weighs as much as a ten-thousandth of a sample, with variance 1.
         self.mean, self.variance, self.count = 0.0, 1.0, 1e-4
 
     def __call__(self, rewards: np.ndarray, dones: np.ndarray, waves: Sequence[Wave] | None = None) -> np.ndarray:
         """Raw float32 rewards and bool dones `[T, B]` to float32 rewards `[T, B]`.
 
-        `waves` say whose steps the columns are; None: column i is environment i.
+        `waves` say which environment each column belongs to; None: column i is environment i.
         """
         if self.kind == "sign":
             return np.sign(rewards)
@@ -46,7 +47,7 @@ class RewardTransform:
         return transformed
 
     def _observe(self, sample: np.ndarray) -> None:
-        """Merges mean and variance of a sample (Chan et al. 1979)."""
+        """Merges the mean and variance of a sample into the running ones (Chan et al. 1979)."""
         n = len(sample)
         delta, total = sample.mean() - self.mean, self.count + n
         squares = self.variance * self.count + sample.var() * n + delta**2 * self.count * n / total
@@ -63,6 +64,6 @@ class RewardTransform:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where `state_dict` was taken."""
+        """Restores exactly the state in which `state_dict` was called."""
         self.discounted_return = np.array(state["discounted_return"], np.float64)
         self.mean, self.variance, self.count = state["mean"], state["variance"], state["count"]

@@ -1,55 +1,61 @@
-"""What bound a run: actors, transfer or learner, from the measured waits, and what to change."""
+"""What limited a run (actors, transfer or learner), from the measured times, and what to change."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
+from common.config import Config
 from common.games import OBSERVATION_SHAPE
 
-# A learner that waits less than this share of the time is well fed.
-WELL_FED = 0.1
+# A learner that waits for at most this share of the time is itself the bottleneck.
+MAX_IDLE_FRACTION = 0.1
 RAW_FRAME_BYTES = math.prod(OBSERVATION_SHAPE)
+_SUMMED = (
+    *("seconds_waiting", "seconds_training", "seconds_publishing", "seconds_collecting", "seconds_transfer"),
+    "bytes_per_frame",
+)
 
 
-@dataclass(frozen=True, slots=True)
-class UpdateTimes:
-    """Seconds of one update."""
+class Bottleneck:
+    """Sums the times of a run's updates, without the first, which contains the start. Called by the main thread."""
 
-    waiting: float  # the learner had no full batch
-    training: float  # update, weights out of the device, `ray.put`
-    collecting: float  # the slowest rollout of the batch, inside its actor
-    transfer: float  # the slowest rollout of the batch, between the actor's end and its place in the batch
-    bytes_per_frame: float = RAW_FRAME_BYTES  # as sent
+    def __init__(self, config: Config, overlap: bool):
+        self._config = config
+        self._overlap = overlap
+        self._updates = -1
+        self._sums: Counter[str] = Counter()
 
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Adds an update's row of metrics.jsonl."""
+        self._updates += 1
+        if self._updates:
+            self._sums.update({name: row[name] for name in _SUMMED})
 
-def advice(times: Sequence[UpdateTimes], num_actors: int, envs_per_actor: int, overlap: bool) -> str | None:
-    """One line: what bound the run and what would make it faster; None before there is anything to judge.
-
-    The first update is left out: it contains start-up.
-    """
-    counted = times[1:]
-    if not counted:
-        return None
-    waiting, training = (sum(getattr(t, name) for t in counted) for name in ("waiting", "training"))
-    collecting, transfer = (sum(getattr(t, name) for t in counted) for name in ("collecting", "transfer"))
-    idle = waiting / (waiting + training)
-    if idle <= WELL_FED or (not overlap and waiting <= training):
-        return f"bound by the learner: it trained {1 - idle:.0%} of the time and waited {idle:.0%}"
-    if transfer > collecting:
-        bytes_per_frame = sum(t.bytes_per_frame for t in counted) / len(counted)
-        remedy = "put actors nearer to the learner or on a faster link"
-        if bytes_per_frame >= RAW_FRAME_BYTES:
-            remedy = f"--compress zstd sends less, or {remedy}"
-        return (
-            f"bound by transfer: learner idle {idle:.0%}; a rollout took {collecting / len(counted):.2f} s to collect "
-            f"and {transfer / len(counted):.2f} s to arrive, {bytes_per_frame:,.0f} bytes a frame; {remedy}"
-        )
-    if not overlap:
-        return (
-            f"bound by actors: learner idle {idle:.0%} while they collect; --mode overlap would hide that where the "
-            "learner has a device of its own, more actors on free cores would shorten it"
-        )
-    # Collecting a batch took training + waiting: so many more actors would bring it down to training alone.
-    missing = max(1, math.ceil(num_actors * waiting / training))
-    more = f"{missing} more actor{'' if missing == 1 else 's'} of {envs_per_actor} envs"
-    return f"bound by actors: learner idle {idle:.0%}; about {more} would fill it"
+    def describe(self) -> str | None:
+        """One line: what limited the run and what would make it faster; None before the second update."""
+        if self._updates < 1:
+            return None
+        means = {name: self._sums[name] / self._updates for name in _SUMMED}
+        waiting, training = means["seconds_waiting"], means["seconds_training"] + means["seconds_publishing"]
+        collecting, transfer = means["seconds_collecting"], means["seconds_transfer"]
+        idle = waiting / (waiting + training)
+        if idle <= MAX_IDLE_FRACTION or (not self._overlap and waiting <= training):
+            return f"bound by the learner: it trained {1 - idle:.0%} of the time and waited {idle:.0%}"
+        if transfer > collecting:
+            remedy = "move actors closer to the learner or use a faster link"
+            if means["bytes_per_frame"] >= RAW_FRAME_BYTES:
+                remedy = f"send less with --compression zstd, or {remedy}"
+            return (
+                f"bound by transfer: learner idle {idle:.0%}; a rollout took {collecting:.2f} s to collect and "
+                f"{transfer:.2f} s to arrive, {means['bytes_per_frame']:,.0f} bytes per frame; {remedy}"
+            )
+        if not self._overlap:
+            return (
+                f"bound by actors: learner idle {idle:.0%} while they collect; --mode overlap hides this where the "
+                "learner has its own device, more actors on free cores make it shorter"
+            )
+        # Collecting a batch takes training + waiting; this many more actors would reduce it to training alone.
+        missing = max(1, math.ceil(self._config.num_actors * waiting / training))
+        more = f"{missing} more actor{'' if missing == 1 else 's'} of {self._config.envs_per_actor} envs"
+        return f"bound by actors: learner idle {idle:.0%}; about {more} would remove the wait"

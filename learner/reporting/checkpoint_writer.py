@@ -1,6 +1,7 @@
-"""Checkpoints written on a thread of their own, so that training pauses only for a copy in memory."""
+"""Writes checkpoints on their own thread, so that training pauses only for a copy in memory."""
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -16,15 +17,17 @@ from common.storage.checkpoints import prune_checkpoints, save_checkpoint
 from common.storage.jsonl import read_jsonl
 from common.storage.run_directory import RunDirectory
 
-# A disk that failed is tried again after so many seconds, or at once with the next checkpoint.
+logger = logging.getLogger(__name__)
+
+# A failed write is tried again after this many seconds, or immediately with the next checkpoint.
 RETRY_SECONDS = 10.0
-# Training waits so long for a disk that is slow before the checkpoint that waits is given up for a newer one.
+# Training waits this long for a slow disk before a newer checkpoint replaces the one that waits.
 PATIENCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One policy_version's checkpoint in memory, independent of what the learner does next."""
+    """One policy_version's checkpoint in memory; it shares nothing with the learner."""
 
     policy_version: int
     frames: int
@@ -33,13 +36,14 @@ class Snapshot:
 
 
 class CheckpointWriter:
-    """Writes what it is given, in order; while the disk fails, the newest replaces what waits.
+    """Writes snapshots in order; while the disk fails, the newest replaces the one that waits.
 
-    `problem` is a line about the disk, or None; `newest` is the policy_version on the disk, -1 for none.
+    `last_error` is one line about the disk, or None. `newest` is the newest policy_version on the disk, -1 for none.
+    The main thread calls the public methods; files are written on the thread "checkpoints".
     """
 
     def __init__(self, run: RunDirectory, config: Config, newest: int = -1):
-        self.problem: str | None = None
+        self.last_error: str | None = None
         self.newest = newest
         self._run = run
         self._config = config
@@ -51,12 +55,12 @@ class CheckpointWriter:
         self._thread.start()
 
     def put(self, snapshot: Snapshot, patience: float = PATIENCE_SECONDS) -> None:
-        """Returns at once, unless the one before has not been begun: then when it is, for a disk that only is slow.
+        """Hands over a snapshot and returns immediately, unless the one before still waits.
 
-        After `patience` seconds of that the one before is given up.
+        Then it waits up to `patience` seconds, in case the disk is only slow, and replaces the one before after that.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting is None or self.problem is not None, patience)
+            self._changed.wait_for(lambda: self._waiting is None or self.last_error is not None, patience)
             self._waiting = snapshot
             self._changed.notify_all()
 
@@ -67,7 +71,7 @@ class CheckpointWriter:
             return written
 
     def close(self, timeout: float) -> bool:
-        """Writes what waits, trying a failed disk once more, and ends. False if something could not be written."""
+        """Writes what waits, trying a failed disk once more, and ends the thread. False if it was not written."""
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
@@ -78,12 +82,14 @@ class CheckpointWriter:
         while (snapshot := self._next()) is not None:
             try:
                 path = self._write(snapshot)
-            except Exception as error:  # whatever a disk can do: training goes on, and this thread with it
+            except Exception as error:  # whatever the disk does, training continues and so does this thread
                 if not self._keep_for_later(snapshot, error):
                     return
             else:
                 with self._changed:
-                    self.problem = None
+                    if self.last_error is not None:
+                        logger.info("checkpoints are written again, the newest is %s", path)
+                    self.last_error = None
                     self.newest = snapshot.policy_version
                     self._written.append(CheckpointNotice(str(path), snapshot.policy_version, snapshot.frames))
                     self._changed.notify_all()
@@ -96,36 +102,34 @@ class CheckpointWriter:
             return snapshot
 
     def _write(self, snapshot: Snapshot) -> Path:
+        config, version = self._config, snapshot.policy_version
         path = save_checkpoint(
-            self._run.checkpoints,
-            self._config,
-            snapshot.policy_version,
-            snapshot.frames,
-            snapshot.weights,
-            snapshot.state,
+            self._run.checkpoints, config, version, snapshot.frames, snapshot.weights, snapshot.state
         )
-        config = self._config
         if config.keep_checkpoints:
-            with contextlib.suppress(OSError):  # this one is written; what stayed goes with the next
+            with contextlib.suppress(OSError):  # the checkpoint is written; the next one prunes again
                 protected = self._needed_by_evaluator()
                 prune_checkpoints(self._run.checkpoints, config.keep_checkpoints, config.keep_every, protected)
         return path
 
     def _needed_by_evaluator(self) -> Callable[[int], bool]:
-        """The best one, and with --backfill all that lack scores."""
+        """Whether a version is the best one or, with --backfill, not scored yet."""
         best = self._run.best.readlink().name if self._run.best.is_symlink() else ""
         scored = {row.get("policy_version") for row in read_jsonl(self._run.evaluations)}
         keeps_unscored = self._config.evaluator and self._config.backfill
         return lambda version: (best.isdigit() and version == int(best)) or (keeps_unscored and version not in scored)
 
     def _keep_for_later(self, snapshot: Snapshot, error: Exception) -> bool:
-        """Waits until it is worth trying again; False when closing."""
+        """Waits until the next try; False when closing."""
         reason = (error.strerror if isinstance(error, OSError) else None) or f"{error}" or type(error).__name__
         deadline = time.monotonic() + RETRY_SECONDS
         with self._changed:
             was_last_try = self._is_closing
             kept = f"policy_version {self.newest}" if self.newest >= 0 else "none"
-            self.problem = f"checkpoints cannot be written to {self._run.checkpoints}: {reason}; the newest is {kept}"
+            line = f"checkpoints cannot be written to {self._run.checkpoints}: {reason}; the newest is {kept}"
+            if self.last_error is None:
+                logger.warning(line, exc_info=error)
+            self.last_error = line
             self._waiting = self._waiting or snapshot
             self._changed.notify_all()
             if was_last_try:
@@ -138,7 +142,7 @@ class CheckpointWriter:
 
 
 def on_host(state: Any) -> Any:
-    """A copy of nested dicts, lists, tensors and plain values that shares nothing and is in the host's memory."""
+    """A deep copy of nested dicts, lists, tensors and plain values, with all tensors on the CPU."""
     if isinstance(state, torch.Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):

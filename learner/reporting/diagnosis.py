@@ -1,4 +1,4 @@
-"""What is kept of an update that went wrong: the batch and the state it met, to be loaded and looked at."""
+"""Saves the batch and the learner's state of an update that was not finite, for a person to inspect."""
 
 import json
 from pathlib import Path
@@ -11,34 +11,29 @@ from learner.ppo.learner import PPOLearner
 from learner.rollouts.staging import StagedBatch
 
 # A batch of preset `lab` has 200 MB.
-MOST_KEPT = 3
+MAX_SAVED = 3
 
 
 def save_diagnosis(
-    directory: Path, config: Config, learner: PPOLearner, staged: StagedBatch, statistics: dict[str, float]
-) -> Path | None:
+    directory: Path, config: Config, learner: PPOLearner, batch: StagedBatch, statistics: dict[str, float]
+) -> str:
     """Writes DIRECTORY/VERSION: a checkpoint of `learner` before the update, batch.safetensors `[T, B, ...]` and
-    statistics.json. None, and nothing is written, where three are there already.
-
-    Raises:
-        OSError: it could not be written.
+    statistics.json. Writes nothing if three updates are saved already. Returns a line that says where the data is.
     """
-    if len(list_checkpoints(directory)) >= MOST_KEPT:
-        return None
+    if len(list_checkpoints(directory)) >= MAX_SAVED:
+        return f"{directory} already holds {MAX_SAVED} such updates"
     arrays = {
-        name: getattr(staged, name).numpy()
+        name: getattr(batch, name).numpy()
         for name in ("observations", "actions", "rewards", "dones", "behavior_log_probs", "values", "bootstrap_value")
     }
-    more_files = {
+    files = {
         "batch.safetensors": safetensors.numpy.save(arrays),
         "statistics.json": (json.dumps({name: str(value) for name, value in statistics.items()}) + "\n").encode(),
     }
-    return save_checkpoint(
-        directory,
-        config,
-        learner.policy_version,
-        learner.frames,
-        learner.weights(),
-        {"learner": learner.state_dict()},
-        more_files,
-    )
+    state = {"learner": learner.state_dict()}
+    version, frames = learner.policy_version, learner.frames
+    try:
+        path = save_checkpoint(directory, config, version, frames, learner.weights(), state, files)
+    except OSError as error:
+        return f"its batch could not be saved: {error.strerror or error}"
+    return f"its batch and state are in {path}"

@@ -12,6 +12,7 @@ from common.config import Config
 from common.errors import cause_in_one_line
 from common.messages import ActorState, Rollout
 from common.versions import software
+from learner.rollouts.counters import RunCounters
 
 # Lives in a row that ended in the same way before their first rollout; then the fault is no accident.
 MAX_FAILURES_AT_START = 5
@@ -57,10 +58,14 @@ class Fleet:
     """
 
     def __init__(
-        self, config: Config, started_at: int, states: Mapping[int, ActorState] | None = None, restarts: int = 0
+        self,
+        config: Config,
+        started_at: int,
+        states: Mapping[int, ActorState] | None = None,
+        counters: RunCounters | None = None,
     ):
         """`started_at` is the policy_version the run starts or is resumed at; `states` are where the actors of a
-        resumed run stood, by actor_id, and `restarts` how many had been replaced.
+        resumed run stood, by actor_id.
         """
         self.started_at = started_at
         self.config_ref = ray.put(config)
@@ -68,7 +73,7 @@ class Fleet:
         self.gpus_each = config.actor_gpus
         self.fewest = config.min_actors or config.num_actors
         self.is_elastic = self.fewest < config.num_actors
-        self.restarts = restarts
+        self.counters = counters or RunCounters()
         self._has_worked = False
         self._draining: frozenset[str] = frozenset()
         self._drain_asked = 0.0
@@ -77,14 +82,14 @@ class Fleet:
             self._start(member, (states or {}).get(member.actor_id))
 
     @property
-    def problem(self) -> str | None:
+    def last_error(self) -> str | None:
         """One line about a node whose actors cannot work, or None."""
         return next((m.problem for m in self.members.values() if m.problem), None)
 
-    def wait_until_placed(self, timeout: float, stop_check: Callable[[], None]) -> int:
+    def wait_until_placed(self, timeout: float, poll: Callable[[], None]) -> int:
         """Waits until every actor that the cluster's CPUs and GPUs can hold is ready; returns how many are.
 
-        The others join when there is room. `stop_check` runs while waiting and may raise.
+        The others join when there is room. `poll` runs while waiting and may raise.
 
         Raises:
             FleetError: fewer than needed were ready within `timeout` seconds, or one keeps failing to start.
@@ -92,7 +97,7 @@ class Fleet:
         needed = self.fewest if self.is_elastic else 1
         deadline = time.monotonic() + timeout
         while len(self.ready()) < max(needed, min(len(self.members), self._room())) and time.monotonic() < deadline:
-            stop_check()
+            poll()
             starting = [m.starting for m in self.members.values() if m.starting]
             if starting:
                 ray.wait(starting, num_returns=1, timeout=0.2)
@@ -153,7 +158,7 @@ class Fleet:
                     "" if isinstance(error, str) else str(error),
                 ) from (None if isinstance(error, str) else error)
         self._end(member)
-        self.restarts += 1
+        self.counters.actor_restarts += 1
         member.start_at = time.monotonic() + min(LONGEST_BACK_OFF, 2.0 ** max(0, len(member.failures) - 1))
 
     def _refuse(self, member: Member, problem: str) -> None:
@@ -179,7 +184,7 @@ class Fleet:
     def move(self, actor_id: int) -> None:
         """Ends an idle actor whose node leaves and starts another, which Ray places on a node that stays."""
         self._end(self.members[actor_id])
-        self.restarts += 1
+        self.counters.actor_restarts += 1
 
     def stop(self) -> None:
         """Ends every actor."""

@@ -13,7 +13,7 @@ are there than the batch has slots, each collects several.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -23,6 +23,7 @@ import torch
 from common.config import Config
 from common.frame_compression import DamagedFrames
 from common.messages import Rollout, Weights, rollout_bytes, weights_sha256
+from learner.rollouts.counters import RunCounters
 from learner.rollouts.staging import StagedBatch
 
 # An actor counts as hung after so many times what the slowest recent rollout took, but not before so many seconds.
@@ -36,10 +37,8 @@ _POLL_SECONDS_IDLE_ACTOR = 0.005
 class ActorFleet(Protocol):
     """What the stream needs of the actors; the wiring passes `learner.rollouts.fleet.Fleet`."""
 
-    restarts: int
-
     @property
-    def problem(self) -> str | None: ...
+    def last_error(self) -> str | None: ...
     def ready(self) -> list[int]: ...
     def collect(self, actor_id: int, weights: ray.ObjectRef, policy_version: int) -> "ray.ObjectRef[Rollout]": ...
     def delivered(self, actor_id: int) -> None: ...
@@ -74,21 +73,6 @@ class Request:
 
 
 @dataclass(slots=True)
-class StreamCounters:
-    """What happened to rollouts that were asked for and not used."""
-
-    lost_rollouts: int = 0
-    dropped_for_lag: int = 0
-    actors_hung: int = 0
-    actors_ready: int = 0
-
-    @staticmethod
-    def of(totals: Mapping[str, int]) -> "StreamCounters":
-        """Goes on from the totals of a resumed run."""
-        return StreamCounters(*(totals[name] for name in ("lost_rollouts", "dropped_for_lag", "actors_hung")))
-
-
-@dataclass(slots=True)
 class _Published:
     version: int = -1
     weights: ray.ObjectRef | None = None
@@ -107,12 +91,12 @@ class RolloutStream:
         first_batch: int,
         num_batches: int,
         device: torch.device,
-        counters: StreamCounters | None = None,
+        counters: RunCounters | None = None,
     ):
         self.config = config
         self.fleet = fleet
         self.max_policy_lag = max_policy_lag
-        self.counters = counters or StreamCounters()
+        self.counters = counters or RunCounters()
         self._last_batch = num_batches - 1
         self._next_number = first_batch
         self._changed = threading.Condition()
@@ -145,8 +129,8 @@ class RolloutStream:
                 self._handed_out = None
             self._changed.notify_all()
 
-    def next_batch(self, stop_check: Callable[[], None]) -> StagedBatch:
-        """Waits for the next full batch; `stop_check` runs while waiting and may raise.
+    def next_batch(self, poll: Callable[[], None]) -> StagedBatch:
+        """Waits for the next full batch; `poll` runs while waiting and may raise.
 
         Raises:
             NoRollouts: no actor delivered anything for longer than `actor_timeout` and starting again allow.
@@ -154,7 +138,7 @@ class RolloutStream:
         """
         with self._changed:
             while not self._full:
-                stop_check()
+                poll()
                 if self._error is not None:
                     raise self._error
                 self._changed.wait(timeout=0.2)

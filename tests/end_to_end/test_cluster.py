@@ -66,7 +66,7 @@ def test_actors_work_on_both_nodes_and_dead_and_hung_ones_are_replaced(two_nodes
 
     def goes_on_with_both(restarts: int, rows_before: int) -> bool:
         newest = rows(metrics)[-1]
-        recovered = newest["actor_restarts"] == restarts and newest["actors_alive"] == 2
+        recovered = newest["actor_restarts"] == restarts and newest["actors_ready"] == 2
         return recovered and len(rows(metrics)) > rows_before + 3
 
     for restarts, signum in ((1, signal.SIGKILL), (2, signal.SIGSTOP)):
@@ -94,7 +94,7 @@ def test_a_cluster_too_small_for_all_actors_trains_with_those_placed(two_nodes, 
     assert "2 of 4 actors placed, 2 missing" in result.stdout
     metrics = rows(tmp_path / "run" / "metrics.jsonl")
     assert [row["frames"] for row in metrics] == [64, 128]
-    assert all(row["actors_alive"] == 2 and row["policy_lag"] == 0 for row in metrics)
+    assert all(row["actors_ready"] == 2 and row["policy_lag"] == 0 for row in metrics)
 
 
 def test_an_object_store_too_small_is_refused_with_the_number_needed(two_nodes, run_learner, tmp_path):

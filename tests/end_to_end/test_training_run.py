@@ -26,7 +26,7 @@ def test_a_run_leaves_one_metrics_row_per_update_with_the_published_names(finish
     assert metrics[-1].keys() >= {
         *("fps", "policy_lag", "policy_objective", "value_loss", "approx_kl", "clip_fraction", "explained_variance"),
         *("entropy", "episode_return", "episode_length", "seconds_waiting", "seconds_training", "learning_rate"),
-        *("ratio_error", "lost_rollouts", "dropped_for_lag", "actors_alive"),
+        *("ratio_error", "lost_rollouts", "dropped_for_lag", "actors_ready"),
         *("actor_restarts", "actors_hung", "skipped_updates"),
     }
     assert all(row["policy_lag"] == 0 == row["max_policy_lag"] for row in metrics)

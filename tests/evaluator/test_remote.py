@@ -1,8 +1,11 @@
+"""The learner's handle of the evaluator: it never blocks the driver and survives the evaluator's death."""
+
 import json
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -38,7 +41,7 @@ class Occupant:
 
 @pytest.fixture
 def evaluator(cluster: None, config: Config, tmp_path: Path) -> Iterator[RemoteEvaluator]:
-    remote = RemoteEvaluator.start(tmp_path, config)
+    remote = RemoteEvaluator(tmp_path, config)
     yield remote
     remote.stop()
 
@@ -53,15 +56,15 @@ def evaluator_processes() -> list[psutil.Process]:
 
 
 def command(process: psutil.Process) -> str:
-    """Empty for one that has ended, reaped or not."""
+    """The command line; empty if the process has ended, reaped or not."""
     try:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
 
 
-def test_checkpoints_are_scored_while_the_driver_goes_on_and_a_killed_evaluator_comes_back(
-    evaluator: RemoteEvaluator, save: Save, tmp_path: Path
+def test_killed_evaluator_is_restarted_and_scores_the_remaining_checkpoints(
+    evaluator: RemoteEvaluator, save: Save, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = RunDirectory(tmp_path)
     paths = [save(run.checkpoints, version) for version in (0, 10, 20)]
@@ -70,10 +73,10 @@ def test_checkpoints_are_scored_while_the_driver_goes_on_and_a_killed_evaluator_
     notify(evaluator, paths[1])
     assert evaluator.latest() is None
     assert time.perf_counter() - started < 0.1
-    assert evaluator.finish(0.0) is None and evaluator.problem is None
+    assert evaluator.finish(0.0) is None and evaluator.last_error is None
     last = evaluator.finish(DEADLINE) or evaluator.finish(DEADLINE)  # the first may answer finish(0.0)'s question
     assert last is not None and last["policy_version"] == 10
-    assert evaluator.latest() == last and evaluator.problem is None
+    assert evaluator.latest() == last and evaluator.last_error is None
     assert len(run.evaluations.read_text().splitlines()) == 2
 
     (process,) = evaluator_processes()
@@ -84,14 +87,15 @@ def test_checkpoints_are_scored_while_the_driver_goes_on_and_a_killed_evaluator_
     while ((row := evaluator.finish(5.0)) is None or row["policy_version"] < 20) and time.monotonic() < deadline:
         pass
     assert row is not None and row["policy_version"] == 20
-    assert evaluator.restarts == 1 and not evaluator.is_dead
+    assert evaluator.restarts == 1 and not evaluator.is_off
+    assert any("the evaluator died and was restarted" in message for message in caplog.messages)
     rows = [json.loads(line) for line in run.evaluations.read_text().splitlines()]
     assert [row["policy_version"] for row in rows] == [0, 10, 20]
 
 
-def test_a_frozen_evaluator_does_not_hold_up_the_driver(evaluator: RemoteEvaluator, save: Save, tmp_path: Path) -> None:
+def test_frozen_evaluator_does_not_block_the_driver(evaluator: RemoteEvaluator, save: Save, tmp_path: Path) -> None:
     path = save(tmp_path, 0)
-    assert evaluator.finish(DEADLINE) is None  # nothing was notified: it is up and idle
+    assert evaluator.finish(DEADLINE) is None  # nothing was notified, so it is running and idle
     (process,) = evaluator_processes()
     process.suspend()
     started = time.perf_counter()
@@ -102,25 +106,40 @@ def test_a_frozen_evaluator_does_not_hold_up_the_driver(evaluator: RemoteEvaluat
     process.wait(timeout=DEADLINE)
 
 
-def test_it_may_start_before_the_run_has_a_directory(cluster: None, config: Config, save: Save, tmp_path: Path) -> None:
+def test_evaluator_may_start_before_the_run_directory_exists(
+    cluster: None, config: Config, save: Save, tmp_path: Path
+) -> None:
     run = RunDirectory(tmp_path / "run")
-    evaluator = RemoteEvaluator.start(run.path, config)
+    evaluator = RemoteEvaluator(run.path, config)
     ray.get(evaluator.actor.__ray_ready__.remote(), timeout=DEADLINE)  # type: ignore[attr-defined]
     assert not run.path.exists()
     notify(evaluator, save(run.checkpoints, 0))
     row = evaluator.finish(DEADLINE)
     assert row is not None and row["policy_version"] == 0
-    assert evaluator.restarts == 0 and evaluator.problem is None
+    assert evaluator.restarts == 0 and evaluator.last_error is None
     evaluator.stop()
 
 
-def test_an_evaluator_that_cannot_start_says_why_in_one_line(cluster: None, config: Config, tmp_path: Path) -> None:
+def test_evaluator_that_cannot_start_gives_one_line_and_logs_the_traceback(
+    cluster: None, config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "levels.csv").mkdir()
-    evaluator = RemoteEvaluator.start(tmp_path, config)
+    evaluator = RemoteEvaluator(tmp_path, config)
     deadline = time.monotonic() + DEADLINE
-    while not evaluator.is_dead and time.monotonic() < deadline:
+    while not evaluator.is_off and time.monotonic() < deadline:
         assert evaluator.finish(5.0) is None
-    assert evaluator.is_dead and evaluator.restarts == 0
-    assert evaluator.problem is not None and "\n" not in evaluator.problem
-    assert evaluator.problem.startswith("the evaluator stopped: IsADirectoryError")
+    assert evaluator.is_off and evaluator.restarts == 0
+    assert evaluator.last_error is not None and "\n" not in evaluator.last_error
+    assert evaluator.last_error.startswith("the evaluator stopped: IsADirectoryError")
+    evaluator.stop()
+    (record,) = caplog.records
+    assert record.levelname == "ERROR" and record.exc_info is not None
+    assert "levels.csv" in str(record.exc_info[1])
+
+
+def test_evaluator_is_off_with_no_evaluator(config: Config, tmp_path: Path) -> None:
+    evaluator = RemoteEvaluator(tmp_path, replace(config, evaluator=False))
+    notify(evaluator, tmp_path / "00000000")
+    assert evaluator.is_off and evaluator.latest() is None and evaluator.finish(60) is None
+    assert evaluator.wait_for_score(0, 60, lambda: None) is None
     evaluator.stop()

@@ -1,15 +1,15 @@
-"""What a run remembers comes back from a checkpoint exactly."""
+"""The run's state is restored from a checkpoint exactly."""
 
 import io
 from dataclasses import fields, replace
 
 import numpy as np
-import pytest
 import torch
 
 from common.messages import ActorState
+from learner.rollouts.counters import RunCounters
 from learner.rollouts.staging import RolloutSource, StagedBatch
-from learner.run_state import COUNTERS, RECENT_EPISODES, RunState
+from learner.run_state import RECENT_EPISODES, RunState
 
 
 def actor_state(seed):
@@ -24,7 +24,7 @@ def actor_state(seed):
 
 
 def staged(*sources):
-    """A batch of which only the sources matter: (slot, actor, seed of its state, returns)."""
+    """A batch with nothing but sources: (slot, actor, seed of its state, returns)."""
     batch = StagedBatch.__new__(StagedBatch)
     batch.sources = {
         slot: RolloutSource(
@@ -56,10 +56,10 @@ def through_a_file(state):
     return RunState.from_state_dict(torch.load(buffer, weights_only=True))
 
 
-def test_it_comes_back_exactly_without_running_code():
+def test_state_is_restored_exactly_from_a_weights_only_file():
     state = RunState()
-    assert state.take_in(staged((1, 1, 11, [0.1, 10.0]), (0, 0, 12, [1 / 3]))) == 3
-    state.counters["lost_rollouts"] = 3
+    state.record(staged((1, 1, 11, [0.1, 10.0]), (0, 0, 12, [1 / 3])))
+    state.counters.lost_rollouts, state.counters.actors_ready = 3, 2
     back = through_a_file(state)
     assert (
         list(back.episodes.returns)
@@ -67,7 +67,7 @@ def test_it_comes_back_exactly_without_running_code():
         == [float(np.float32(1 / 3)), *np.float32([0.1, 10])]
     )
     assert list(back.episodes.lengths) == [0, 0, 1]
-    assert back.counters == {**dict.fromkeys(COUNTERS, 0), "lost_rollouts": 3}
+    assert back.counters == RunCounters(lost_rollouts=3)  # actors_ready is not a total
     assert back.actors.keys() == {0, 1}
     assert_same_actor(back.actors[0], actor_state(12))
     assert_same_actor(back.actors[1], actor_state(11))
@@ -75,23 +75,23 @@ def test_it_comes_back_exactly_without_running_code():
     assert len(back.episodes.returns) == RECENT_EPISODES
 
 
-def test_of_an_actors_several_rollouts_the_last_to_arrive_counts_and_who_had_no_part_is_forgotten():
+def test_last_rollout_of_an_actor_counts_and_absent_actors_are_forgotten():
     state = RunState()
-    state.take_in(staged((0, 0, 1, []), (1, 1, 2, [])))
-    state.take_in(staged((1, 0, 3, []), (0, 0, 4, [])))
+    state.record(staged((0, 0, 1, []), (1, 1, 2, [])))
+    state.record(staged((1, 0, 3, []), (0, 0, 4, [])))
     assert state.actors.keys() == {0}
     assert_same_actor(state.actors[0], actor_state(4))
 
 
-def test_a_stored_state_does_not_change_with_what_comes_later():
+def test_state_dict_does_not_change_afterwards():
     state = RunState()
-    state.take_in(staged((0, 0, 1, [5.0])))
+    state.record(staged((0, 0, 1, [5.0])))
     stored = state.state_dict()
     state.actors[0].env_states[:] = 0
-    state.counters["actor_restarts"] = 9
-    state.take_in(staged((0, 0, 2, [7.0])))
+    state.counters.actor_restarts = 9
+    state.record(staged((0, 0, 2, [7.0])))
     back = RunState.from_state_dict(stored)
-    assert list(back.episodes.returns) == [5.0] and back.counters["actor_restarts"] == 0
+    assert list(back.episodes.returns) == [5.0] and back.counters.actor_restarts == 0
     assert_same_actor(back.actors[0], actor_state(1))
 
 
@@ -101,8 +101,3 @@ def test_saved_environments_are_split_at_their_sizes():
     assert (len(first), len(second)) == (4, 6) and first + second == state.env_states.tobytes()
     empty = replace(state, env_state_sizes=np.array([0, 10]))
     assert empty.split_env_states() == [b"", state.env_states.tobytes()]
-
-
-@pytest.mark.parametrize("name", COUNTERS)
-def test_every_counter_begins_at_zero(name):
-    assert RunState().counters[name] == 0

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there: damage is noticed, named and passed over, and nothing in them is run."""
+"""Checkpoints are complete or invisible; damage is noticed and named, and nothing in them is executed."""
 
 import contextlib
 import hashlib
@@ -47,7 +47,7 @@ def save(directory, version, seed=None):
 
 
 def newest(directory, policy_only=False):
-    """(version of the newest complete checkpoint or None, the lines said about damaged ones)."""
+    """(version of the newest complete checkpoint or None, the lines about damaged ones)."""
     lines = []
     checkpoint = load_newest_complete(directory, lines.append, policy_only)
     return (None if checkpoint is None else checkpoint.policy_version), lines
@@ -57,7 +57,7 @@ def everything_below(directory):
     return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
+def test_checkpoint_is_loaded_as_it_was_saved(tmp_path):
     path = save(tmp_path / "checkpoints", 120)
     assert path == tmp_path / "checkpoints" / "00000120"
     assert sorted(p.name for p in path.iterdir()) == sorted(FILES)
@@ -74,7 +74,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
     assert checkpoint.policy_sha256 == hashlib.sha256((path / "policy.safetensors").read_bytes()).hexdigest()
 
 
-def test_the_policy_alone_can_be_loaded_without_reading_the_learners_state(tmp_path):
+def test_policy_alone_is_loaded_without_reading_the_learners_state(tmp_path):
     path = save(tmp_path, 1)
     (path / "learner.pt").unlink()
     checkpoint = load_checkpoint(path, policy_only=True)
@@ -83,19 +83,19 @@ def test_the_policy_alone_can_be_loaded_without_reading_the_learners_state(tmp_p
     assert newest(tmp_path, policy_only=True) == (1, [])
 
 
-def test_the_newest_of_several_is_taken(tmp_path):
+def test_newest_checkpoint_is_loaded(tmp_path):
     for version in (2, 10, 9):
         save(tmp_path, version)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["00000002", "00000009", "00000010"]
     assert newest(tmp_path) == (10, [])
 
 
-def test_without_a_checkpoint_there_is_none(tmp_path):
+def test_empty_directory_has_no_checkpoint(tmp_path):
     assert newest(tmp_path) == (None, [])
     assert newest(tmp_path / "nowhere") == (None, [])
 
 
-def test_what_a_crash_left_under_a_temporary_name_is_not_a_checkpoint(tmp_path):
+def test_temporary_directory_of_a_crash_is_not_a_checkpoint(tmp_path):
     os.rename(save(tmp_path, 2), tmp_path / ".00000002.4711.tmp")
     assert newest(tmp_path) == (None, [])
     save(tmp_path, 1)
@@ -103,7 +103,7 @@ def test_what_a_crash_left_under_a_temporary_name_is_not_a_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_checkpoint_without_one_of_its_files_is_passed_over_and_the_file_named(tmp_path, name):
+def test_missing_file_is_named_and_the_checkpoint_skipped(tmp_path, name):
     save(tmp_path, 1)
     missing = save(tmp_path, 2) / name
     missing.unlink()
@@ -113,11 +113,11 @@ def test_a_checkpoint_without_one_of_its_files_is_passed_over_and_the_file_named
 
 @pytest.mark.parametrize("keep", [0, 0.5, -1])
 @pytest.mark.parametrize("name", FILES)
-def test_a_checkpoint_with_a_truncated_file_is_passed_over_and_the_file_named(tmp_path, name, keep):
+def test_truncated_file_is_named_and_the_checkpoint_skipped(tmp_path, name, keep):
     save(tmp_path, 1)
     truncated = save(tmp_path, 2) / name
     data_before = truncated.read_bytes()
-    data = data_before.rstrip()  # a manifest without its last newline is whole
+    data = data_before.rstrip()  # a manifest without its last newline is complete
     truncated.write_bytes(data[: int(len(data) * keep) if keep >= 0 else keep])
     version, (line,) = newest(tmp_path)
     assert version == 1 and str(truncated) in line and "\n" not in line
@@ -126,7 +126,7 @@ def test_a_checkpoint_with_a_truncated_file_is_passed_over_and_the_file_named(tm
 
 
 @pytest.mark.parametrize("name", ["policy.safetensors", "learner.pt"])
-def test_one_flipped_byte_anywhere_is_noticed_and_the_file_named(tmp_path, name):
+def test_flipped_byte_in_any_file_is_noticed_and_the_file_named(tmp_path, name):
     save(tmp_path, 1)
     damaged = save(tmp_path, 2) / name
     data = bytearray(damaged.read_bytes())
@@ -155,7 +155,7 @@ def test_one_flipped_byte_anywhere_is_noticed_and_the_file_named(tmp_path, name)
         pytest.param(b'"policy_version": 2', b'"policy_version": 3', id="another version"),
     ],
 )
-def test_one_flipped_byte_in_the_manifest_is_noticed_and_the_manifest_named(tmp_path, whole, flipped):
+def test_flipped_byte_in_the_manifest_is_noticed_and_the_manifest_named(tmp_path, whole, flipped):
     save(tmp_path, 1)
     path = save(tmp_path, 2)
     manifest = path / "manifest.json"
@@ -164,11 +164,11 @@ def test_one_flipped_byte_in_the_manifest_is_noticed_and_the_manifest_named(tmp_
     manifest.write_bytes(text.replace(whole, flipped, 1))
     version, (line,) = newest(tmp_path)
     assert version == 1 and "\n" not in line
-    assert str(path) in line  # it is a file of this checkpoint
+    assert str(path) in line  # the line names a file of this checkpoint
 
 
 @pytest.mark.parametrize("manifest", [b"[]", b"null", b'{"format": 99}', b'{"format": 1}', b"\xff\xfe"])
-def test_something_that_is_no_manifest_is_passed_over_and_named(tmp_path, manifest):
+def test_invalid_manifest_is_named_and_the_checkpoint_skipped(tmp_path, manifest):
     save(tmp_path, 1)
     path = save(tmp_path, 2) / "manifest.json"
     path.write_bytes(manifest)
@@ -176,7 +176,7 @@ def test_something_that_is_no_manifest_is_passed_over_and_named(tmp_path, manife
     assert version == 1 and str(path) in line
 
 
-def test_when_every_checkpoint_is_damaged_each_is_named_newest_first(tmp_path):
+def test_damaged_checkpoints_are_all_named_newest_first(tmp_path):
     for version in (1, 2):
         (save(tmp_path, version) / "policy.safetensors").write_bytes(b"")
     version, lines = newest(tmp_path)
@@ -184,7 +184,7 @@ def test_when_every_checkpoint_is_damaged_each_is_named_newest_first(tmp_path):
     assert ["00000002" in lines[0], "00000001" in lines[1], len(lines)] == [True, True, 2]
 
 
-def test_a_directory_of_the_same_version_is_set_aside_and_not_overwritten(tmp_path):
+def test_directory_of_the_same_version_is_renamed_and_not_overwritten(tmp_path):
     old = everything_below(save(tmp_path, 5, seed=1))
     middle = everything_below(save(tmp_path, 5, seed=2))
     save(tmp_path, 5, seed=3)
@@ -195,7 +195,7 @@ def test_a_directory_of_the_same_version_is_set_aside_and_not_overwritten(tmp_pa
 
 
 class Malice:
-    """Unpickling it makes a directory."""
+    """Unpickling it creates a directory."""
 
     def __init__(self, target):
         self.target = target
@@ -214,7 +214,7 @@ def plant(path, data):
 
 
 @pytest.mark.parametrize("kind", ["pickle", "torch"])
-def test_code_planted_in_the_learners_state_is_not_run_and_the_checkpoint_is_passed_over(tmp_path, kind):
+def test_code_in_the_learners_state_is_not_run_and_the_checkpoint_skipped(tmp_path, kind):
     directory, target = tmp_path / "checkpoints", tmp_path / "planted code ran"
     save(directory, 1)
     path = save(directory, 2)
@@ -233,15 +233,15 @@ def test_code_planted_in_the_learners_state_is_not_run_and_the_checkpoint_is_pas
     assert not target.exists()
 
 
-def test_the_planted_code_would_run_if_it_were_let(tmp_path):
+def test_planted_code_would_run_without_weights_only(tmp_path):
     pickle.loads(pickle.dumps(Malice(tmp_path / "ran")))
     assert (tmp_path / "ran").is_dir()
 
 
 @contextlib.contextmanager
 def files_end_at(size):
-    """Limits the size of files this process can write, as a full disk would. No longer than needed: the test
-    runner's own output may go to a file."""
+    """Limits the size of files that this process can write, like a full disk. Must be short, because the output of the
+    test runner may go to a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -252,13 +252,13 @@ def files_end_at(size):
 
 @pytest.mark.parametrize("exists", [False, True])
 @pytest.mark.parametrize("file", FILES)
-def test_a_full_disk_leaves_the_older_checkpoints_and_nothing_half_written(tmp_path, file, exists):
+def test_full_disk_leaves_older_checkpoints_and_nothing_incomplete(tmp_path, file, exists):
     save(tmp_path, 1)
     if exists:
         save(tmp_path, 2, seed=9)
     before = everything_below(tmp_path)
     sizes = {name: (tmp_path / "00000001" / name).stat().st_size for name in FILES}
-    state = {} if file == "manifest.json" else tiny_state(2)  # what comes before the file must fit
+    state = {} if file == "manifest.json" else tiny_state(2)  # the files written before must fit
     with files_end_at(sizes[file] - 1), pytest.raises(OSError, match="too large"):
         save_checkpoint(tmp_path, resolve("lab", {"num_actors": 2, "seed": 7}), 2, 2000, tiny_weights(2), state)
     assert everything_below(tmp_path) == before
@@ -266,7 +266,7 @@ def test_a_full_disk_leaves_the_older_checkpoints_and_nothing_half_written(tmp_p
     assert newest(tmp_path) == (2 if exists else 1, [])
 
 
-def test_a_directory_that_cannot_be_made_is_an_os_error_and_changes_nothing(tmp_path):
+def test_directory_that_cannot_be_created_raises_os_error_and_changes_nothing(tmp_path):
     occupied = tmp_path / "checkpoints"
     occupied.write_bytes(b"a file is in the way")
     with pytest.raises(OSError, match="exists"):
@@ -281,7 +281,7 @@ def test_saving_works_again_after_the_disk_was_full(tmp_path):
     assert newest(tmp_path) == (1, [])
 
 
-def test_a_checkpoint_is_found_where_it_was_copied_to(tmp_path):
+def test_copied_checkpoint_is_loaded_from_its_new_place(tmp_path):
     save(tmp_path / "one", 3)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     assert load_checkpoint(tmp_path / "two" / "00000003").path == tmp_path / "two" / "00000003"
@@ -291,7 +291,7 @@ def test_a_checkpoint_is_found_where_it_was_copied_to(tmp_path):
     ("keep", "every", "protected", "left"),
     [(2, 0, (), [5, 6]), (2, 3, (), [0, 3, 5, 6]), (1, 0, (2, 4), [2, 4, 6]), (9, 0, (), [0, 1, 2, 3, 4, 5, 6])],
 )
-def test_pruning_keeps_the_newest_every_nth_and_the_protected(tmp_path, keep, every, protected, left):
+def test_pruning_keeps_newest_every_nth_and_protected_checkpoints(tmp_path, keep, every, protected, left):
     for version in range(7):
         save(tmp_path, version)
     removed = prune_checkpoints(tmp_path, keep, every, lambda version: version in protected)
@@ -301,7 +301,7 @@ def test_pruning_keeps_the_newest_every_nth_and_the_protected(tmp_path, keep, ev
     assert newest(tmp_path) == (6, [])
 
 
-def test_leftovers_of_a_killed_process_go_and_nothing_else(tmp_path):
+def test_only_leftovers_of_a_killed_process_are_removed(tmp_path):
     whole = save(tmp_path, 1)
     os.rename(save(tmp_path, 2), tmp_path / ".00000002.4711.tmp")
     (tmp_path / "best").symlink_to("00000001")
@@ -311,7 +311,7 @@ def test_leftovers_of_a_killed_process_go_and_nothing_else(tmp_path):
     assert load_checkpoint(whole).policy_version == 1
 
 
-def test_more_files_are_stored_beside_the_others_under_the_manifest(tmp_path):
+def test_additional_files_are_stored_and_listed_in_the_manifest(tmp_path):
     config = resolve("lab", {"num_actors": 2, "seed": 7})
     path = save_checkpoint(tmp_path, config, 1, 1000, tiny_weights(1), tiny_state(1), {"batch.bin": b"bytes"})
     assert (path / "batch.bin").read_bytes() == b"bytes"

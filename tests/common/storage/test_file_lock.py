@@ -1,4 +1,4 @@
-"""One process holds a file; its lock falls with it, however it ends."""
+"""One process holds the lock, which ends with the process, however that ends."""
 
 import os
 import signal
@@ -34,12 +34,12 @@ def holder(tmp_path):
     process.communicate()
 
 
-def test_a_second_process_is_refused_and_told_who_holds_it(holder, tmp_path):
+def test_second_process_is_refused_and_learns_the_holder(holder, tmp_path):
     with pytest.raises(FileIsLocked, match=f"^process {holder.pid} on {socket.gethostname()}$"):
         FileLock(tmp_path / "lock")
 
 
-def test_the_lock_of_a_killed_process_is_free(holder, tmp_path):
+def test_lock_of_a_killed_process_is_free(holder, tmp_path):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     lock = FileLock(tmp_path / "lock")
@@ -47,7 +47,7 @@ def test_the_lock_of_a_killed_process_is_free(holder, tmp_path):
     lock.close()
 
 
-def test_closing_gives_it_back_and_a_child_process_does_not_keep_it(tmp_path):
+def test_close_releases_the_lock_and_a_child_does_not_keep_it(tmp_path):
     lock = FileLock(tmp_path / "lock")
     with pytest.raises(FileIsLocked):
         FileLock(tmp_path / "lock")
@@ -61,6 +61,6 @@ def test_closing_gives_it_back_and_a_child_process_does_not_keep_it(tmp_path):
     child.communicate()
 
 
-def test_a_place_that_cannot_be_written_is_an_os_error(tmp_path):
+def test_directory_that_cannot_be_written_raises_os_error(tmp_path):
     with pytest.raises(OSError, match="No such file"):
         FileLock(tmp_path / "nowhere" / "lock")

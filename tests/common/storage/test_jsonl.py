@@ -1,4 +1,4 @@
-"""JSON-lines logs that survive crashes."""
+"""JSON lines are readable after a crash."""
 
 import json
 
@@ -12,51 +12,51 @@ def log(tmp_path):
     return tmp_path / "metrics.jsonl"
 
 
-def test_rows_come_back_in_order(log):
+def test_rows_are_read_in_order(log):
     rows = [{"frames": 1, "nested": {"mean": 0.5}}, {"frames": 2, "text": "a\nb\u2028é"}]
     for row in rows:
         append_jsonl(log, row)
     assert read_jsonl(log) == rows
-    assert len(log.read_text().split("\n")) == 3  # one line a row, each closed
+    assert len(log.read_text().split("\n")) == 3  # one complete line per row
 
 
-def test_a_missing_file_has_no_rows(log):
+def test_missing_file_has_no_rows(log):
     assert read_jsonl(log) == []
 
 
-def test_what_is_not_a_number_becomes_null(log):
+def test_nan_becomes_null(log):
     append_jsonl(log, {"a": float("nan"), "b": {"c": float("inf"), "d": 1.0}, "e": -float("inf")})
     text = log.read_text()
     assert json.loads(text, parse_constant=pytest.fail) == {"a": None, "b": {"c": None, "d": 1.0}, "e": None}
 
 
-def test_what_is_not_a_number_becomes_null_inside_a_list_too(log):
+def test_nan_inside_a_list_becomes_null(log):
     append_jsonl(log, {"returns": [1.0, float("nan")]})
     assert json.loads(log.read_text(), parse_constant=pytest.fail) == {"returns": [1.0, None]}
 
 
-def test_a_torn_last_line_is_skipped(log):
+def test_incomplete_last_line_is_skipped(log):
     append_jsonl(log, {"frames": 1})
     with open(log, "a") as file:
         file.write('{"frames": 2, "los')
     assert read_jsonl(log) == [{"frames": 1}]
 
 
-def test_a_torn_last_line_is_closed_off_so_that_the_next_row_is_whole(log):
+def test_row_after_an_incomplete_line_is_complete(log):
     append_jsonl(log, {"frames": 1})
     with open(log, "ab") as file:
-        file.write(b'{"frames": 2, "text": "\xc3')  # torn in the middle of a character
+        file.write(b'{"frames": 2, "text": "\xc3')  # ends in the middle of a character
     append_jsonl(log, {"frames": 3})
     append_jsonl(log, {"frames": 4})
     assert read_jsonl(log) == [{"frames": 1}, {"frames": 3}, {"frames": 4}]
 
 
-def test_lines_that_are_no_objects_are_skipped(log):
+def test_lines_that_are_not_objects_are_skipped(log):
     log.write_text('12\n[1]\n\nnull\n{"frames": 1}\n')
     assert read_jsonl(log) == [{"frames": 1}]
 
 
-def test_rows_that_do_not_belong_any_more_move_to_a_file_of_their_own(log):
+def test_abandoned_rows_move_to_their_own_file(log):
     for version in range(5):
         append_jsonl(log, {"policy_version": version})
     assert set_aside_rows(log, lambda row: row["policy_version"] <= 2) == 2
@@ -69,7 +69,7 @@ def test_rows_that_do_not_belong_any_more_move_to_a_file_of_their_own(log):
     assert [row["policy_version"] for row in read_jsonl(abandoned)] == [3, 4, 3]
 
 
-def test_nothing_changes_where_every_row_belongs(log):
+def test_file_does_not_change_if_every_row_belongs(log):
     append_jsonl(log, {"policy_version": 1})
     with open(log, "a") as file:
         file.write('{"torn')
@@ -79,6 +79,6 @@ def test_nothing_changes_where_every_row_belongs(log):
     assert [path.name for path in log.parent.iterdir()] == [log.name]
 
 
-def test_setting_aside_in_a_missing_file_makes_no_file(log):
+def test_setting_rows_aside_creates_no_file_if_there_is_none(log):
     assert set_aside_rows(log, lambda row: False) == 0
     assert list(log.parent.iterdir()) == []

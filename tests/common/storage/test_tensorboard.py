@@ -1,4 +1,4 @@
-"""TensorBoard's files hold what was added, also after the directory or the disk failed in between."""
+"""TensorBoard's files hold what was added, even if the directory or the disk failed in between."""
 
 import io
 import shutil
@@ -28,7 +28,7 @@ def scalars_in(directory):
     return [(v.tag, v.simple_value, e.step) for e in events_in(directory) for v in e.summary.value]
 
 
-def test_scalars_text_and_pictures_come_back_at_their_step(tmp_path):
+def test_scalars_text_and_pictures_are_read_back_at_their_step(tmp_path):
     file = EventFile(tmp_path / "learner")
     file.add_scalars({"a/x": 1.5, "a/y": -2.0}, 7)
     file.add_text("note", "a line", 8)
@@ -50,14 +50,14 @@ def test_scalars_text_and_pictures_come_back_at_their_step(tmp_path):
     assert all(event.wall_time > 1e9 for event in events)
 
 
-def test_what_was_added_is_on_the_disk_when_the_call_returns(tmp_path):
+def test_events_are_in_the_file_when_the_call_returns(tmp_path):
     file = EventFile(tmp_path)
     file.add_scalars({"a": 1.0}, 1)
     assert scalars_in(tmp_path) == [("a", 1.0, 1)]
     file.close()
 
 
-def test_a_directory_deleted_under_the_open_file_is_made_again(tmp_path):
+def test_deleted_directory_is_created_again(tmp_path):
     file = EventFile(tmp_path / "learner")
     file.add_scalars({"a": 1.0}, 1)
     shutil.rmtree(tmp_path / "learner")
@@ -66,10 +66,10 @@ def test_a_directory_deleted_under_the_open_file_is_made_again(tmp_path):
     file.close()
 
 
-def test_a_place_that_cannot_be_written_is_an_os_error_and_passes(tmp_path):
+def test_failed_write_raises_os_error_and_later_writes_succeed(tmp_path):
     (tmp_path / "learner").write_text("in the way")
     file = EventFile(tmp_path / "learner")
-    for _ in range(30):  # tensorboardX's own writer would wait for ever at its eleventh call
+    for _ in range(30):  # tensorboardX's own writer blocks forever at its eleventh call
         with pytest.raises(OSError, match="exists"):
             file.add_scalars({"a": 1.0}, 1)
     (tmp_path / "learner").unlink()
@@ -78,7 +78,7 @@ def test_a_place_that_cannot_be_written_is_an_os_error_and_passes(tmp_path):
     file.close()
 
 
-def test_two_files_of_one_second_do_not_overwrite_each_other(tmp_path):
+def test_files_of_the_same_second_do_not_overwrite_each_other(tmp_path):
     file = EventFile(tmp_path)
     for step in range(5):
         file.add_scalars({"a": float(step)}, step)
@@ -86,7 +86,7 @@ def test_two_files_of_one_second_do_not_overwrite_each_other(tmp_path):
     assert sorted(scalars_in(tmp_path)) == [("a", float(step), step) for step in range(5)]
 
 
-def test_a_resumed_run_tells_tensorboard_where_it_begins_once(tmp_path):
+def test_resumed_run_writes_its_purge_step_once(tmp_path):
     file = EventFile(tmp_path, purge_step=100)
     file.add_scalars({"a": 1.0}, 101)
     file.close()

@@ -1,4 +1,4 @@
-"""Staging rollouts side by side and flattening them: every number lands where it belongs."""
+"""Rollouts are staged side by side and flattened; every number ends up in its place."""
 
 import dataclasses
 
@@ -53,7 +53,7 @@ def random_rollout(seed):
     )
 
 
-def test_each_rollout_fills_its_own_columns_in_any_order_of_arrival():
+def test_rollout_fills_its_own_columns_in_any_order_of_arrival():
     staged = StagedBatch(tiny_config(), CPU)
     rollouts = [random_rollout(seed) for seed in range(ACTORS)]
     for slot in (2, 0, 1):
@@ -65,7 +65,7 @@ def test_each_rollout_fills_its_own_columns_in_any_order_of_arrival():
     np.testing.assert_array_equal(staged.bootstrap_value.numpy(), bootstrap_values)
 
 
-def test_the_source_of_each_slot_is_remembered():
+def test_source_of_each_slot_is_recorded():
     staged = StagedBatch(tiny_config(), CPU)
     rollout = random_rollout(7)
     staged.stage(1, rollout)
@@ -75,7 +75,7 @@ def test_the_source_of_each_slot_is_remembered():
     np.testing.assert_array_equal(source.episode_lengths, rollout.episodes.lengths)
 
 
-def test_nothing_of_a_rollout_is_referenced_after_staging():
+def test_staged_batch_shares_no_memory_with_its_rollouts():
     staged = StagedBatch(tiny_config(), CPU)
     rollout, same = random_rollout(4), random_rollout(4)
     staged.stage(1, rollout)
@@ -93,7 +93,7 @@ def test_nothing_of_a_rollout_is_referenced_after_staging():
     np.testing.assert_array_equal(staged.sources[1].episode_lengths, same.episodes.lengths)
 
 
-def test_slots_nobody_wrote_hold_absurd_values():
+def test_unwritten_slots_hold_absurd_values():
     staged = StagedBatch(tiny_config(), CPU)
     staged.stage(1, random_rollout(0))
     untouched = [0, 1, 4, 5]
@@ -105,7 +105,7 @@ def test_slots_nobody_wrote_hold_absurd_values():
     assert (staged.observations[:, untouched] == 255).all()
 
 
-def test_a_rollout_of_another_length_is_refused():
+def test_rollout_of_another_length_is_refused():
     staged = StagedBatch(tiny_config(unroll_length=4), CPU)
     with pytest.raises(ValueError, match="broadcast"):
         staged.stage(0, random_rollout(0))
@@ -139,12 +139,12 @@ def test_sample_n_is_step_t_of_environment_b_for_n_equal_to_t_times_b_plus_b():
     assert batch.observations.dtype == torch.uint8 and batch.actions.dtype == torch.int64
 
 
-def test_observations_are_seen_and_not_copied_on_the_host():
+def test_observations_are_not_copied_on_the_host():
     staged, batch = prepared(tiny_config())
     assert batch.observations.data_ptr() == staged.observations.data_ptr()
 
 
-def test_the_reward_transform_comes_before_the_advantages():
+def test_advantages_use_transformed_rewards():
     _, raw = prepared(tiny_config(advantage_normalization="minibatch"))
     _, sign = prepared(tiny_config(advantage_normalization="minibatch", reward_transform="sign"))
     assert not torch.equal(raw.target_values, sign.target_values)
@@ -156,14 +156,14 @@ def test_the_reward_transform_comes_before_the_advantages():
     assert torch.equal(sign.target_values, targets.flatten())
 
 
-def test_advantages_are_normalised_over_the_whole_batch_only_where_the_setting_says_so():
+def test_advantages_are_normalized_over_the_batch_only_with_that_setting():
     _, whole = prepared(tiny_config(advantage_normalization="batch"))
     _, later = prepared(tiny_config(advantage_normalization="minibatch"))
     assert whole.advantages.mean().item() == pytest.approx(0, abs=1e-6)
     assert np.std(whole.advantages.numpy(), ddof=1) == pytest.approx(1, rel=1e-5)
     torch.testing.assert_close(normalize(later.advantages), whole.advantages)
     assert abs(later.advantages.std().item() - 1) > 0.01
-    assert torch.equal(whole.target_values, later.target_values)  # targets take the advantages as they are
+    assert torch.equal(whole.target_values, later.target_values)  # targets use advantages that are not normalized
 
 
 def test_normalize_divides_by_the_unbiased_deviation():
@@ -172,7 +172,7 @@ def test_normalize_divides_by_the_unbiased_deviation():
 
 
 @pytest.mark.parametrize("codec", ["lz4", "zstd"])
-def test_compressed_frames_are_staged_as_raw_ones_are_and_their_bytes_counted(codec):
+def test_compressed_frames_are_staged_like_raw_frames_and_their_bytes_counted(codec):
     raw, compressed = StagedBatch(tiny_config(), CPU), StagedBatch(tiny_config(), CPU)
     for slot in range(ACTORS):
         rollout = random_rollout(slot)
@@ -184,7 +184,7 @@ def test_compressed_frames_are_staged_as_raw_ones_are_and_their_bytes_counted(co
     assert torch.equal(raw.observations, compressed.observations)
 
 
-def test_waves_follow_each_actor_through_the_rollouts_it_gave_one_batch():
+def test_waves_order_the_rollouts_of_each_actor_in_a_batch():
     config = resolve("lab", {"num_actors": 3, "envs_per_actor": 2, "unroll_length": 4, "num_minibatches": 2})
     staged = StagedBatch(config, CPU)
     for slot, actor_id in ((1, 1), (2, 0), (0, 1)):  # in order of arrival: actor 1 came twice, actor 2 never

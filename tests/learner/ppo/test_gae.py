@@ -1,4 +1,4 @@
-"""Generalised advantage estimation against the formulas, a hand-worked case and the boundary of an episode."""
+"""Generalized advantage estimation against the formulas, a hand-worked case and the boundary of an episode."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from learner.ppo.gae import generalized_advantages
 
 
 def slow_advantages(rewards, dones, values, bootstrap_value, gamma, gae_lambda):
-    """The recursion of issue 2, element by element, in float64."""
+    """The recursion, element by element, in float64."""
     T, B = rewards.shape
     V = np.concatenate([values, bootstrap_value[None]]).astype(np.float64)
     A = np.zeros((T + 1, B))
@@ -36,7 +36,7 @@ def advantages_of(rewards, dones, values, bootstrap_value, gamma, gae_lambda):
 
 @pytest.mark.parametrize(("gamma", "gae_lambda"), [(0.999, 0.95), (0.9, 0.5), (1.0, 1.0), (0.99, 0.0), (0.0, 0.9)])
 @pytest.mark.parametrize(("T", "B"), [(1, 1), (7, 3), (64, 5)])
-def test_advantages_and_targets_equal_the_recursion_written_out(gamma, gae_lambda, T, B):
+def test_advantages_and_targets_equal_the_recursion(gamma, gae_lambda, T, B):
     batch = random_batch(T, B, seed=T)
     expected_advantages, expected_targets = slow_advantages(*batch, gamma, gae_lambda)
     advantages, targets = advantages_of(*batch, gamma, gae_lambda)
@@ -70,7 +70,7 @@ def test_advantages_equal_numbers_worked_by_hand():
     np.testing.assert_array_equal(targets, [[3.5, 1.375], [2, 3.5], [6, 10]])
 
 
-def test_an_episode_boundary_stops_credit():
+def test_episode_boundary_stops_credit():
     rewards, dones, values, bootstrap_value = random_batch(10, 2, seed=3)
     dones[:] = False
     dones[4, 0] = True
@@ -80,18 +80,18 @@ def test_an_episode_boundary_stops_credit():
     bootstrap_value += 1000
     after, _ = advantages_of(rewards, dones, values, bootstrap_value, 0.99, 0.95)
     np.testing.assert_array_equal(after[:5, 0], before[:5, 0])
-    assert (np.abs(after[:5, 1] - before[:5, 1]) > 1).all()  # the other environment's episode goes on
+    assert (np.abs(after[:5, 1] - before[:5, 1]) > 1).all()  # the other environment's episode continues
     assert (np.abs(after[5:] - before[5:]) > 1).all()
 
 
-def test_the_value_after_the_last_action_counts_unless_that_action_ended_the_episode():
+def test_bootstrap_value_counts_unless_the_last_action_ended_the_episode():
     rewards = values = np.zeros((2, 2), np.float32)
     dones = np.array([[False, False], [False, True]])
     advantages, _ = advantages_of(rewards, dones, values, np.float32([8, 8]), 0.5, 1.0)
     np.testing.assert_array_equal(advantages, [[2, 0], [4, 0]])
 
 
-def test_a_bootstrap_value_of_another_shape_is_refused():
+def test_bootstrap_value_of_another_shape_is_refused():
     rewards, dones, values, bootstrap_value = map(torch.from_numpy, random_batch(3, 2, seed=0))
     with pytest.raises(AssertionError):
         generalized_advantages(rewards, dones, values, bootstrap_value[:1], 0.99, 0.95)

@@ -1,4 +1,4 @@
-"""One PPO update against a plain loop written from issue 2's algorithm, and what must not change an update."""
+"""One PPO update equals a plain loop written from the algorithm, and does not depend on what must not matter."""
 
 import copy
 import math
@@ -44,13 +44,13 @@ def new_learner(config, num_threads=1, device=CPU):
 
 
 def random_frames(rng, *dims):
-    """Frames of 8 x 8 coloured blocks, some dark and some bright: to the network pure noise all looks the same."""
+    """Frames of 8 x 8 coloured blocks, some dark and some bright; pure noise would look all the same to the network."""
     blocks = rng.random((*dims, 8, 8, 3)) * rng.random((*dims, 1, 1, 3)) * 255
     return blocks.astype(np.uint8).repeat(8, axis=-3).repeat(8, axis=-2)
 
 
 def staged_batch(config, policy, seed=0, off_policy=0.3, device=CPU):
-    """Random data, with log-probs and values as `policy` gives them, moved by noise of deviation `off_policy`."""
+    """Random data, with log-probs and values as `policy` gives them, plus noise of standard deviation `off_policy`."""
     rng = np.random.default_rng(seed)
     staged = StagedBatch(config, device)
     envs = config.envs_per_actor
@@ -88,11 +88,11 @@ def staged_batch(config, policy, seed=0, off_policy=0.3, device=CPU):
 
 
 def never():
-    """A stop check that lets the update go on."""
+    """A poll that never stops the update."""
 
 
 def slow_update(config, policy, staged, rewards):
-    """Issue 2's algorithm as a plain loop over whole minibatches, changing `policy`; returns its statistics."""
+    """PPO as a plain loop over whole minibatches, changing `policy`; returns its statistics."""
     values, dones = staged.values, staged.dones.float()
     advantages = torch.zeros(T, B)
     following, next_value = torch.zeros(B), staged.bootstrap_value
@@ -190,7 +190,7 @@ def largest_difference(one, other):
 
 
 def assert_same_move(one, other, start):
-    """Two updates of the same weights differ by rounding alone.
+    """Two updates of the same weights differ only by rounding.
 
     Adam divides by the gradient's size, so where that is tiny it magnifies rounding: single weights may differ by up
     to 5e-5 (of the 2e-3 that four steps move them), all of them together by a thousandth of the way.
@@ -209,7 +209,7 @@ def assert_same_move(one, other, start):
         pytest.param({"preset": "easy", "reward_transform": "raw"}, id="easy"),
     ],
 )
-def test_an_update_equals_the_algorithm_written_out_as_a_plain_loop(given):
+def test_update_equals_the_algorithm_as_a_plain_loop(given):
     config = tiny_config(**given)
     learner = new_learner(config)
     before = learner.weights()
@@ -226,7 +226,7 @@ def test_an_update_equals_the_algorithm_written_out_as_a_plain_loop(given):
     for name, value in expected.items():
         assert statistics[name] == pytest.approx(value, rel=2e-3, abs=1e-5), name
     if "max_grad_norm" in given:
-        assert statistics["grad_norm"] > given["max_grad_norm"]  # else clipping was not tested
+        assert statistics["grad_norm"] > given["max_grad_norm"]  # otherwise clipping is not tested
     assert 0 < statistics["clip_fraction"] < 1
     assert (learner.policy_version, learner.frames) == (1, T * B)
 
@@ -241,7 +241,7 @@ def test_micro_batches_and_threads_do_not_change_the_update():
     assert two_statistics == one_statistics
 
 
-def test_advantages_of_each_minibatch_are_normalised_whole_whatever_the_micro_batches():
+def test_advantages_are_normalized_per_minibatch_not_per_micro_batch():
     given = {"adam_eps": 1e-5, "advantage_normalization": "minibatch"}
     whole, _ = updated_weights(tiny_config(**given, micro_batch=16))
     parts, _ = updated_weights(tiny_config(**given, micro_batch=3))
@@ -250,7 +250,7 @@ def test_advantages_of_each_minibatch_are_normalised_whole_whatever_the_micro_ba
     assert largest_difference(over_batch, whole) > 1e-4
 
 
-def test_the_linear_schedule_falls_to_zero_with_the_last_update():
+def test_linear_schedule_falls_to_zero_after_the_last_update():
     learner = new_learner(tiny_config(learning_rate_schedule="linear", learning_rate=1e-3))
     assert learner.config.num_updates == 10
     rates = []
@@ -259,7 +259,7 @@ def test_the_linear_schedule_falls_to_zero_with_the_last_update():
     assert rates == pytest.approx([1e-3, 9e-4, 5e-4, 1e-4, 0, 0])
 
 
-def test_the_scheduled_learning_rate_is_the_one_that_is_used():
+def test_update_uses_the_scheduled_learning_rate():
     learner = new_learner(tiny_config(learning_rate_schedule="linear"))
     staged = staged_batch(learner.config, learner.policy)
     before = learner.weights()
@@ -271,7 +271,7 @@ def test_the_scheduled_learning_rate_is_the_one_that_is_used():
     assert 0 < largest_difference(learner.weights(), before) <= STEPS * 2.5e-4 * 1.5
 
 
-def test_a_learner_continues_bit_identically_from_its_checkpoint(tmp_path):
+def test_learner_continues_bit_exactly_from_its_checkpoint(tmp_path):
     config = tiny_config(reward_transform="running_return", learning_rate_schedule="linear")
     learner = new_learner(config)
     first, second = (staged_batch(config, learner.policy, seed) for seed in (1, 2))
@@ -289,7 +289,7 @@ def test_a_learner_continues_bit_identically_from_its_checkpoint(tmp_path):
     assert (resumed.policy_version, resumed.frames) == (2, 2 * T * B)
 
 
-def test_another_update_of_the_same_data_uses_other_permutations():
+def test_next_update_of_the_same_data_uses_other_permutations():
     config = tiny_config()
     learner = new_learner(config)
     staged = staged_batch(config, learner.policy)
@@ -304,11 +304,11 @@ def test_another_update_of_the_same_data_uses_other_permutations():
 
 
 class Stop(Exception):
-    """What the stop check raises in these tests."""
+    """Raised by poll in these tests."""
 
 
 def stop_at(call):
-    """A stop check that raises when it is called for the `call`-th time."""
+    """A poll that raises when it is called for the `call`-th time."""
     calls = iter(range(1, STEPS + 2))
 
     def check():
@@ -319,7 +319,7 @@ def stop_at(call):
 
 
 @pytest.mark.parametrize(("call", "updates_before"), [(1, 0), (STEPS, 0), (2, 1)])
-def test_an_update_that_is_stopped_never_happened(call, updates_before):
+def test_stopped_update_changes_nothing(call, updates_before):
     config = tiny_config(reward_transform="running_return", learning_rate_schedule="linear")
     learner, undisturbed = new_learner(config), new_learner(config)
     staged = staged_batch(config, learner.policy)
@@ -336,7 +336,7 @@ def test_an_update_that_is_stopped_never_happened(call, updates_before):
     assert_same_state(learner.state_dict(), undisturbed.state_dict())
 
 
-def test_the_stop_check_runs_before_every_optimizer_step():
+def test_poll_runs_before_every_optimizer_step():
     config = tiny_config()
     learner = new_learner(config)
     calls = []
@@ -344,13 +344,13 @@ def test_the_stop_check_runs_before_every_optimizer_step():
     assert len(calls) == STEPS == len({float(bias[0]) for bias in calls})
 
 
-def test_a_bfloat16_update_stays_close_to_the_float32_one():
+def test_bfloat16_update_stays_close_to_the_float32_update():
     start = new_learner(tiny_config()).weights()
     exact, exact_statistics = updated_weights(tiny_config(adam_eps=1e-5))
     rounded, rounded_statistics = updated_weights(tiny_config(adam_eps=1e-5, precision="bfloat16"))
     moves = [np.concatenate([(w[name] - start[name]).ravel() for name in start]) for w in (exact, rounded)]
     cosine = moves[0] @ moves[1] / np.linalg.norm(moves[0]) / np.linalg.norm(moves[1])
-    assert 0.98 < cosine < 0.99999  # the same direction, and yet other arithmetic
+    assert 0.98 < cosine < 0.99999  # the same direction, but not the same arithmetic
     assert largest_difference(exact, rounded) <= 2 * STEPS * 5e-4 * 1.5  # no weight ran away
     assert all(array.dtype == np.float32 for array in rounded.values())
     for name in ("policy_objective", "value_loss", "entropy", "grad_norm"):
@@ -358,10 +358,10 @@ def test_a_bfloat16_update_stays_close_to_the_float32_one():
 
 
 @pytest.mark.parametrize(("precision", "low", "high"), [("float32", 0, 1e-5), ("bfloat16", 1e-6, 0.05)])
-def test_the_ratio_error_of_an_actors_own_data_is_the_difference_in_arithmetic_alone(precision, low, high):
+def test_ratio_error_of_on_policy_data_is_only_the_difference_in_arithmetic(precision, low, high):
     config = tiny_config("easy", precision=precision, ent_coef=0.0)
     learner = new_learner(config)
-    with torch.no_grad():  # a policy that has learned something: rounding its logits matters more
+    with torch.no_grad():  # rounding matters more for the logits of a trained policy
         learner.policy.policy_head.weight.mul_(20)
     actor_policy = PolicyNetwork(config.network)
     actor_policy.load_weights(learner.weights())
@@ -372,7 +372,7 @@ def test_the_ratio_error_of_an_actors_own_data_is_the_difference_in_arithmetic_a
     assert low <= learner.update(staged, never)["ratio_error"] < high
 
 
-def test_equal_seeds_give_equal_learners_and_other_seeds_give_others():
+def test_equal_seeds_give_equal_learners_and_other_seeds_other_learners():
     assert_same_state(new_learner(tiny_config(seed=3)).state_dict(), new_learner(tiny_config(seed=3)).state_dict())
     one, other = new_learner(tiny_config(seed=3)), new_learner(tiny_config(seed=4))
     assert largest_difference(one.weights(), other.weights()) > 0
@@ -387,12 +387,12 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA devic
 @pytest.mark.parametrize(
     "lever", [{}, {"cuda_graphs": True}, {"compile": True}, {"cuda_graphs": True, "compile": True}]
 )
-def test_updates_on_a_gpu_move_the_weights_as_on_the_cpu_with_every_lever(lever):
+def test_update_on_a_gpu_equals_the_cpu_update_with_every_option(lever):
     config = tiny_config(adam_eps=1e-5)
     on_cpu = new_learner(config)
     there = new_learner(replace(config, **lever), device=torch.device("cuda"))
     there.load_state_dict(on_cpu.state_dict())
-    for seed in range(2):  # a captured step must take over the second batch too
+    for seed in range(2):  # a captured step must load the second batch as well
         before = on_cpu.weights()
         behavior = copy.deepcopy(on_cpu.policy)
         expected = on_cpu.update(staged_batch(config, behavior, seed), never)
@@ -405,7 +405,7 @@ def test_updates_on_a_gpu_move_the_weights_as_on_the_cpu_with_every_lever(lever)
 @pytest.mark.gpu
 @on_gpu
 @pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_on_a_gpu_too_a_stopped_update_never_happened_and_a_checkpoint_is_portable(cuda_graphs):
+def test_stopped_update_on_a_gpu_changes_nothing_and_its_state_is_portable(cuda_graphs):
     config = tiny_config(cuda_graphs=cuda_graphs, learning_rate_schedule="linear")
     learner = new_learner(config, device=torch.device("cuda"))
     staged = staged_batch(config, new_learner(config).policy, device=learner.device)
@@ -423,7 +423,7 @@ def test_on_a_gpu_too_a_stopped_update_never_happened_and_a_checkpoint_is_portab
 
 @pytest.mark.parametrize("poison", ["rewards", "behavior_log_probs", "values"])
 @pytest.mark.parametrize("number", [math.nan, math.inf])
-def test_an_update_that_is_not_finite_is_taken_back_whole(poison, number):
+def test_update_that_is_not_finite_is_undone_completely(poison, number):
     config = tiny_config(reward_transform="running_return")
     learner = new_learner(config)
     learner.update(staged_batch(config, learner.policy, 1), never)
@@ -434,18 +434,18 @@ def test_an_update_that_is_not_finite_is_taken_back_whole(poison, number):
         learner.update(staged, never)
     assert not all(math.isfinite(value) for value in error.value.statistics.values())
     assert_same_state(learner.state_dict(), before)
-    learner.pass_over()
+    learner.skip_update()
     assert_same_state({**learner.state_dict(), "policy_version": 1, "frames": T * B}, before)
     assert (learner.policy_version, learner.frames) == (2, 2 * T * B)
     assert learner.update(staged_batch(config, learner.policy, 3), never)["grad_norm"] > 0
 
 
-def test_weights_that_the_last_step_made_infinite_are_noticed():
+def test_weights_made_infinite_by_the_last_step_are_noticed():
     config = tiny_config(num_minibatches=1, update_epochs=1, learning_rate=1e38, adam_eps=1e-38)
     learner = new_learner(config)
     for group in learner.optimizer.param_groups:
         group["betas"] = (0.0, 0.0)
-    with torch.no_grad():  # one more step of 1e38 and it is no float32 any more
+    with torch.no_grad():  # one more step of 1e38 exceeds float32
         learner.policy.value_head.bias.fill_(3.4e38)
     before = copy.deepcopy(learner.state_dict())
     staged = staged_batch(config, PPOLearner(config, CPU, 1).policy)

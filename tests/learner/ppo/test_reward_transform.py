@@ -1,4 +1,4 @@
-"""The reward PPO is given: its sign, or the raw reward over the running deviation of the discounted return."""
+"""Rewards for PPO: the sign, or the raw reward over the running standard deviation of the discounted return."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_raw_changes_nothing():
     np.testing.assert_array_equal(RewardTransform("raw", 3, 0.99)(rewards, dones), rewards)
 
 
-def test_running_return_equals_vec_normalize_written_out():
+def test_running_return_equals_a_plain_vec_normalize():
     transform, slow = RewardTransform("running_return", 4, 0.9), SlowVecNormalize(4, 0.9)
     for call in range(3):
         rewards, dones = random_steps(20, 4, seed=call)
@@ -60,9 +60,9 @@ def test_running_return_equals_vec_normalize_written_out():
         np.testing.assert_allclose(transformed, slow(rewards, dones), rtol=1e-5, atol=1e-6)
 
 
-def test_the_running_variance_of_many_samples_is_numpys_variance_of_all_of_them():
+def test_running_variance_equals_the_variance_of_all_samples():
     transform, slow = RewardTransform("running_return", 8, 0.99), SlowVecNormalize(8, 0.99)
-    slow.running_variance = lambda: 1.0  # only its samples are wanted
+    slow.running_variance = lambda: 1.0  # only its samples are needed
     for call in range(5):
         rewards, dones = random_steps(200, 8, seed=call)
         transform(rewards, dones)
@@ -72,7 +72,7 @@ def test_the_running_variance_of_many_samples_is_numpys_variance_of_all_of_them(
     assert transform.mean == pytest.approx(np.mean(slow.samples), rel=1e-6)
 
 
-def test_numbers_worked_by_hand():
+def test_running_return_equals_numbers_worked_by_hand():
     # gamma = 1/2, two environments. Step 0 pays 4 and 0: samples 4, 0 of variance 4, deviation 2 (the prior's
     # ten-thousandth of a sample moves it by less than 1e-3). So 4 becomes 2. Both episodes end.
     # Step 1 pays 0 and 4 into fresh returns: samples 4, 0, 0, 4, deviation 2 again. Without the reset the first
@@ -82,14 +82,14 @@ def test_numbers_worked_by_hand():
     np.testing.assert_allclose(transformed, [[2, 0], [0, 2]], atol=1e-3)
 
 
-def test_a_done_resets_only_its_own_environments_return():
+def test_done_resets_only_the_return_of_its_environment():
     rewards = np.ones((3, 2), np.float32)
     transform = RewardTransform("running_return", 2, 1.0)
     transform(rewards, np.array([[False, False], [False, True], [False, False]]))
     np.testing.assert_array_equal(transform.discounted_return, [3, 1])
 
 
-def test_transformed_rewards_stay_within_ten():
+def test_transformed_rewards_are_clipped_to_ten():
     rewards = np.zeros((500, 4), np.float32)
     rewards[-1] = [1000, -1000, 0, 0]
     rewards[0, 0] = 0.01
@@ -97,7 +97,7 @@ def test_transformed_rewards_stay_within_ten():
     np.testing.assert_array_equal(transformed[-1], [10, -10, 0, 0])
 
 
-def test_it_continues_exactly_from_its_saved_state():
+def test_reward_transform_continues_exactly_from_its_state():
     transform = RewardTransform("running_return", 4, 0.99)
     transform(*random_steps(30, 4, seed=1))
     twin = RewardTransform("running_return", 4, 0.99)
@@ -109,7 +109,7 @@ def test_it_continues_exactly_from_its_saved_state():
     assert not np.array_equal(RewardTransform("running_return", 4, 0.99)(*steps), continued)
 
 
-def test_its_saved_state_does_not_change_when_it_goes_on():
+def test_state_dict_does_not_change_afterwards():
     transform = RewardTransform("running_return", 2, 0.99)
     transform(*random_steps(5, 2, seed=1))
     state = transform.state_dict()
@@ -118,7 +118,7 @@ def test_its_saved_state_does_not_change_when_it_goes_on():
     assert state == copied != transform.state_dict()
 
 
-def test_environments_are_followed_wherever_their_steps_lie_in_the_batch():
+def test_environments_are_tracked_whatever_their_columns_in_the_batch():
     generator = np.random.default_rng(5)
     rewards = generator.normal(size=(6, 2)).astype(np.float32)
     dones = generator.random((6, 2)) < 0.2

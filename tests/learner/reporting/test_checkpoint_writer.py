@@ -1,4 +1,4 @@
-"""Checkpoints reach the disk in order, beside training; a disk that fails is waited out."""
+"""Checkpoints reach the disk in order, on their own thread; a failing disk is tried again."""
 
 import time
 
@@ -15,7 +15,7 @@ from learner.reporting.checkpoint_writer import CheckpointWriter, Snapshot, on_h
 
 
 @pytest.fixture(autouse=True)
-def tried_again_soon(monkeypatch):
+def short_retries(monkeypatch):
     monkeypatch.setattr(checkpoint_writer, "RETRY_SECONDS", 0.05)
 
 
@@ -28,8 +28,8 @@ def snapshot(version):
     return Snapshot(version, version * 64, {"w": np.full(3, version, np.float32)}, {"learner": {"n": version}})
 
 
-def new_writer(run, **given):
-    return CheckpointWriter(run, resolve("lab", {"num_actors": 2, **given}))
+def new_writer(run, **overrides):
+    return CheckpointWriter(run, resolve("lab", {"num_actors": 2, **overrides}))
 
 
 def versions(run):
@@ -43,21 +43,21 @@ def wait_until(condition):
         time.sleep(0.01)
 
 
-def test_everything_that_is_put_is_written_and_told_once_in_order(run):
+def test_every_snapshot_is_written_and_announced_once_in_order(run):
     writer = new_writer(run)
-    told = []
-    for version in range(20):  # faster than a disk: none may be passed over
+    announced = []
+    for version in range(20):  # faster than a disk: none may be skipped
         writer.put(snapshot(version))
-        told += writer.written()
+        announced += writer.written()
     assert writer.close(30)
-    told += writer.written()
-    assert versions(run) == [notice.policy_version for notice in told] == list(range(20))
-    assert [notice.frames for notice in told] == [version * 64 for version in range(20)]
+    announced += writer.written()
+    assert versions(run) == [notice.policy_version for notice in announced] == list(range(20))
+    assert [notice.frames for notice in announced] == [version * 64 for version in range(20)]
     assert load_checkpoint(run.checkpoints / "00000007").learner_state == {"learner": {"n": 7}}
-    assert writer.newest == 19 and writer.problem is None and writer.written() == []
+    assert writer.newest == 19 and writer.last_error is None and writer.written() == []
 
 
-def test_a_disk_that_fails_stands_as_a_problem_and_the_newest_is_written_when_it_is_back(run):
+def test_failing_disk_sets_last_error_and_the_newest_is_written_afterwards(run):
     writer = new_writer(run)
     writer.put(snapshot(1))
     wait_until(lambda: writer.newest == 1)
@@ -65,24 +65,24 @@ def test_a_disk_that_fails_stands_as_a_problem_and_the_newest_is_written_when_it
     run.checkpoints.write_text("in the way")
     for version in (2, 3, 4):
         writer.put(snapshot(version))
-        wait_until(lambda: writer.problem is not None)
-    assert "cannot be written to" in writer.problem and "the newest is policy_version 1" in writer.problem
+        wait_until(lambda: writer.last_error is not None)
+    assert "cannot be written to" in writer.last_error and "the newest is policy_version 1" in writer.last_error
     run.checkpoints.unlink()
     aside.rename(run.checkpoints)
     wait_until(lambda: writer.newest == 4)
-    assert writer.problem is None
+    assert writer.last_error is None
     assert writer.close(30)
     assert versions(run)[0] == 1 and versions(run)[-1] == 4
     assert [notice.policy_version for notice in writer.written()] == versions(run)
 
 
-def test_closing_tries_once_more_and_tells_whether_everything_is_written(run):
+def test_closing_tries_once_more_and_returns_whether_all_is_written(run):
     run.checkpoints.write_text("in the way")
     writer = new_writer(run)
     writer.put(snapshot(1))
-    wait_until(lambda: writer.problem is not None)
+    wait_until(lambda: writer.last_error is not None)
     assert not writer.close(30)
-    assert "the newest is none" in writer.problem
+    assert "the newest is none" in writer.last_error
     run.checkpoints.unlink()
     writer = new_writer(run)
     writer.put(snapshot(1))
@@ -90,7 +90,7 @@ def test_closing_tries_once_more_and_tells_whether_everything_is_written(run):
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"),
+    ("overrides", "kept"),
     [
         ({}, list(range(10))),
         ({"keep_checkpoints": 3}, [2, 7, 8, 9]),
@@ -99,11 +99,11 @@ def test_closing_tries_once_more_and_tells_whether_everything_is_written(run):
         ({"keep_checkpoints": 2, "backfill": True, "evaluator": False}, [2, 8, 9]),
     ],
 )
-def test_the_newest_the_best_every_nth_and_with_backfill_the_unscored_ones_are_kept(run, given, kept):
-    writer = new_writer(run, **given)
+def test_newest_best_every_nth_and_with_backfill_unscored_checkpoints_are_kept(run, overrides, kept):
+    writer = new_writer(run, **overrides)
     for version in range(3):
         writer.put(snapshot(version))
-    # keep_checkpoints 1 may have deleted it already: the best exists before it is called so
+    # keep_checkpoints 1 may have deleted version 2 already; the link is what counts
     run.checkpoints.mkdir(exist_ok=True)
     run.best.symlink_to("00000002")
     for version in (3, 5):
@@ -115,7 +115,7 @@ def test_the_newest_the_best_every_nth_and_with_backfill_the_unscored_ones_are_k
     assert not list(run.checkpoints.glob(".*"))
 
 
-def test_a_copy_on_the_host_shares_nothing_with_its_source():
+def test_copy_on_the_host_shares_nothing_with_its_source():
     source = {"a": [torch.ones(2), {"b": torch.zeros(1)}], "c": (1, 2.5, None, "text", True)}
     copy = on_host(source)
     source["a"][0].add_(1)

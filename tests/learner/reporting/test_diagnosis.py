@@ -1,4 +1,4 @@
-"""What is kept of an update that went wrong can be loaded and is what was there."""
+"""The batch and the state of an update that was not finite can be loaded and are unchanged."""
 
 import numpy as np
 import safetensors.numpy
@@ -7,22 +7,22 @@ import torch
 from common.config import resolve
 from common.storage.checkpoints import list_checkpoints, load_checkpoint
 from learner.ppo.learner import PPOLearner
-from learner.reporting.diagnosis import MOST_KEPT, save_diagnosis
+from learner.reporting.diagnosis import MAX_SAVED, save_diagnosis
 from learner.rollouts.staging import StagedBatch
 
 CPU = torch.device("cpu")
 
 
-def test_the_batch_and_the_state_it_met_are_kept_three_times_at_most(tmp_path):
+def test_batch_and_state_are_saved_for_at_most_three_updates(tmp_path):
     config = resolve("lab", {"num_actors": 1, "envs_per_actor": 2, "unroll_length": 4, "num_minibatches": 2})
     learner, staged = PPOLearner(config, CPU, 1), StagedBatch(config, CPU)
     staged.rewards[1, 1] = 7.0
-    for version in range(MOST_KEPT + 1):
+    for version in range(MAX_SAVED + 1):
         learner.policy_version = version
-        path = save_diagnosis(tmp_path / "diagnosis", config, learner, staged, {"value_loss": float("nan")})
-        assert (path is None) == (version == MOST_KEPT)
+        said = save_diagnosis(tmp_path / "diagnosis", config, learner, staged, {"value_loss": float("nan")})
+        assert ("already holds" if version == MAX_SAVED else f"are in {tmp_path}") in said
     kept = list_checkpoints(tmp_path / "diagnosis")
-    assert [int(path.name) for path in kept] == list(range(MOST_KEPT))
+    assert [int(path.name) for path in kept] == list(range(MAX_SAVED))
     checkpoint = load_checkpoint(kept[1])
     assert checkpoint.policy_version == 1
     again = PPOLearner(config, CPU, 1)

@@ -1,4 +1,4 @@
-"""Metrics on Ray's Prometheus endpoint: what a run's rows become there, and that training never feels them."""
+"""Metrics on Ray's Prometheus endpoint equal the run's rows, and their errors never reach training."""
 
 import importlib.util
 import secrets
@@ -29,13 +29,13 @@ def row(**values):
         "frames": 64, "policy_version": 1, "policy_lag": 0.0, "max_policy_lag": 0, "fps": 100.0, "episodes": 3,
         "episode_return": None, "episode_length": None, "seconds_waiting": 3.0, "seconds_training": 0.5,
         "seconds_publishing": 0.5, "seconds_collecting": 2.0, "seconds_transfer": 0.25, "seconds_staging": 0.125,
-        "bytes_per_frame": 12288.0, "actors_alive": 2, "actor_restarts": 0, "actors_hung": 0, "lost_rollouts": 0,
+        "bytes_per_frame": 12288.0, "actors_ready": 2, "actor_restarts": 0, "actors_hung": 0, "lost_rollouts": 0,
         "dropped_for_lag": 0, "skipped_updates": 0, **values,
     }  # fmt: skip
 
 
 class Recorder:
-    """Stands for Ray's Gauge and Counter, which have no way to be read."""
+    """Replaces Ray's Gauge and Counter, which cannot be read."""
 
     values: dict[tuple[str, ...], float]
     times_set: int
@@ -66,7 +66,7 @@ class Recorder:
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """What was recorded so far, by name and label."""
+    """The values recorded so far, by name and label."""
     Recorder.values, Recorder.times_set = {}, 0
     monkeypatch.setattr(operator_metrics, "Gauge", Recorder)
     monkeypatch.setattr(operator_metrics, "Counter", Recorder)
@@ -77,17 +77,17 @@ def new_metrics(totals=None):
     return OperatorMetrics("run", num_actors=4, totals=totals or {}, in_flight_bytes=lambda: 7)
 
 
-def test_every_counter_is_there_at_zero_before_anything_happened(recorded):
-    assert new_metrics().problem is None
+def test_every_counter_exists_at_zero_from_the_start(recorded):
+    assert new_metrics().last_error is None
     zeros = {key for key, value in recorded.items() if value == 0}
     assert zeros == {(name, *filter(None, [value])) for name, m in COUNTERS.items() for value in m.label_values}
 
 
-def test_an_updates_row_becomes_gauges_and_increases(recorded):
+def test_row_of_an_update_becomes_gauges_and_increases(recorded):
     metrics = new_metrics()
     metrics.update(row())
     metrics.update(row(frames=128, policy_version=2, fps=50.0, policy_lag=0.5, max_policy_lag=1))
-    assert metrics.problem is None
+    assert metrics.last_error is None
     expected = {
         "heldout_frames": 128, "heldout_updates": 2, "heldout_episodes": 6, "heldout_waiting_seconds": 6.0,
         "heldout_training_seconds": 1.0, "heldout_publishing_seconds": 1.0, "heldout_collecting_seconds": 4.0,
@@ -100,7 +100,7 @@ def test_an_updates_row_becomes_gauges_and_increases(recorded):
     assert ("heldout_episode_return",) not in recorded
 
 
-def test_a_resumed_run_counts_only_what_is_new(recorded):
+def test_resumed_run_counts_only_increases(recorded):
     totals = {"frames": 640, "policy_version": 10, "actor_restarts": 5, "lost_rollouts": 4, "actors_hung": 3}
     metrics = new_metrics(totals)
     metrics.update(row(frames=704, policy_version=11, actor_restarts=6, lost_rollouts=4, actors_hung=3))
@@ -116,10 +116,10 @@ def test_every_dropped_rollout_has_one_reason(recorded):
     metrics.update(row(lost_rollouts=5, actors_hung=2, dropped_for_lag=4, skipped_updates=1))
     dropped = {key[1]: value for key, value in recorded.items() if key[0] == "heldout_rollouts_dropped"}
     assert dropped == {"lost": 3, "hung": 2, "lag": 4}
-    assert recorded["heldout_updates_passed_over",] == 1
+    assert recorded["heldout_skipped_updates",] == 1
 
 
-def test_scores_are_kept_by_split_and_one_that_was_not_played_is_absent(recorded):
+def test_scores_have_a_label_for_the_split_and_absent_scores_no_series(recorded):
     metrics = new_metrics()
     train = {"mean": 6.5, "interval": [5.0, 8.0], "episodes": 20}
     metrics.scored({"policy_version": 30, "train": train, "generalization_gap": None, "test": train})
@@ -134,66 +134,64 @@ def test_scores_are_kept_by_split_and_one_that_was_not_played_is_absent(recorded
     metrics.scored({"policy_version": 40, "train": train, "held_out": held_out, "generalization_gap": 2.5})
     assert recorded["heldout_score", "held_out"] == 4.0 and recorded["heldout_generalization_gap",] == 2.5
     assert ("heldout_score_interval_low", "held_out") not in recorded
-    assert metrics.problem is None
+    assert metrics.last_error is None
 
 
-def test_gauges_are_told_again_while_there_is_nothing_new(recorded, monkeypatch):
+def test_gauges_are_sent_again_while_nothing_changes(recorded, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(operator_metrics.time, "monotonic", lambda: now[0])
     metrics = new_metrics()
     metrics.update(row())
-    metrics.standing(10, disk_problem=True, evaluator_problem=False)
-    metrics.refresh()
+    metrics.set_status(10, True, False)
     assert recorded["heldout_in_flight_bytes",] == 7
     gauges = {key for key in recorded if key[0] in GAUGES}
     told = Recorder.times_set
-    metrics.refresh()
+    metrics.set_status(10, True, False)
     assert Recorder.times_set == told
     now[0] += REFRESH_SECONDS
     for key in gauges:
         del recorded[key]
-    metrics.refresh()
+    metrics.set_status(10, True, False)
     assert {key for key in recorded if key[0] in GAUGES} == gauges
     assert recorded["heldout_disk_problem",] == 1 and recorded["heldout_evaluator_problem",] == 0
 
 
-def test_a_value_that_is_none_is_not_told_again(recorded, monkeypatch):
+def test_value_of_none_ends_a_series(recorded, monkeypatch):
     metrics = new_metrics()
     metrics.update(row(episode_return=5.0))
     metrics.update(row(episode_return=None))
     del recorded["heldout_episode_return",]
-    metrics.refresh()
-    assert ("heldout_episode_return",) not in recorded and metrics.problem is None
+    metrics.set_status(10, True, False)
+    assert ("heldout_episode_return",) not in recorded and metrics.last_error is None
 
 
-def test_an_error_ends_metrics_in_one_line_and_reaches_nobody(recorded):
+def test_error_ends_metrics_with_one_line_and_is_not_raised(recorded):
     metrics = new_metrics()
     metrics.update({"frames": 64})
-    assert metrics.problem == "no more metrics for Prometheus: KeyError: 'fps'"
+    assert metrics.last_error == "no more metrics for Prometheus: KeyError: 'fps'"
     metrics.update(row(frames=128))
     metrics.scored({})
-    metrics.refresh()
+    metrics.set_status(10, True, False)
     assert recorded["heldout_frames",] == 0
-    assert len(metrics.problem.splitlines()) == 1
+    assert len(metrics.last_error.splitlines()) == 1
 
 
-def test_an_error_in_the_making_is_told_too(monkeypatch):
+def test_error_in_the_constructor_is_not_raised(monkeypatch):
     def broken(*args):
         raise RuntimeError("no metrics here")
 
     monkeypatch.setattr(operator_metrics, "Counter", broken)
     metrics = new_metrics()
     metrics.update(row())
-    assert metrics.problem == "no more metrics for Prometheus: RuntimeError: no metrics here"
+    assert metrics.last_error == "no more metrics for Prometheus: RuntimeError: no metrics here"
 
 
-def test_rays_own_classes_take_all_of_it_where_no_ray_runs():
+def test_rays_classes_accept_all_metrics_without_a_running_ray():
     metrics = new_metrics()
     metrics.update(row(lost_rollouts=1, episode_return=1.0))
     metrics.scored({"policy_version": 1, "train": {"mean": 1.0, "interval": [0.0, 2.0]}})
-    metrics.standing(-1, disk_problem=False, evaluator_problem=False)
-    metrics.refresh()
-    assert metrics.problem is None
+    metrics.set_status(-1, False, False)
+    assert metrics.last_error is None
 
 
 def free_port():
@@ -204,13 +202,13 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
-    """`ray start --head` with its agent: (environment of who joins, address, URL of the metrics)."""
+    """`ray start --head` with its agent: (environment of processes that join, address, URL of the metrics)."""
     token = tmp_path_factory.mktemp("token") / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     address, url = f"127.0.0.1:{free_port()}", f"http://127.0.0.1:{(metrics_port := free_port())}/metrics"
     environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
-    # A short name: sockets in it may have 107 bytes. Removed with all that Ray leaves there.
+    # Short, because socket paths may have 107 bytes; removed with everything that Ray leaves in it.
     with tempfile.TemporaryDirectory(prefix="heldout-", ignore_cleanup_errors=True) as directory:
         process = subprocess.Popen(
             [
@@ -220,7 +218,7 @@ def head(tmp_path_factory):
                 *(f"--ray-client-server-port={free_port()}", f"--object-store-memory={250 << 20}"),
                 f"--temp-dir={directory}",
             ],
-            env=with_path(environment),
+            env=without_ray_address(environment),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -232,7 +230,7 @@ def head(tmp_path_factory):
             process.wait(timeout=30)
 
 
-def with_path(environment):
+def without_ray_address(environment):
     import os
 
     kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
@@ -269,7 +267,7 @@ def served(url, run):
 
 
 @needs_agent
-def test_the_endpoint_serves_what_the_runs_files_say(head, run_learner, tiny, tmp_path, rows):
+def test_endpoint_serves_the_numbers_of_the_run_directory(head, run_learner, tiny, tmp_path, rows):
     environment, address, url = head
     run: Path = tmp_path / "served"
     result = run_learner(
@@ -278,7 +276,7 @@ def test_the_endpoint_serves_what_the_runs_files_say(head, run_learner, tiny, tm
         **environment,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    # Ray sends once more when the learner leaves; gauges stay for 20 s.
+    # Ray sends once more when the learner disconnects; gauges stay for 20 s.
     samples, types = served(url, run.name)
     values = {(name, labels.get("split") or labels.get("reason")): value for name, labels, value in samples}
     updates, (*_, score) = rows(run / "metrics.jsonl"), rows(run / "evaluations.jsonl")
@@ -307,7 +305,7 @@ def test_the_endpoint_serves_what_the_runs_files_say(head, run_learner, tiny, tm
 
 
 @needs_agent
-def test_labels_are_few_and_a_resumed_run_goes_on_without_a_jump(head, run_learner, tiny, tmp_path, rows):
+def test_resumed_run_continues_without_a_jump_and_labels_are_few(head, run_learner, tiny, tmp_path, rows):
     environment, address, url = head
     run: Path = tmp_path / "resumed"
     first = ("--run-dir", run, "--address", address, "--no-evaluator", "--total-frames", 256)
@@ -319,7 +317,7 @@ def test_labels_are_few_and_a_resumed_run_goes_on_without_a_jump(head, run_learn
     frames = sorted(value for name, _, value in samples if name == "ray_heldout_frames_total")
     assert frames == [256, 384]
     assert sum(frames) == rows(run / "metrics.jsonl")[-1]["frames"]
-    # By Ray: one value each for a process or a cluster.
+    # Set by Ray, with one value per process or cluster.
     by_ray = {"Component", "NodeAddress", "SessionName", "Version", "WorkerId"}
     ours = {
         name for _, labels, _ in samples for name in labels if name not in by_ray and not name.startswith("otel_scope_")

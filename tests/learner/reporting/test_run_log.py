@@ -1,4 +1,4 @@
-"""Rows that cannot be written wait, and are written once and in order when they can be."""
+"""Rows that cannot be written wait, and are later written once and in order."""
 
 import math
 
@@ -32,37 +32,37 @@ def test_rows_go_to_metrics_and_tensorboard(run):
     assert b"learner/value_loss" in data and b"learner/policy_version" in data
     for absent in (b"episode_return", b"explained_variance", b"learner/time", b"learner/frames"):
         assert absent not in data
-    assert log.problem is None and log.unwritten == 0
+    assert log.last_error is None and log.unwritten == 0
 
 
-def test_rows_wait_while_the_file_cannot_be_written_and_none_is_lost_or_doubled(run):
+def test_rows_wait_for_a_failing_file_and_none_is_lost_or_written_twice(run):
     log = RunLog(run, purge_step=None)
     log.add(row(1))
     aside = run.metrics.rename(run.path / "aside")
     run.metrics.mkdir()
     for version in (2, 3):
         log.add(row(version))
-    assert log.unwritten == 2 and str(run.path) in log.problem and "metrics wait in memory" in log.problem
+    assert log.unwritten == 2 and str(run.path) in log.last_error and "metrics wait in memory" in log.last_error
     run.metrics.rmdir()
     aside.rename(run.metrics)
     log.add(row(4))
     assert versions(run) == [1, 2, 3, 4]
-    assert log.unwritten == 0 and log.problem is None
+    assert log.unwritten == 0 and log.last_error is None
     log.close()
 
 
-def test_tensorboard_failing_keeps_metrics_going_and_catches_up(run):
+def test_failing_tensorboard_does_not_stop_metrics_and_catches_up(run):
     run.tensorboard.write_text("in the way")
     log = RunLog(run, purge_step=None)
     log.add(row(1, value_loss=1.0))
     log.add(row(2, value_loss=2.0))
-    log.add_text("learner/advice", "a line", 128)
-    assert versions(run) == [1, 2] and log.problem is not None
+    log.add_text("learner/bottleneck", "a line", 128)
+    assert versions(run) == [1, 2] and log.last_error is not None
     run.tensorboard.unlink()
     log.close()
     (events,) = (run.tensorboard / "learner").iterdir()
     assert events.read_bytes().count(b"learner/value_loss") == 2
-    assert log.problem is None
+    assert log.last_error is None
 
 
 def test_closing_tries_once_more(run):

@@ -131,7 +131,7 @@ def test_a_killed_actor_is_replaced_and_every_batch_is_whole(running, weights, h
     stream.next_batch(limited())
     for _ in batches(stream, weights, range(2, 5)):
         pass
-    assert fleet.restarts == 1 and fleet.members[0].incarnation == 1
+    assert fleet.counters.actor_restarts == 1 and fleet.members[0].incarnation == 1
     assert stream.counters.lost_rollouts <= 1 and stream.counters.actors_hung == 0
     deadline = time.monotonic() + DEADLINE
     for sources in batches(stream, weights, range(5, 10**6)):
@@ -147,7 +147,7 @@ def test_a_stopped_actor_counts_as_hung_once_and_its_process_is_gone(running, we
     process.send_signal(signal.SIGSTOP)
     for _ in batches(stream, weights, range(1, 4)):
         pass
-    assert (fleet.restarts, stream.counters.actors_hung, stream.counters.lost_rollouts) == (1, 1, 1)
+    assert (fleet.counters.actor_restarts, stream.counters.actors_hung, stream.counters.lost_rollouts) == (1, 1, 1)
     psutil.wait_procs([process], timeout=30)
     assert not process.is_running()
 
@@ -162,7 +162,7 @@ def test_rollouts_of_other_weights_are_not_used(running, weights):
     while stream.counters.lost_rollouts < 2:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert fleet.restarts == 2
+    assert fleet.counters.actor_restarts == 2
     with stream._changed:
         stream._published.weights_sha256[1] = weights_sha256(weights)
     assert len(stream.next_batch(limited()).sources) == ACTORS
@@ -199,7 +199,7 @@ def test_a_node_with_other_code_is_refused_at_once_with_both_versions(new_fleet,
     with pytest.raises(FleetError, match=r"has torch \S+ \(the learner has 1\.2\.3\): install") as error:
         fleet.wait_until_placed(DEADLINE, never)
     assert software()["torch"] in str(error.value) and "\n" not in str(error.value)
-    assert fleet.restarts == 0
+    assert fleet.counters.actor_restarts == 0
 
 
 def test_a_node_with_other_code_that_joins_later_does_not_end_the_run(running, weights, monkeypatch):
@@ -208,13 +208,13 @@ def test_a_node_with_other_code_that_joins_later_does_not_end_the_run(running, w
     same, fleet.learner = fleet.learner, dataclasses.replace(fleet.learner, software={"heldout's code": "other"})
     fleet.replace(1, "its node was lost")
     deadline = time.monotonic() + DEADLINE
-    while fleet.problem is None and time.monotonic() < deadline:
+    while fleet.last_error is None and time.monotonic() < deadline:
         fleet.ready()
         time.sleep(0.05)
-    assert "the learner has other" in fleet.problem
+    assert "the learner has other" in fleet.last_error
     fleet.learner = same  # the next one is placed on a node that is right
     wait_for_all(fleet)
-    assert fleet.problem is None
+    assert fleet.last_error is None
     assert len(list(batches(stream, weights, [1]))) == 1
 
 
@@ -228,7 +228,7 @@ def test_actors_of_a_resumed_run_go_on_where_they_stood(new_fleet, weights):
         actor.close()
     fleet = new_fleet(config, started_at=1, states=states, restarts=3)
     fleet.wait_until_placed(DEADLINE, never)
-    assert fleet.restarts == 3
+    assert fleet.counters.actor_restarts == 3
     reference = ray.put(weights)
     for actor_id in range(ACTORS):
         rollout = ray.get(fleet.collect(actor_id, reference, 1))
