@@ -73,7 +73,7 @@ def on_all_cores(make_work: Callable[[int], Callable[[], int]], cores: int, seco
 
 def env_stepping(config: Config, cores: int, seconds: float) -> float:
     """a: the C++ threads of one batch step all environments."""
-    envs = make_envs(config.num_envs, config.env_name, config.distribution_mode, 0, 20, rand_seed=1, num_threads=cores)
+    envs = make_envs(config.num_envs, config.game, 0, 20, rand_seed=1, num_threads=cores)
     generator = np.random.default_rng(0)
 
     def work() -> int:

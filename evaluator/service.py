@@ -240,5 +240,5 @@ class EvaluationService:
                 self._latest = row
         policy = load_policy(checkpoint)
         for kind, level in self._report.levels_to_film(version).items():
-            film = film_episode(policy, config.env_name, config.distribution_mode, level, config.seed)
+            film = film_episode(policy, config.game, level, config.seed)
             self._report.add_film(version, kind, film)

@@ -66,8 +66,7 @@ def run(options: argparse.Namespace) -> None:
     prepare_process(num_threads=1, sees_gpu=False)
     film = film_episode(
         load_policy(checkpoint),
-        config.env_name,
-        config.distribution_mode,
+        config.game,
         level,
         config.seed if options.seed is None else options.seed,
         options.episode,

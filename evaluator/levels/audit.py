@@ -41,7 +41,7 @@ class Audit:
     """
 
     def __init__(self, config: Config):
-        self.env_name, self.distribution_mode = config.env_name, config.distribution_mode
+        self.game = config.game
         self.training_levels = _compared_training_levels(config)
         self.judged = 0
         # float32 [levels, frames * 192]: block means find the few pairs whose pixels have to be compared.
@@ -79,7 +79,7 @@ class Audit:
         for start in range(0, len(levels), _LEVELS_AT_ONCE):
             chunk = levels[start : start + _LEVELS_AT_ONCE]
             frames = np.empty((len(chunk), len(COMPARED_AFTER), *OBSERVATION_SHAPE), np.uint8)
-            envs = make_level_bound_envs(self.env_name, self.distribution_mode, chunk)
+            envs = make_level_bound_envs(self.game, chunk)
             try:
                 for step in range(len(_ACTIONS) + 1):
                     if step in COMPARED_AFTER:
@@ -100,7 +100,7 @@ class Audit:
 
     def _lost(self, levels: Sequence[int], action: int) -> list[int]:
         """Those whose first episode ends within `FEW_STEPS` of `action` and brings no reward."""
-        envs = make_level_bound_envs(self.env_name, self.distribution_mode, levels)
+        envs = make_level_bound_envs(self.game, levels)
         try:
             observe(envs)
             is_playing = np.ones(len(levels), np.bool_)

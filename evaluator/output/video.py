@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from common.games import GAMES, NUM_ACTIONS
+from common.games import NUM_ACTIONS, Game
 from common.policy_network import PolicyNetwork
 from common.procgen_env import make_envs, make_level_bound_envs, observe
 from evaluator.scores.play import WrongLevelError, decide, episode_uniforms
@@ -56,8 +56,7 @@ class Film:
 
 def film_episode(
     policy: PolicyNetwork,
-    env_name: str,
-    distribution_mode: str,
+    game: Game,
     level: int,
     seed: int,
     episode: int = 0,
@@ -73,11 +72,10 @@ def film_episode(
     """
     sharp = resolution == 512
     if sharp:
-        envs = make_envs(1, env_name, distribution_mode, level, 1, rand_seed=0, render=True)
+        envs = make_envs(1, game, level, 1, rand_seed=0, render=True)
     else:
-        envs = make_level_bound_envs(env_name, distribution_mode, [level])
-    time_limit = GAMES[env_name].time_limit
-    uniforms = episode_uniforms(seed, level, episode, time_limit)
+        envs = make_level_bound_envs(game, [level])
+    uniforms = episode_uniforms(seed, level, episode, game.time_limit)
     steps: list[Step] = []
     try:
         has_ended = False
@@ -95,7 +93,7 @@ def film_episode(
     if info["prev_level_seed"] != level:
         raise WrongLevelError(f"the film of level {level} shows level {info['prev_level_seed']}")
     completed = bool(info["prev_level_complete"])
-    timed_out = len(steps) >= time_limit and not completed
+    timed_out = len(steps) >= game.time_limit and not completed
     return Film(steps, level, episode, sum(step.reward for step in steps), completed, timed_out)
 
 

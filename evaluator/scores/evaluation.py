@@ -62,14 +62,12 @@ def evaluate(
 ) -> Evaluation:
     """Plays `checkpoint` on the levels of `slots`."""
     started = time.perf_counter()
-    config = checkpoint.config
-    episodes = play(
-        load_policy(checkpoint), config.env_name, config.distribution_mode, slots, episodes_per_level, seed, greedy
-    )
+    game = checkpoint.config.game
+    episodes = play(load_policy(checkpoint), game, slots, episodes_per_level, seed, greedy)
     return Evaluation(
         checkpoint=checkpoint,
         episodes=episodes,
         levels=level_scores(episodes),
-        splits=split_scores(episodes, config.env_name, config.distribution_mode),
+        splits=split_scores(episodes, game),
         seconds=time.perf_counter() - started,
     )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.games import GAMES
+from common.games import Game
 from common.policy_network import PolicyNetwork, sample_actions
 from common.procgen_env import envs_from_states, make_level_bound_envs, observe
 from common.storage.checkpoints import Checkpoint
@@ -52,8 +52,7 @@ def episode_uniforms(seed: int, level: int, episode: int, count: int) -> np.ndar
 
 def play(
     policy: PolicyNetwork,
-    env_name: str,
-    distribution_mode: str,
+    game: Game,
     slots: Sequence[tuple[Split, int]],
     episodes_per_level: int,
     seed: int,
@@ -74,8 +73,8 @@ def play(
     Raises:
         WrongLevelError: an environment reports another level than it was bound to.
     """
-    book = _Book(slots, episodes_per_level, seed, GAMES[env_name].time_limit)
-    envs = make_level_bound_envs(env_name, distribution_mode, [level for _, level in slots])
+    book = _Book(slots, episodes_per_level, seed, game.time_limit)
+    envs = make_level_bound_envs(game, [level for _, level in slots])
     try:
         order = np.arange(len(slots))  # order[i]: the slot played at place i of the batch
         _, frames, _ = observe(envs)
@@ -83,7 +82,7 @@ def play(
             if places.size <= compact_at * order.size:
                 states = envs.callmethod("get_state")
                 envs.close()
-                envs = envs_from_states(env_name, distribution_mode, [states[place] for place in places])
+                envs = envs_from_states(game, [states[place] for place in places])
                 _, frames, _ = observe(envs)
                 order = order[places]
                 places = np.arange(order.size)

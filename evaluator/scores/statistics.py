@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from common.games import normalized_return
+from common.games import Game
 from evaluator.levels.level_sets import SPLITS, Split
 from evaluator.scores.bootstrap import Interval, difference_interval, matrix, mean_interval
 
@@ -82,7 +82,7 @@ def level_scores(episodes: Sequence[Episode]) -> list[LevelScore]:
     ]
 
 
-def split_score(episodes: Sequence[Episode], env_name: str, distribution_mode: str) -> SplitScore:
+def split_score(episodes: Sequence[Episode], game: Game) -> SplitScore:
     """The score of the split whose `episodes` these are, as many on each level.
 
     Raises:
@@ -97,7 +97,7 @@ def split_score(episodes: Sequence[Episode], env_name: str, distribution_mode: s
         mean=mean,
         stderr=_standard_error(means, mean),
         interval=mean_interval(returns_by_level(episodes)),
-        normalized=normalized_return(env_name, distribution_mode, mean),
+        normalized=game.normalized_return(mean),
         success_rate=_mean(level.success_rate for level in levels),
         timeout_rate=_mean(level.timeout_rate for level in levels),
         episodes=len(episodes),
@@ -105,9 +105,9 @@ def split_score(episodes: Sequence[Episode], env_name: str, distribution_mode: s
     )
 
 
-def split_scores(episodes: Sequence[Episode], env_name: str, distribution_mode: str) -> dict[Split, SplitScore]:
+def split_scores(episodes: Sequence[Episode], game: Game) -> dict[Split, SplitScore]:
     """The score of every split that was played."""
-    return {split: split_score(own, env_name, distribution_mode) for split, own in by_split(episodes).items()}
+    return {split: split_score(own, game) for split, own in by_split(episodes).items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from common.config import Config, ConfigError, resolve
+from common.games import Game
 from common.procgen_env import make_envs, observe
 from common.storage.run_directory import RunDirectory
 from evaluator.levels.audit import FEW_STEPS, TOLERANCE, Audit
@@ -19,7 +20,7 @@ def easy(env_name: str, **given: Any) -> Config:
 
 
 def first_frame(env_name: str, level: int) -> np.ndarray:
-    envs = make_envs(1, env_name, "easy", level, 1, rand_seed=0)
+    envs = make_envs(1, Game(env_name, "easy"), level, 1, rand_seed=0)
     frame = observe(envs)[1][0].copy()
     envs.close()
     return frame.astype(np.int16)
@@ -65,7 +66,7 @@ def test_jumper_levels_that_nothing_survives_are_found() -> None:
     lost = set(levels)
     for action in range(15):
         for level in sorted(lost):
-            envs = make_envs(1, "jumper", "easy", level, 1, rand_seed=0)
+            envs = make_envs(1, Game("jumper", "easy"), level, 1, rand_seed=0)
             observe(envs)
             reward, ended = 0.0, False
             for _ in range(FEW_STEPS):

@@ -100,7 +100,7 @@ def test_levels_png_is_a_picture(written: RunDirectory) -> None:
 
 def test_films_are_named_by_version_kind_and_level(checkpoint: Checkpoint, config: Config, tmp_path: Path) -> None:
     report = Report(RunDirectory(tmp_path), config)
-    film = film_episode(load_policy(checkpoint), config.env_name, config.distribution_mode, 3, seed=0)
+    film = film_episode(load_policy(checkpoint), config.game, 3, seed=0)
     report.add_film(VERSION, "worst", film)
     report.close()
     (path,) = (tmp_path / "videos").iterdir()

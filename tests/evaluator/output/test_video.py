@@ -8,12 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from common.games import GAMES
+from common.games import Game
 from common.policy_network import PolicyNetwork
 from common.storage.checkpoints import Checkpoint
 from evaluator.output.video import _CHOSEN, Film, Step, encode_gif, film_episode
 from evaluator.scores.play import load_policy, play
 
+LEAPER = Game("leaper", "easy")
 SEED, LEVEL = 11, 2
 
 
@@ -30,7 +31,7 @@ def played(policy: PolicyNetwork, greedy: bool) -> dict[int, list[tuple[np.ndarr
         if level == LEVEL:
             steps[episode].append((frame.copy(), action))
 
-    play(policy, "leaper", "easy", [("train", 0), ("test", LEVEL)], 2, SEED, greedy, record)
+    play(policy, LEAPER, [("train", 0), ("test", LEVEL)], 2, SEED, greedy, record)
     return steps
 
 
@@ -38,7 +39,7 @@ def played(policy: PolicyNetwork, greedy: bool) -> dict[int, list[tuple[np.ndarr
 @pytest.mark.parametrize("episode", [0, 1])
 def test_a_film_shows_exactly_the_episode_that_was_scored(policy: PolicyNetwork, greedy: bool, episode: int) -> None:
     scored = played(policy, greedy)[episode]
-    film = film_episode(policy, "leaper", "easy", LEVEL, SEED, episode, greedy)
+    film = film_episode(policy, LEAPER, LEVEL, SEED, episode, greedy)
     assert [step.action for step in film.steps] == [action for _, action in scored]
     assert all((step.frame == frame).all() for step, (frame, _) in zip(film.steps, scored, strict=True))
     assert all(step.probabilities.sum() == pytest.approx(1, abs=1e-5) for step in film.steps)
@@ -47,7 +48,7 @@ def test_a_film_shows_exactly_the_episode_that_was_scored(policy: PolicyNetwork,
 
 
 def test_the_sharp_film_shows_the_same_episode(policy: PolicyNetwork) -> None:
-    small, sharp = (film_episode(policy, "leaper", "easy", LEVEL, SEED, resolution=size) for size in (64, 512))
+    small, sharp = (film_episode(policy, LEAPER, LEVEL, SEED, resolution=size) for size in (64, 512))
     assert [step.action for step in sharp.steps] == [step.action for step in small.steps]
     assert (sharp.episode_return, sharp.completed) == (small.episode_return, small.completed)
     assert sharp.steps[0].frame.shape == (512, 512, 3)
@@ -60,9 +61,10 @@ def test_the_sharp_film_shows_the_same_episode(policy: PolicyNetwork) -> None:
 def test_who_stands_still_runs_out_of_time(policy: PolicyNetwork) -> None:
     idle = copy.deepcopy(policy)
     idle.policy_head.bias[4] = 1000.0
-    film = film_episode(idle, "maze", "easy", LEVEL, SEED)
+    maze = Game("maze", "easy")
+    film = film_episode(idle, maze, LEVEL, SEED)
     assert film.timed_out and not film.completed
-    assert film.length == GAMES["maze"].time_limit
+    assert film.length == maze.time_limit
 
 
 def made_up(length: int, size: int = 64) -> Film:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.games import Game
 from common.policy_network import PolicyNetwork
 from common.procgen_env import make_envs, make_level_bound_envs
 from common.storage.checkpoints import Checkpoint
@@ -11,6 +12,7 @@ from evaluator.scores.play import WrongLevelError, choose_actions, episode_unifo
 from evaluator.scores.statistics import Episode
 
 SEED = 11
+LEAPER = Game("leaper", "easy")
 SLOTS: list[tuple[Split, int]] = [("train", 0), ("train", 1), ("validation", 2), ("validation", 2_000_000_011)]
 Actions = dict[tuple[int, int], list[int]]
 
@@ -28,7 +30,7 @@ def play_recorded(
     def record(level: int, episode: int, frame: np.ndarray, action: int) -> None:
         actions.setdefault((level, episode), []).append(action)
 
-    played = play(policy, "leaper", "easy", slots, episodes, SEED, greedy, record, compact_at)
+    played = play(policy, LEAPER, slots, episodes, SEED, greedy, record, compact_at)
     return played, actions
 
 
@@ -43,7 +45,7 @@ def play_one_by_one(policy: PolicyNetwork, levels: list[int], episodes: int) -> 
     results = []
     actions: Actions = {}
     for level in levels:
-        env = make_envs(1, "leaper", "easy", start_level=level, num_levels=1, rand_seed=123)
+        env = make_envs(1, LEAPER, start_level=level, num_levels=1, rand_seed=123)
         for episode in range(episodes):
             uniforms = np.random.Generator(np.random.Philox(key=[SEED, level * 2**32 + episode]))
             episode_return, length, done = 0.0, 0, False
@@ -96,16 +98,14 @@ def test_what_is_played_on_a_level_does_not_depend_on_the_other_slots(
 
 
 def test_an_environment_on_another_level_is_an_error(policy: PolicyNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        scoring, "make_level_bound_envs", lambda name, mode, levels: make_level_bound_envs(name, mode, [4])
-    )
+    monkeypatch.setattr(scoring, "make_level_bound_envs", lambda game, levels: make_level_bound_envs(game, [4]))
     with pytest.raises(WrongLevelError, match="slot of level 3 played level 4"):
-        play(policy, "leaper", "easy", [("train", 3)], 1, SEED)
+        play(policy, LEAPER, [("train", 3)], 1, SEED)
 
 
 def test_a_policy_that_stands_still_times_out(policy: PolicyNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "choose_actions", lambda policy, frames, *_: np.full(len(frames), 4, np.int32))
-    played = play(policy, "leaper", "easy", [("train", 0)], 1, SEED)
+    played = play(policy, LEAPER, [("train", 0)], 1, SEED)
     assert [(e.length, e.completed, e.timed_out) for e in played] == [(500, False, True)]
 
 
@@ -138,9 +138,7 @@ def test_every_episode_has_a_stream_of_its_own_that_never_changes() -> None:
 def test_threads_of_torch_and_of_procgen_change_nothing(
     policy: PolicyNetwork, batched: tuple[list[Episode], Actions], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        scoring, "make_level_bound_envs", lambda name, mode, levels: make_level_bound_envs(name, mode, levels, 2)
-    )
+    monkeypatch.setattr(scoring, "make_level_bound_envs", lambda game, levels: make_level_bound_envs(game, levels, 2))
     torch.set_num_threads(2)
     assert play_recorded(policy, SLOTS, 2) == batched
     assert torch.get_num_threads() == 2

@@ -3,6 +3,7 @@ import math
 
 import pytest
 
+from common.games import Game
 from evaluator.levels.level_sets import Split
 from evaluator.scores.statistics import Episode, generalization_gap, level_scores, split_score, split_scores
 
@@ -20,6 +21,7 @@ def episode(split: Split, level: int, number: int, episode_return: float, length
     )
 
 
+COINRUN = Game("coinrun", "easy")
 # Level means 10, 5, 0 (training) and 0, 10 (held-out).
 EPISODES = [
     episode("train", 0, 0, 10, 20),
@@ -48,7 +50,7 @@ def test_a_levels_score_averages_its_episodes() -> None:
 
 
 def test_a_splits_score_averages_its_levels_and_counts_them_in_the_standard_error() -> None:
-    train = split_scores(EPISODES, "coinrun", "easy")["train"]
+    train = split_scores(EPISODES, COINRUN)["train"]
     assert train.mean == 5.0
     assert train.stderr == pytest.approx(5.0 / math.sqrt(3), abs=1e-12)  # deviations 5, 0, -5: variance 50 / 2
     assert train.normalized == 0.0  # coinrun's range is 5 to 10
@@ -59,30 +61,30 @@ def test_a_splits_score_averages_its_levels_and_counts_them_in_the_standard_erro
 
 def test_normalisation_uses_the_difficultys_own_range() -> None:
     played = [episode("train", 0, 0, 8.0)]
-    assert split_score(played, "maze", "easy").normalized == pytest.approx(0.6)  # 5 to 10
-    assert split_score(played, "maze", "hard").normalized == pytest.approx(4 / 6)  # 4 to 10
+    assert split_score(played, Game("maze", "easy")).normalized == pytest.approx(0.6)  # 5 to 10
+    assert split_score(played, Game("maze", "hard")).normalized == pytest.approx(4 / 6)  # 4 to 10
 
 
 def test_levels_with_different_numbers_of_episodes_have_no_interval() -> None:
     uneven = [episode("train", 0, 0, 10.0)] + [episode("train", 1, i, 0.0) for i in range(9)]
     with pytest.raises(ValueError, match="same number of episodes"):
-        split_score(uneven, "coinrun", "easy")
+        split_score(uneven, COINRUN)
 
 
 def test_one_level_has_neither_standard_error_nor_interval() -> None:
-    score = split_score(EPISODES[:2], "coinrun", "easy")
+    score = split_score(EPISODES[:2], COINRUN)
     assert (score.stderr, score.interval) == (None, None)
 
 
 def test_the_interval_holds_the_mean_and_does_not_depend_on_the_order_of_levels() -> None:
-    score = split_score(TRAIN, "coinrun", "easy")
+    score = split_score(TRAIN, COINRUN)
     assert score.interval is not None and 0 <= score.interval[0] < 5 < score.interval[1] <= 10
-    assert split_score(TRAIN[::-1], "coinrun", "easy").interval == score.interval
+    assert split_score(TRAIN[::-1], COINRUN).interval == score.interval
 
 
 def test_no_levels_have_no_score() -> None:
     with pytest.raises(ValueError, match="without levels"):
-        split_score([], "coinrun", "easy")
+        split_score([], COINRUN)
 
 
 def test_the_gap_is_training_minus_held_out_and_needs_both() -> None:
