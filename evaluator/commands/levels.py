@@ -76,20 +76,16 @@ def _summary(name: str, mode: str, audit: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _print_details(contents: dict[str, Any]) -> None:
+    from evaluator.levels.level_file import describe_removal
+
     removed = contents["audit"]["removed"]
     if removed:
         print_table(
             ("split", "level", "why"),
-            [(removal["split"], str(removal["level"]), _why(removal)) for removal in removed[:_SHOWN]],
+            [(removal["split"], str(removal["level"]), describe_removal(removal)) for removal in removed[:_SHOWN]],
             left=("split", "why"),
         )
         if len(removed) > _SHOWN:
             print(f"and {len(removed) - _SHOWN} more; --json lists all")
     for split, rule in contents["rule"].items():
         print(f"{split}: {rule}")
-
-
-def _why(removal: dict[str, Any]) -> str:
-    if removal["reason"] == "same_picture":
-        return f"looks like training level {removal['same_as']}"
-    return "ends at once under every action"

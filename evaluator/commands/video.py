@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
         raise UsageError("--split chooses among scored levels; --level names one: give one of them")
     require_new_file("--output", options.output)
     from common.process import prepare_process
-    from evaluator.output.video import encode_gif, film_episode
+    from evaluator.output.video import encode_gif, record_episode
     from evaluator.scores.play import load_policy
 
     checkpoint = load(options.path)
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
     if level is None:
         level = _scored_level(checkpoint, options.which or "worst", options.split)
     prepare_process(num_threads=1, sees_gpu=False)
-    film = film_episode(
+    video = record_episode(
         load_policy(checkpoint),
         config.game,
         level,
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
         options.policy == "greedy",
         options.resolution,
     )
-    write_new_file("--output", options.output, encode_gif(film))
+    write_new_file("--output", options.output, encode_gif(video))
     if options.json:
         print(
             json.dumps(
@@ -82,34 +82,32 @@ def run(options: argparse.Namespace) -> None:
                     "policy_version": checkpoint.policy_version,
                     "level": level,
                     "episode": options.episode,
-                    "length": film.length,
-                    "episode_return": film.episode_return,
-                    "completed": film.completed,
-                    "timed_out": film.timed_out,
+                    "length": video.length,
+                    "episode_return": video.episode_return,
+                    "completed": video.completed,
+                    "timed_out": video.timed_out,
                 }
             )
         )
         return
-    outcome = "completed" if film.completed else "timed out" if film.timed_out else "not completed"
-    print(f"{options.output}: level {level}, {film.length} steps, episode return {film.episode_return:g}, {outcome}")
+    outcome = "completed" if video.completed else "timed out" if video.timed_out else "not completed"
+    print(f"{options.output}: level {level}, {video.length} steps, episode return {video.episode_return:g}, {outcome}")
 
 
 def _scored_level(checkpoint: "Checkpoint", which: str, split: Any) -> int:
     from common.storage.jsonl import read_jsonl
-    from evaluator.output.scoreboard import LevelHistory, most_forgotten, typical, worst
+    from evaluator.output.scoreboard import LEVEL_CHOICES, LevelHistory
 
     run = run_of(checkpoint)
     rows = [] if run is None else read_jsonl(run.evaluations)
     own = next((row for row in reversed(rows) if row["policy_version"] == checkpoint.policy_version), None)
     if run is None or own is None:
         raise UsageError(f"{checkpoint.path} has no scores to choose a level by; give --level N")
-    split = split or own.get("held_out_split", "validation")
+    split = split or own["held_out_split"]
     history = LevelHistory.read(run.levels, {row["policy_version"] for row in rows})
-    # levels.csv decides, not the row: it may have been lost, or be of a version without splits.
     if not history.at(split, checkpoint.policy_version):
         raise UsageError(f"{checkpoint.path} has no scores on {split} levels; give --level N")
-    choose = {"worst": worst, "forgotten": most_forgotten, "typical": typical}[which]
-    level = choose(history, checkpoint.policy_version, split)
+    level = LEVEL_CHOICES[which](history, checkpoint.policy_version, split)
     if level is None:
         raise UsageError(f"{checkpoint.path} has forgotten no {split} level; give --level N")
     return level
