@@ -54,12 +54,11 @@ def make_env_groups(config: Config, rand_seed: int, halves: bool, state: ActorSt
     They go on from `state`, or begin anew with levels drawn by `rand_seed`.
     """
     num_envs = config.envs_per_actor
-    game = config.env_name, config.distribution_mode
     halves = halves and num_envs >= 2
     if state is not None:
         saved = state.split_env_states()
     else:
-        envs = make_envs(num_envs, *game, config.start_level, config.num_levels, rand_seed=rand_seed)
+        envs = make_envs(num_envs, config.game, config.start_level, config.num_levels, rand_seed=rand_seed)
         if not halves:
             return [EnvGroup(envs, slice(0, num_envs))]
         envs.observe()
@@ -67,7 +66,7 @@ def make_env_groups(config: Config, rand_seed: int, halves: bool, state: ActorSt
         envs.close()
     middle = num_envs // 2 if halves else num_envs
     groups = [
-        EnvGroup(envs_from_states(*game, saved[columns], num_threads=1 if halves else 0), columns)
+        EnvGroup(envs_from_states(config.game, saved[columns], num_threads=1 if halves else 0), columns)
         for columns in (slice(0, middle), slice(middle, num_envs))
         if columns.start < columns.stop
     ]

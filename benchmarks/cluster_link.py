@@ -35,7 +35,7 @@ from benchmarks.processes import end_on_sigterm, summarize
 from benchmarks.report import Column, machine, make_console, make_parser, median_seconds, show_table
 from common.config import resolve
 from common.frame_compression import compress_frames, decompress_frames
-from common.games import NUM_ACTIONS
+from common.games import NUM_ACTIONS, Game
 from common.policy_network import PolicyNetwork
 from common.procgen_env import make_envs, observe
 from common.storage.jsonl import read_jsonl
@@ -128,7 +128,7 @@ def predict(rows: list[dict[str, Any]], bytes_per_second: float, beside: float) 
 
 def random_play(game: str) -> np.ndarray:
     """uint8 `[256, 4, 64, 64, 3]`: a rollout of four environments under random actions, 12.6 MB."""
-    envs = make_envs(4, game, "easy", 0, 200, rand_seed=1, num_threads=1)
+    envs = make_envs(4, Game(game, "easy"), 0, 200, rand_seed=1, num_threads=1)
     generator = np.random.default_rng(0)
     frames = np.empty((256, 4, 64, 64, 3), np.uint8)
     for step in frames:

@@ -48,7 +48,7 @@ def measure(rounds: int, num_levels: int) -> dict[str, object]:
     figures: dict[str, list[float]] = {"evaluator": [], **{f"actor {name}": [] for name in actors}}
     for _ in range(rounds):
         started = time.perf_counter()
-        episodes = play(policy, config.env_name, config.distribution_mode, slots, 1, seed=0)
+        episodes = play(policy, config.game, slots, 1, seed=0)
         figures["evaluator"].append(sum(episode.length for episode in episodes) / (time.perf_counter() - started))
         for name, actor in actors.items():
             started = time.perf_counter()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 from benchmarks.report import make_parser
+from common.games import Game
 from common.procgen_env import make_envs, observe
 
 NUM_ENVS, NUM_STEPS, MINIBATCH, EPOCHS = 64, 256, 2048, 3
@@ -131,7 +132,7 @@ def main() -> None:
     torch.manual_seed(0)
     network = Network()
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-4)
-    envs = make_envs(NUM_ENVS, "coinrun", "easy", 0, 20, rand_seed=1, num_threads=4)
+    envs = make_envs(NUM_ENVS, Game("coinrun", "easy"), 0, 20, rand_seed=1, num_threads=4)
     warm_up = SampleBuffer(MINIBATCH)
     rollout(envs, network, warm_up, MINIBATCH // NUM_ENVS)
     update(network, optimizer, warm_up)

@@ -42,7 +42,7 @@ class ProcgenEnv(gymnasium.Env):
 
     def __init__(self, env_config: dict[str, Any]):
         config = env_config["config"]
-        game = (config.env_name, config.distribution_mode, config.start_level, config.num_levels)
+        game = (config.game, config.start_level, config.num_levels)
         self.env = make_envs(1, *game, rand_seed=np.random.randint(2**31 - 1))  # RLlib seeds numpy in each runner
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:

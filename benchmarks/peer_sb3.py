@@ -31,7 +31,7 @@ class ProcgenVecEnv(VecEnv):
     """
 
     def __init__(self, config: Config):
-        game = (config.env_name, config.distribution_mode, config.start_level, config.num_levels)
+        game = (config.game, config.start_level, config.num_levels)
         self.envs = make_envs(config.num_envs, *game, rand_seed=1, num_threads=available_cores())
         observation_space = spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8)
         super().__init__(config.num_envs, observation_space, spaces.Discrete(NUM_ACTIONS))

@@ -50,7 +50,7 @@ KEEPING_ALLOCATOR = {
 
 def env_stepping(config: Config, cores: int, seconds: float) -> float:
     """a: one batch of all environments, stepped by its C++ threads."""
-    envs = make_envs(config.num_envs, config.env_name, config.distribution_mode, 0, 20, rand_seed=1, num_threads=cores)
+    envs = make_envs(config.num_envs, config.game, 0, 20, rand_seed=1, num_threads=cores)
     generator = np.random.default_rng(0)
 
     def work() -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.cli import UsageError
-from common.games import DISTRIBUTION_MODES, GAMES, MAX_LEVEL_SEED
+from common.games import DISTRIBUTION_MODES, GAMES, MAX_LEVEL_SEED, Game
 from common.policy_network import NetworkSettings
 
 
@@ -177,6 +177,11 @@ class Config:
     def _require(self, name: str, holds: bool, condition: str) -> None:
         if not holds:
             raise ConfigError(f"{flag(name)} {getattr(self, name)} must be {condition}")
+
+    @property
+    def game(self) -> Game:
+        """The Procgen game and its distribution mode."""
+        return Game(self.env_name, self.distribution_mode)
 
     @property
     def num_envs(self) -> int:

@@ -13,8 +13,8 @@ MAX_LEVEL_SEED = 2**31 - 1  # num_levels=0 draws from [0, MAX_LEVEL_SEED)
 
 
 @dataclass(frozen=True, slots=True)
-class Game:
-    """One game: `easy` and `hard` are (R_min, R_max) in raw reward, `time_limit` is in steps."""
+class GameConstants:
+    """`easy` and `hard` are (R_min, R_max) in raw reward, `time_limit` is in steps."""
 
     easy: tuple[float, float]
     hard: tuple[float, float]
@@ -22,26 +22,41 @@ class Game:
 
 
 GAMES = {
-    "bigfish": Game((1, 40), (0, 40), 6000),
-    "bossfight": Game((0.5, 13), (0.5, 13), 4000),
-    "caveflyer": Game((3.5, 12), (2, 13.4)),
-    "chaser": Game((0.5, 13), (0.5, 14.2)),
-    "climber": Game((2, 12.6), (1, 12.6)),
-    "coinrun": Game((5, 10), (5, 10)),
-    "dodgeball": Game((1.5, 19), (1.5, 19)),
-    "fruitbot": Game((-1.5, 32.4), (-0.5, 27.2)),
-    "heist": Game((3.5, 10), (2, 10)),
-    "jumper": Game((1, 10), (1, 10)),
-    "leaper": Game((1.5, 10), (1.5, 10), 500),
-    "maze": Game((5, 10), (4, 10), 500),
-    "miner": Game((1.5, 13), (1.5, 20)),
-    "ninja": Game((3.5, 10), (2, 10)),
-    "plunder": Game((4.5, 30), (3, 30), 4000),
-    "starpilot": Game((2.5, 64), (1.5, 35)),
+    "bigfish": GameConstants((1, 40), (0, 40), 6000),
+    "bossfight": GameConstants((0.5, 13), (0.5, 13), 4000),
+    "caveflyer": GameConstants((3.5, 12), (2, 13.4)),
+    "chaser": GameConstants((0.5, 13), (0.5, 14.2)),
+    "climber": GameConstants((2, 12.6), (1, 12.6)),
+    "coinrun": GameConstants((5, 10), (5, 10)),
+    "dodgeball": GameConstants((1.5, 19), (1.5, 19)),
+    "fruitbot": GameConstants((-1.5, 32.4), (-0.5, 27.2)),
+    "heist": GameConstants((3.5, 10), (2, 10)),
+    "jumper": GameConstants((1, 10), (1, 10)),
+    "leaper": GameConstants((1.5, 10), (1.5, 10), 500),
+    "maze": GameConstants((5, 10), (4, 10), 500),
+    "miner": GameConstants((1.5, 13), (1.5, 20)),
+    "ninja": GameConstants((3.5, 10), (2, 10)),
+    "plunder": GameConstants((4.5, 30), (3, 30), 4000),
+    "starpilot": GameConstants((2.5, 64), (1.5, 35)),
 }
 
 
-def normalized_return(env_name: str, distribution_mode: str, episode_return: float) -> float:
-    """(return - R_min) / (R_max - R_min): 0 is a trivial policy, 1 the best possible (Procgen paper, eq. 1)."""
-    low, high = getattr(GAMES[env_name], distribution_mode)
-    return (episode_return - low) / (high - low)
+@dataclass(frozen=True, slots=True)
+class Game:
+    """A game of `GAMES` in one of the `DISTRIBUTION_MODES`."""
+
+    env_name: str
+    distribution_mode: str
+
+    def __str__(self) -> str:
+        return f"{self.env_name} {self.distribution_mode}"
+
+    @property
+    def time_limit(self) -> int:
+        """Steps after which the game ends an episode."""
+        return GAMES[self.env_name].time_limit
+
+    def normalized_return(self, episode_return: float) -> float:
+        """(return - R_min) / (R_max - R_min): 0 is a trivial policy, 1 the best possible (Procgen paper, eq. 1)."""
+        low, high = getattr(GAMES[self.env_name], self.distribution_mode)
+        return (episode_return - low) / (high - low)

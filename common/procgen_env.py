@@ -1,8 +1,8 @@
 """Building Procgen's vectorised environments, for training and bound to exact levels.
 
-`ProcgenGym3Env` is used directly: `act(actions)` returns at once while C++ threads step; `observe()` waits and
-gives (reward of the last action, observation dict, first). At first=1 the observation already is the next
-episode's first frame; the terminal frame is never shown.
+`ProcgenGym3Env` is used directly: `act(actions)` returns immediately while C++ threads step; `observe()` waits and
+returns (reward of the last action, observation dict, first). At first=1 the observation is already the first frame of
+the next episode; the terminal frame is never shown.
 """
 
 import functools
@@ -12,18 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from common.games import OBSERVATION_SHAPE, Game
+
 
 class MissingLibrary(RuntimeError):
-    """The system lacks a library that Procgen loads; the message is its file name, as `libGL.so.1`."""
+    """A system library that Procgen loads is missing; the message is its file name, such as `libGL.so.1`."""
 
 
-# The Debian and Ubuntu packages that hold what Procgen loads.
+# The Debian and Ubuntu packages that contain the libraries Procgen loads.
 SYSTEM_PACKAGES = "libgl1 libglib2.0-0"
 
 
 @functools.cache
 def _procgen() -> Any:
-    """The procgen module, imported without gym's unmaintained-package notice."""
+    """The procgen module, imported without gym's notice that it is unmaintained."""
     import gym_notices.notices
 
     gym_notices.notices.notices.clear()
@@ -34,8 +36,7 @@ def _procgen() -> Any:
 
 def make_envs(
     num_envs: int,
-    env_name: str,
-    distribution_mode: str,
+    game: Game,
     start_level: int,
     num_levels: int,
     rand_seed: int,
@@ -44,14 +45,14 @@ def make_envs(
 ) -> Any:
     """A `ProcgenGym3Env` of `num_envs` slots drawing levels from [start_level, start_level + num_levels).
 
-    The order of levels depends on `rand_seed` and the slot alone. `num_threads` C++ threads step the slots; 0
-    steps them in `act`, on the caller's thread. `render` adds 512 x 512 pictures to `get_info` (slow).
+    The order of levels depends only on `rand_seed` and the slot. `num_threads` C++ threads step the slots; with 0,
+    `act` steps them on the caller's thread. `render` adds 512 x 512 images to `get_info` (slow).
     """
     options = {"render_mode": "rgb_array"} if render else {}
     return _procgen().ProcgenGym3Env(
         num=num_envs,
-        env_name=env_name,
-        distribution_mode=distribution_mode,
+        env_name=game.env_name,
+        distribution_mode=game.distribution_mode,
         start_level=start_level,
         num_levels=num_levels,
         rand_seed=rand_seed,
@@ -60,24 +61,24 @@ def make_envs(
     )
 
 
-def make_level_bound_envs(env_name: str, distribution_mode: str, levels: Sequence[int], num_threads: int = 0) -> Any:
-    """A batch whose slot i plays `levels[i]` for ever, each restart included.
+def make_level_bound_envs(game: Game, levels: Sequence[int], num_threads: int = 0) -> Any:
+    """A batch whose slot i plays only `levels[i]`, also after each restart.
 
-    An environment's saved state carries its level range, so a one-level environment's state put into a slot of
-    a larger batch binds that slot.
+    An environment's saved state includes its level range, so loading the state of a one-level environment into a slot
+    binds that slot to the level.
     """
     states = []
     for level in levels:
-        single = make_envs(1, env_name, distribution_mode, int(level), 1, rand_seed=0)
+        single = make_envs(1, game, int(level), 1, rand_seed=0)
         single.observe()
         states.extend(single.callmethod("get_state"))
         single.close()
-    return envs_from_states(env_name, distribution_mode, states, num_threads)
+    return envs_from_states(game, states, num_threads)
 
 
-def envs_from_states(env_name: str, distribution_mode: str, states: Sequence[bytes], num_threads: int = 0) -> Any:
-    """A batch whose slot i continues exactly where `states[i]` was saved, level range and generators included."""
-    envs = make_envs(len(states), env_name, distribution_mode, 0, 1, rand_seed=0, num_threads=num_threads)
+def envs_from_states(game: Game, states: Sequence[bytes], num_threads: int = 0) -> Any:
+    """A batch whose slot i continues exactly where `states[i]` was saved, including level range and generators."""
+    envs = make_envs(len(states), game, 0, 1, rand_seed=0, num_threads=num_threads)
     envs.callmethod("set_state", list(states))
     return envs
 
@@ -89,14 +90,14 @@ def observe(envs: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def step_once() -> None:
-    """Builds one real environment and steps it: the import alone works where the first environment fails.
+    """Builds one real environment and steps it: importing Procgen can succeed where building an environment fails.
 
     Raises:
-        MissingLibrary: a system library is not there.
-        Exception: whatever else keeps Procgen from running here.
+        MissingLibrary: a system library is missing.
+        Exception: Procgen does not run here for any other reason.
     """
     try:
-        envs = make_envs(1, "coinrun", "easy", 0, 1, rand_seed=0)
+        envs = make_envs(1, Game("coinrun", "easy"), 0, 1, rand_seed=0)
     except OSError as error:
         missing = re.search(r"(lib[^\s/:]+\.so[.\d]*): cannot open shared object file", str(error))
         if missing is None:
@@ -105,5 +106,5 @@ def step_once() -> None:
     envs.act(np.zeros(1, np.int32))
     _, frames, _ = observe(envs)
     envs.close()
-    if frames.shape != (1, 64, 64, 3):
-        raise RuntimeError(f"Procgen gave an observation of shape {frames.shape} instead of (1, 64, 64, 3)")
+    if frames.shape[1:] != OBSERVATION_SHAPE:
+        raise RuntimeError(f"Procgen returned observations of shape {frames.shape[1:]} instead of {OBSERVATION_SHAPE}")

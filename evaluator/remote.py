@@ -1,5 +1,6 @@
 """The evaluator as a Ray actor. `learner/evaluator_handle.py` is the learner's side of it."""
 
+import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,31 +11,38 @@ from common.config import Config
 from common.messages import CheckpointNotice
 from common.process import end_with_parent, prepare_process
 from common.storage.run_directory import RunDirectory
+from evaluator.log_file import LogFile
 
 if TYPE_CHECKING:
     from evaluator.service import EvaluationService
 
-# What the process before this one may take to end and let go of the run's lock.
+# How long the previous evaluator's process may take to end and release the run's lock.
 _LOCK_SECONDS = 10.0
 
 
 @ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)
 class RemoteEvaluatorActor:
-    """`EvaluationService` in a process of its own. It scores on its own thread, so every call is answered at once."""
+    """`EvaluationService` in its own process, logging to RUN_DIR/evaluator.log.
+
+    Scoring has its own thread, so every call but `finish` returns immediately.
+    """
 
     def __init__(self, run_path: Path, config: Config):
         end_with_parent()
         prepare_process(num_threads=1, sees_gpu=False)
-        # Here, because the learner imports this file too and has no use for matplotlib.
+        # Imported here, because the learner imports this file too and does not need matplotlib.
         import evaluator.service  # noqa: F401
 
         self._run = RunDirectory(run_path)
         self._config = config
         self._service: EvaluationService | None = None
+        for package in ("common", "evaluator"):
+            logging.getLogger(package).setLevel(logging.INFO)
+            logging.getLogger(package).addHandler(LogFile(self._run.evaluator_log))
 
     @property
     def service(self) -> "EvaluationService":
-        """Made at the first call: this process starts while actors are placed, before a new run has a directory."""
+        """Created by the first call: this process starts early, before a new run has a directory."""
         from evaluator.output.score_files import RunIsBeingScored
         from evaluator.service import EvaluationService
 
@@ -52,9 +60,9 @@ class RemoteEvaluatorActor:
         self.service.notify(notice)
 
     def latest(self) -> tuple[dict[str, Any] | None, str | None]:
-        """(newest row, problem)."""
-        return self.service.latest(), self.service.problem
+        """(newest row or None, last error)."""
+        return self.service.latest(), self.service.last_error
 
     def finish(self, timeout: float) -> tuple[dict[str, Any] | None, str | None]:
-        """(newest row or None at the deadline, problem)."""
-        return self.service.finish(timeout), self.service.problem
+        """(newest row or None after `timeout` seconds, last error)."""
+        return self.service.finish(timeout), self.service.last_error

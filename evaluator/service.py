@@ -1,11 +1,11 @@
-"""The evaluator beside a training run: told of checkpoints, it scores them on a thread of its own. Plain Python.
+"""The evaluator beside a training run: it is notified of checkpoints and scores them on its own thread. No Ray.
 
-The mailbox holds one notice, the newest: an evaluator that falls behind skips checkpoints, counts them and says so
-in the next row. What was skipped stays on the disk and can be scored later. The untrained policy, version 0, is the
-baseline of every curve and is never skipped. Started on a run that has checkpoints, it finds those without scores.
+The mailbox holds only the newest notice: an evaluator that falls behind skips checkpoints, counts them and reports the
+count in the next row. Skipped checkpoints stay on disk and can be scored later. The untrained policy, version 0, is the
+baseline of every curve and is never skipped. After a restart the service finds the checkpoints it still has to score.
 """
 
-import sys
+import logging
 import threading
 import time
 from pathlib import Path
@@ -15,38 +15,44 @@ from common.config import Config
 from common.messages import CheckpointNotice
 from common.storage.checkpoints import CheckpointError, list_checkpoints, load_checkpoint
 from common.storage.run_directory import RunDirectory
+from common.text import format_score
 from evaluator.levels.level_file import stored_level_sets
 from evaluator.levels.level_sets import LevelSets, live_splits
-from evaluator.output.score_files import Report
-from evaluator.output.video import film_episode
+from evaluator.output.score_files import ScoreFiles
+from evaluator.output.video import record_episode
 from evaluator.scores.evaluation import evaluate
 from evaluator.scores.play import load_policy
 
-# A run directory that could not be written is tried again after so many seconds.
+# Pause before writing again to a run directory that could not be written.
 RETRY_SECONDS = 10.0
+
+logger = logging.getLogger(__name__)
 
 
 class EvaluationFailed(RuntimeError):
-    """The thread that scores ended with an error; nothing more will be scored."""
+    """The scoring thread stopped with an error; nothing more will be scored."""
 
 
 class EvaluationService:
-    """Scores the checkpoints it is notified of and reports them into the run directory.
+    """Scores the checkpoints it is notified of and writes the scores into the run directory.
 
-    `problem` is a line about the last checkpoint it took up, when that could not be read; else None.
+    `last_error` is one line about the newest checkpoint if that could not be read or its scores not be written, else
+    None. All public methods may be called from any thread.
+
+    Raises:
+        RunIsBeingScored: another evaluator is writing this run's scores.
     """
 
     def __init__(self, run: RunDirectory, config: Config):
-        self.problem: str | None = None
+        self.last_error: str | None = None
         self._run = run
         self._config = config
-        self._sets: LevelSets | None = None  # their audit takes seconds: on the thread
-        self._report = Report(run, config)
+        self._level_sets: LevelSets | None = None  # drawn on the thread: the audit takes seconds
+        self._files = ScoreFiles(run, config)
         self._changed = threading.Condition()
         # Guarded by `_changed`.
-        self._latest: dict[str, Any] | None = self._report.rows[-1] if self._report.rows else None
-        self._baseline: Path | None = None
-        self._newest: Path | None = None
+        self._waiting_baseline: Path | None = None
+        self._waiting: Path | None = None
         self._newest_version = -1
         self._skipped = 0
         self._unreadable: set[int] = set()
@@ -55,142 +61,113 @@ class EvaluationService:
         self._is_closed = False
         self._failure: Exception | None = None
         self._find_unscored()
-        self._thread = threading.Thread(target=self._work, name="evaluator", daemon=True)
+        self._thread = threading.Thread(target=self._score_all, name="evaluator", daemon=True)
         self._thread.start()
 
     def notify(self, notice: CheckpointNotice) -> None:
-        """Returns at once. A notice that still waits is replaced and counted as skipped, except version 0's."""
+        """Returns immediately. It replaces a waiting notice, which counts as skipped unless it is for version 0."""
         with self._changed:
-            self._put(Path(notice.path), notice.policy_version)
+            self._enqueue(Path(notice.path), notice.policy_version)
             self._changed.notify_all()
 
     def latest(self) -> dict[str, Any] | None:
         """The row of the newest scored version, or None.
 
         Raises:
-            EvaluationFailed: scoring has stopped with an error.
+            EvaluationFailed: scoring stopped with an error.
         """
         with self._changed:
-            self._raise_failure()
-            return self._latest
+            if self._failure is not None:
+                error = self._failure
+                raise EvaluationFailed(f"scoring stopped: {type(error).__name__}: {error}") from error
+        return self._files.rows[-1] if self._files.rows else None
 
     def finish(self, timeout: float) -> dict[str, Any] | None:
-        """Waits until nothing waits to be scored and returns the newest version's row; None after `timeout` seconds.
+        """Waits until nothing is left to score and returns the newest version's row; None after `timeout` seconds.
 
-        With `config.backfill` what was skipped is scored first, the newest of it first.
+        With `config.backfill`, skipped checkpoints are scored too, the newest first.
 
         Raises:
-            EvaluationFailed: scoring has stopped with an error.
+            EvaluationFailed: scoring stopped with an error.
         """
         if self._config.backfill:
             self.backfill()
         with self._changed:
-            done = self._changed.wait_for(lambda: self._failure is not None or self._is_idle(), timeout)
-            self._raise_failure()
-            return self._latest if done else None
+            is_done = self._changed.wait_for(lambda: self._failure is not None or self._is_idle(), timeout)
+        row = self.latest()
+        return row if is_done else None
 
     def backfill(self) -> None:
-        """From now on checkpoints that were skipped are scored when nothing else waits."""
+        """From now on, scores skipped checkpoints when no other checkpoint is waiting."""
         with self._changed:
             self._is_backfilling = True
             self._changed.notify_all()
 
     @property
     def num_scored(self) -> int:
-        """Policy versions with scores."""
-        return len(self._report.rows)
+        """Number of scored policy versions."""
+        return len(self._files.rows)
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is scored or waits to be."""
+        """Whether nothing is being scored or waiting to be scored."""
         with self._changed:
             return self._is_idle()
 
     def close(self) -> None:
-        """Scores no more; what is being scored is finished first."""
+        """Stops after the checkpoint being scored."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
         self._thread.join()
-        self._report.close()
+        self._files.close()
 
     def _find_unscored(self) -> None:
-        """After a restart: the baseline, and the newest checkpoint, where they lack scores."""
+        """Enqueues the baseline and the newest checkpoint on disk if they have no scores."""
         paths = list_checkpoints(self._run.checkpoints)
-        for path in (*paths[:1], *paths[-1:]):
-            if not self._report.is_scored(int(path.name)) and (path is paths[-1] or int(path.name) == 0):
-                self._put(path, int(path.name))
+        for path in paths:
+            version = int(path.name)
+            if (version == 0 or path == paths[-1]) and not self._files.is_scored(version):
+                self._enqueue(path, version)
 
-    def _put(self, path: Path, policy_version: int) -> None:
+    def _enqueue(self, path: Path, policy_version: int) -> None:
         self._newest_version = max(self._newest_version, policy_version)
         if policy_version == 0:
-            self._baseline = path
-        elif self._newest is None or self._newest.name != path.name:
-            self._skipped += self._newest is not None
-            self._newest = path
+            self._waiting_baseline = path
+        elif self._waiting is None:
+            self._waiting = path
+        elif self._waiting.name != path.name:
+            logger.info("checkpoint %s skipped: %s is newer", self._waiting.name, path.name)
+            self._skipped += 1
+            self._waiting = path
 
     def _is_idle(self) -> bool:
-        waiting = self._baseline is not None or self._newest is not None or self._is_scoring
-        return not waiting and self._next_skipped() is None
+        is_waiting = self._waiting_baseline is not None or self._waiting is not None
+        return not is_waiting and not self._is_scoring and self._next_unscored() is None
 
-    def _next_skipped(self) -> Path | None:
-        """The newest checkpoint on the disk without scores, while backfilling."""
+    def _next_unscored(self) -> Path | None:
+        """The newest readable checkpoint on disk without scores; None unless backfilling."""
         if not self._is_backfilling:
             return None
         for path in reversed(list_checkpoints(self._run.checkpoints)):
             version = int(path.name)
-            if not self._report.is_scored(version) and version not in self._unreadable:
+            if not self._files.is_scored(version) and version not in self._unreadable:
                 return path
         return None
 
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            error = self._failure
-            raise EvaluationFailed(f"scoring stopped: {type(error).__name__}: {error}") from error
-
-    def _work(self) -> None:
+    def _score_all(self) -> None:
+        """The thread: scores one checkpoint after the other until closed."""
         try:
-            while (taken := self._take()) is not None:
-                try:
-                    self._score(*taken)
-                except OSError as error:
-                    self._wait_for_disk(*taken, error)
-        except Exception as error:  # kept for `latest` and `finish`: a thread has nobody else to tell
-            print(f"evaluator: scoring stopped: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            while (checkpoint := self._next_checkpoint()) is not None:
+                self._score_until_written(*checkpoint)
+        except Exception as error:  # raised again in the threads that call `latest` and `finish`
+            logger.exception("scoring stopped")
             with self._changed:
                 self._failure = error
                 self._changed.notify_all()
 
-    def _wait_for_disk(self, path: Path, skipped: int, error: OSError) -> None:
-        """A run directory that cannot be written: after a while everything is read anew and the version tried again."""
-        with self._changed:
-            self.problem = f"scores of {path.name} cannot be written: {error.strerror or error}; tried again"
-            self._changed.wait_for(lambda: self._is_closed, RETRY_SECONDS)
-            if self._is_closed:
-                return
-        self._report.close()
-        while True:
-            try:
-                self._report = Report(self._run, self._config)
-                break
-            except OSError:
-                with self._changed:
-                    if self._changed.wait_for(lambda: self._is_closed, RETRY_SECONDS):
-                        return
-        with self._changed:
-            version = int(path.name)
-            self._latest = self._report.rows[-1] if self._report.rows else None
-            if self._report.is_scored(version):  # only what is drawn from it could not be written
-                self.problem = None
-            elif version == 0:
-                self._baseline = path
-            elif self._newest is None:
-                self._newest, self._skipped = path, self._skipped + skipped
-            else:
-                self._skipped += skipped + 1
-
-    def _take(self) -> tuple[Path, int] | None:
-        """The next checkpoint and how many were skipped before it; None once closed. Waits as long as it takes."""
+    def _next_checkpoint(self) -> tuple[Path, int] | None:
+        """Waits for the next checkpoint to score; returns it and how many were skipped before it, None once closed."""
         with self._changed:
             self._is_scoring = False
             self._changed.notify_all()
@@ -198,47 +175,65 @@ class EvaluationService:
             if self._is_closed:
                 return None
             self._is_scoring = True
-            if self._baseline is not None:
-                path, self._baseline = self._baseline, None
+            if self._waiting_baseline is not None:
+                path, self._waiting_baseline = self._waiting_baseline, None
                 return path, 0
-            if self._newest is not None:
-                path, self._newest = self._newest, None
+            if self._waiting is not None:
+                path, self._waiting = self._waiting, None
                 skipped, self._skipped = self._skipped, 0
                 return path, skipped
-            skipped_one = self._next_skipped()
-            assert skipped_one is not None
-            return skipped_one, 0
+            unscored = self._next_unscored()
+            assert unscored is not None  # or it would be idle
+            return unscored, 0
+
+    def _score_until_written(self, path: Path, skipped: int) -> None:
+        """Scores one checkpoint, again and again while the run directory cannot be written."""
+        must_reload = False
+        while True:
+            try:
+                if must_reload:
+                    self._files.reload()
+                self._score(path, skipped)
+                break
+            except OSError as error:
+                self.last_error = f"cannot write the scores of {path.name}: {error.strerror or error}; retrying"
+                if not must_reload:  # log only the first failure
+                    logger.warning("%s every %.0f s", self.last_error, RETRY_SECONDS, exc_info=True)
+                must_reload = True
+                with self._changed:
+                    if self._changed.wait_for(lambda: self._is_closed, RETRY_SECONDS):
+                        return
+        if must_reload:
+            logger.info("the run directory can be written again")
 
     def _score(self, path: Path, skipped: int) -> None:
         started = time.perf_counter()
-        if self._report.is_scored(int(path.name)):
+        config, version = self._config, int(path.name)
+        if self._files.is_scored(version):
+            self.last_error = None
             return
         try:
             checkpoint = load_checkpoint(path, policy_only=True)
         except CheckpointError as error:
-            print(f"evaluator: checkpoint skipped: {error}", file=sys.stderr, flush=True)
+            self.last_error = f"checkpoint skipped: {error}"
+            logger.warning(self.last_error)
             with self._changed:
-                self.problem = f"checkpoint skipped: {error}"
-                self._unreadable.add(int(path.name))
+                self._unreadable.add(version)
                 self._skipped += skipped + 1
             return
-        with self._changed:
-            self.problem = None
-        if self._sets is None:
-            self._sets = stored_level_sets(self._run, self._config)
-        config, version = self._config, checkpoint.policy_version
-        slots = self._sets.slots(live_splits(config, version))
+        if self._level_sets is None:
+            self._level_sets = stored_level_sets(self._run, config)
+        slots = self._level_sets.slots(live_splits(config, version))
         evaluation = evaluate(checkpoint, slots, config.eval_episodes_per_level, config.seed)
-        row = self._report.add(
+        row = self._files.add(
             evaluation,
             skipped=skipped,
             eval_seconds=round(time.perf_counter() - started, 3),
             updates_behind=max(0, self._newest_version - version),
         )
-        with self._changed:
-            if self._latest is None or row["policy_version"] > self._latest["policy_version"]:
-                self._latest = row
+        self.last_error = None
+        scores = ", ".join(f"{split} {format_score(row[split])}" for split in evaluation.splits)
+        logger.info("scored policy_version %d in %.1f s: %s", version, row["eval_seconds"], scores)
         policy = load_policy(checkpoint)
-        for kind, level in self._report.levels_to_film(version).items():
-            film = film_episode(policy, config.env_name, config.distribution_mode, level, config.seed)
-            self._report.add_film(version, kind, film)
+        for kind, level in self._files.levels_to_record(version).items():
+            self._files.add_video(version, kind, record_episode(policy, config.game, level, config.seed))

@@ -20,7 +20,7 @@ TINY = [
 TINY_BATCH = 64
 
 
-# Tests that start process trees: Ray, learners, clusters of hosts. `make test` leaves them out, `make test-all` has all.
+# Tests that start process trees (Ray, learners, clusters): `make test` leaves them out, `make test-all` runs them.
 PROCESS_FOLDERS = {"end_to_end", "drills"}
 # A machine that runs several of them side by side is slow: a hang is found, but later.
 PROCESS_TIMEOUT = 300

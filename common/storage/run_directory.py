@@ -66,6 +66,10 @@ class RunDirectory:
         return self.checkpoints / "best"
 
     @property
+    def evaluator_log(self) -> Path:
+        return self.path / "evaluator.log"
+
+    @property
     def evaluator_lock(self) -> Path:
         return self.path / ".evaluator.lock"
 

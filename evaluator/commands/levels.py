@@ -7,7 +7,7 @@ from typing import Any
 from common.config import resolve
 from common.games import GAMES
 from common.process import prepare_process
-from evaluator.levels.level_file import audited_level_sets
+from evaluator.levels.level_file import audited_level_sets, describe_removal
 from evaluator.output.text import print_table
 
 _MAX_SHOWN = 40
@@ -42,7 +42,7 @@ def _print_details(contents: dict[str, Any]) -> None:
     if removed := contents["audit"]["removed"]:
         print_table(
             ("split", "level", "reason"),
-            [(removal["split"], str(removal["level"]), _reason(removal)) for removal in removed[:_MAX_SHOWN]],
+            [(removal["split"], str(removal["level"]), describe_removal(removal)) for removal in removed[:_MAX_SHOWN]],
             left=("split", "reason"),
         )
         if len(removed) > _MAX_SHOWN:

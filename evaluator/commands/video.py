@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from collections.abc import Callable
 from typing import Any
 
 from common.cli import UsageError
@@ -10,11 +9,9 @@ from common.process import prepare_process
 from common.storage.checkpoints import Checkpoint
 from common.storage.jsonl import read_jsonl
 from evaluator.commands.files import open_checkpoint, require_new_file, run_of, write_new_file
-from evaluator.output.scoreboard import LevelHistory, most_forgotten, typical, worst
-from evaluator.output.video import encode_gif, film_episode
+from evaluator.output.scoreboard import LEVEL_CHOICES, LevelHistory
+from evaluator.output.video import encode_gif, record_episode
 from evaluator.scores.play import load_policy
-
-_CHOOSE: dict[str, Callable[..., int | None]] = {"worst": worst, "forgotten": most_forgotten, "typical": typical}
 
 
 def run(options: argparse.Namespace) -> None:
@@ -26,10 +23,9 @@ def run(options: argparse.Namespace) -> None:
     config = checkpoint.config
     level = _scored_level(checkpoint, options) if options.level is None else options.level
     prepare_process(num_threads=1, sees_gpu=False)
-    video = film_episode(
+    video = record_episode(
         load_policy(checkpoint),
-        config.env_name,
-        config.distribution_mode,
+        config.game,
         level,
         config.seed if options.seed is None else options.seed,
         options.episode,
@@ -55,7 +51,7 @@ def _scored_level(checkpoint: Checkpoint, options: argparse.Namespace) -> int:
         history = LevelHistory.read(run.levels, {row["policy_version"] for row in read_jsonl(run.evaluations)})
     if not history.at(split, version):
         raise UsageError(f"{checkpoint.path} has no scores on {split} levels; name a level with --level")
-    level = _CHOOSE[options.which or "worst"](history, version, split)
+    level = LEVEL_CHOICES[options.which or "worst"](history, version, split)
     if level is None:
         raise UsageError(f"{checkpoint.path} has not forgotten any {split} level; name a level with --level")
     return level

@@ -1,12 +1,13 @@
-"""Finds held-out levels that would spoil a score: those that look like a training level, and those lost at once.
+"""Finds held-out levels that would distort a score: those that look like a training level or end immediately.
 
-Same picture: the first frame, and frames after some no-ops, random steps and steps to the right, are compared, because
-a camera can hide a difference. Two levels are the same where no colour value of any compared frame differs by more than
-`TOLERANCE` of 255. It lets pass a dark background shifted by a few pixels (26 in CoinRun, where a third of the easy
-levels has a twin with the same ground, crates and coin among 200 training levels) and the rounding of another build of
-Procgen's drawing library (19 were seen). A moved coin, cheese or car differs by more (36 at least, in Maze).
+Same picture: the first frame and frames after some no-ops, random steps and steps to the right are compared, because
+differences can be outside the first camera view. Two levels are the same if no colour value of any compared frame
+differs by more than `TOLERANCE` of 255. The tolerance ignores a dark background shifted by a few pixels (up to 26 in
+CoinRun, where a third of the easy levels has the same ground, crates and coin as one of 200 training levels) and the
+rounding of another build of Procgen's drawing library (up to 19). A moved coin, cheese or car differs by more (at
+least 36, in Maze).
 
-Ends at once: under every one of the 15 actions, held down, the episode ends within `FEW_STEPS` steps without reward.
+Ends at once: with any one of the 15 actions repeated, the episode ends within `FEW_STEPS` steps without reward.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from evaluator.levels.level_sets import Removal, Split, scored_training_levels, 
 
 TOLERANCE = 32
 FEW_STEPS = 5
-# More are compared with a fixed sample of them: 1 ms a level to build, and 7 kB.
+# Of more training levels a fixed sample is compared: each takes 1 ms to build and 7 kB.
 MAX_COMPARED = 20_000
 
 _NO_OP, _RIGHT, _UP_RIGHT = 4, 7, 8
@@ -30,77 +31,71 @@ _ACTIONS = (
     + [_RIGHT, _RIGHT, _UP_RIGHT] * 4
 )
 COMPARED_AFTER = (0, 4, 8, 12, 16, 20, 24, 28, 32)  # steps
-_LEVELS_AT_ONCE = 250
+_BATCH_LEVELS = 250
 _BLOCK = 8
 
 
 class Audit:
-    """A judge of levels for `draw_level_sets`, against the training levels of `config`.
-
-    `judged` counts the levels it has looked at.
-    """
+    """Checks candidates for held-out levels against the training levels of `config`; `num_checked` counts them."""
 
     def __init__(self, config: Config):
-        self.env_name, self.distribution_mode = config.env_name, config.distribution_mode
+        self.game = config.game
         self.training_levels = _compared_training_levels(config)
-        self.judged = 0
-        # float32 [levels, frames * 192]: block means find the few pairs whose pixels have to be compared.
-        self._coarse = np.concatenate([_block_means(frames) for _, frames in self._pictures(self.training_levels)])
+        self.num_checked = 0
+        # float32 [levels, frames * 192]: block means select the few pairs whose pixels have to be compared.
+        self._coarse = np.concatenate([_block_means(frames) for _, frames in self._play(self.training_levels)])
 
-    def judge(self, split: Split, levels: Sequence[int]) -> list[Removal | None]:
-        """For each level why it is unfit to be held out, or None."""
-        self.judged += len(levels)
+    def check(self, split: Split, levels: Sequence[int]) -> list[Removal | None]:
+        """For each level the reason not to hold it out, or None."""
+        self.num_checked += len(levels)
         ending = self._ends_at_once(levels)
-        verdicts: list[Removal | None] = []
-        for chunk, frames in self._pictures(levels):
-            for level, own, means in zip(chunk, frames, _block_means(frames), strict=True):
+        results: list[Removal | None] = []
+        for batch, frames in self._play(levels):
+            for level, own, means in zip(batch, frames, _block_means(frames), strict=True):
                 if level in ending:
-                    verdicts.append(Removal(split, level, "ends_at_once"))
-                elif (twin := self._twin(own, means)) is not None:
-                    verdicts.append(Removal(split, level, "same_picture", twin))
+                    results.append(Removal(split, level, "ends_at_once"))
+                elif (same_as := self._find_same(own, means)) is not None:
+                    results.append(Removal(split, level, "same_picture", same_as))
                 else:
-                    verdicts.append(None)
-        return verdicts
+                    results.append(None)
+        return results
 
-    def _twin(self, frames: np.ndarray, means: np.ndarray) -> int | None:
-        """The first training level with the same pictures as `frames` `[frames, 64, 64, 3]`."""
-        # No mean of a block differs by more than the pixels do, so nothing is missed here.
+    def _find_same(self, frames: np.ndarray, means: np.ndarray) -> int | None:
+        """The first training level with the same frames as `frames` `[frames, 64, 64, 3]`."""
+        # Block means differ by no more than the pixels do, so this excludes no match.
         close = np.flatnonzero(np.abs(self._coarse[:, :192] - means[:192]).max(axis=1) <= TOLERANCE)
         close = close[np.abs(self._coarse[close] - means).max(axis=1, initial=0) <= TOLERANCE]
-        suspects = [self.training_levels[i] for i in close]
-        for chunk, others in self._pictures(suspects):
-            for level, other in zip(chunk, others, strict=True):
+        for batch, others in self._play([self.training_levels[i] for i in close]):
+            for level, other in zip(batch, others, strict=True):
                 if np.abs(other.astype(np.int16) - frames).max() <= TOLERANCE:
                     return level
         return None
 
-    def _pictures(self, levels: Sequence[int]) -> Iterator[tuple[Sequence[int], np.ndarray]]:
-        """(levels, uint8 frames `[levels, frames, 64, 64, 3]`), some levels at a time."""
-        for start in range(0, len(levels), _LEVELS_AT_ONCE):
-            chunk = levels[start : start + _LEVELS_AT_ONCE]
-            frames = np.empty((len(chunk), len(COMPARED_AFTER), *OBSERVATION_SHAPE), np.uint8)
-            envs = make_level_bound_envs(self.env_name, self.distribution_mode, chunk)
+    def _play(self, levels: Sequence[int]) -> Iterator[tuple[Sequence[int], np.ndarray]]:
+        """Batches of (levels, uint8 frames to compare `[levels, frames, 64, 64, 3]`)."""
+        for batch in _batches(levels):
+            frames = np.empty((len(batch), len(COMPARED_AFTER), *OBSERVATION_SHAPE), np.uint8)
+            envs = make_level_bound_envs(self.game, batch)
             try:
                 for step in range(len(_ACTIONS) + 1):
                     if step in COMPARED_AFTER:
                         frames[:, COMPARED_AFTER.index(step)] = observe(envs)[1]
                     if step < len(_ACTIONS):
-                        envs.act(np.full(len(chunk), _ACTIONS[step], np.int32))
+                        envs.act(np.full(len(batch), _ACTIONS[step], np.int32))
             finally:
                 envs.close()
-            yield chunk, frames
+            yield batch, frames
 
     def _ends_at_once(self, levels: Sequence[int]) -> set[int]:
-        """Those that every action loses; most levels leave after the first."""
-        left = list(levels)
+        """The levels that end without reward under every action; most drop out after the first one."""
+        remaining: Sequence[int] = levels
         for action in range(NUM_ACTIONS):
-            chunks = [left[start : start + _LEVELS_AT_ONCE] for start in range(0, len(left), _LEVELS_AT_ONCE)]
-            left = [level for chunk in chunks for level in self._lost(chunk, action)]
-        return set(left)
+            remaining = [level for batch in _batches(remaining) for level in self._lost(batch, action)]
+        return set(remaining)
 
     def _lost(self, levels: Sequence[int], action: int) -> list[int]:
-        """Those whose first episode ends within `FEW_STEPS` of `action` and brings no reward."""
-        envs = make_level_bound_envs(self.env_name, self.distribution_mode, levels)
+        """The levels whose first episode ends within `FEW_STEPS` repetitions of `action` without reward."""
+        envs = make_level_bound_envs(self.game, levels)
         try:
             observe(envs)
             is_playing = np.ones(len(levels), np.bool_)
@@ -113,6 +108,10 @@ class Audit:
         finally:
             envs.close()
         return [level for level, lost in zip(levels, ~is_playing & (reward <= 0), strict=True) if lost]
+
+
+def _batches(levels: Sequence[int]) -> Iterator[Sequence[int]]:
+    return (levels[start : start + _BATCH_LEVELS] for start in range(0, len(levels), _BATCH_LEVELS))
 
 
 def _compared_training_levels(config: Config) -> list[int]:

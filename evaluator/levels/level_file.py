@@ -1,4 +1,4 @@
-"""levels.json: the level sets of a run, drawn and audited once, then read by everything that scores it."""
+"""levels.json: the level sets of a run, drawn and audited once, then read by everything that scores the run."""
 
 import json
 import os
@@ -14,25 +14,25 @@ from evaluator.levels.audit import COMPARED_AFTER, FEW_STEPS, TOLERANCE, Audit
 from evaluator.levels.level_sets import MAX_TRAIN_LEVELS, SPLITS, LevelSets, draw_level_sets, training_range
 
 FORMAT = 1
-# What the sets depend on: where it differs, they are not this run's.
+# The settings that determine the level sets.
 _SETTINGS = ("env_name", "distribution_mode", "start_level", "num_levels", "held_out", "held_out_levels")
 
 
 def audited_level_sets(config: Config) -> tuple[LevelSets, dict[str, Any]]:
-    """The level sets of `config` and, as levels.json stores them, rule and audit.
+    """Draws and audits the level sets of `config`; returns them and the contents of levels.json.
 
     Raises:
-        ConfigError: there are not that many fit levels.
+        ConfigError: there are not enough suitable levels.
     """
     audit = Audit(config)
-    sets, removals = draw_level_sets(config, audit.judge)
+    sets, removals = draw_level_sets(config, audit.check)
     return sets, {
         "format": FORMAT,
         "settings": {name: getattr(config, name) for name in _SETTINGS},
         "procgen": _procgen_version(),
         "rule": _rule(config),
         "audit": {
-            "judged": audit.judged,
+            "judged": audit.num_checked,
             "training_levels_compared": len(audit.training_levels),
             "compared_after_steps": list(COMPARED_AFTER),
             "tolerance": TOLERANCE,
@@ -44,21 +44,25 @@ def audited_level_sets(config: Config) -> tuple[LevelSets, dict[str, Any]]:
 
 
 def stored_level_sets(run: RunDirectory, config: Config) -> LevelSets:
-    """The run's level sets; they are drawn, audited and stored if nobody has done so yet.
+    """The run's level sets from levels.json; draws, audits and stores them if the file does not exist yet.
 
     Raises:
-        ConfigError: levels.json cannot be read, or is of other settings.
+        ConfigError: levels.json cannot be read or belongs to other settings.
     """
     if not run.level_sets.exists():
         sets, contents = audited_level_sets(config)
         _write_once(run.level_sets, contents)
-        if not run.level_sets.exists():  # a directory we may only read
+        if not run.level_sets.exists():  # a read-only directory
             return sets
     return read_level_sets(run.level_sets, config)
 
 
 def read_level_sets(path: Path, config: Config) -> LevelSets:
-    """Raises ConfigError where the file is damaged, or belongs to other settings than `config`."""
+    """The level sets stored in levels.json.
+
+    Raises:
+        ConfigError: the file cannot be read or belongs to other settings than `config`.
+    """
     try:
         contents = json.loads(path.read_bytes())
         sets = LevelSets(*(tuple(int(level) for level in contents[split]) for split in SPLITS))
@@ -71,8 +75,15 @@ def read_level_sets(path: Path, config: Config) -> LevelSets:
     return sets
 
 
+def describe_removal(removal: dict[str, Any]) -> str:
+    """Why a level was removed, from one entry of the audit's "removed" list in levels.json."""
+    if removal["reason"] == "same_picture":
+        return f"looks like training level {removal['same_as']}"
+    return "ends immediately under every action"
+
+
 def _write_once(path: Path, contents: dict[str, Any]) -> None:
-    """Whole or not at all, and never over another's: the first to finish wins. Nothing where we may not write."""
+    """Writes the file atomically; does nothing if another process was faster or the directory is read-only."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write_durably(temporary, (json.dumps(contents, indent=2) + "\n").encode())
@@ -86,19 +97,19 @@ def _write_once(path: Path, contents: dict[str, Any]) -> None:
 def _rule(config: Config) -> dict[str, str]:
     levels, count = training_range(config), config.held_out_levels
     if not levels:
-        train = f"fixed sample of {count}, for all levels are trained on"
+        train = f"fixed sample of {count}, because all levels are trained on"
     elif len(levels) > MAX_TRAIN_LEVELS:
         train = f"fixed sample of {MAX_TRAIN_LEVELS} of [{levels.start}, {levels.stop})"
     else:
         train = f"[{levels.start}, {levels.stop})"
     if config.held_out == "sample":
-        held_out = f"fixed sample of {count} of all levels that are not trained on and in no other split"
+        held_out = f"fixed sample of {count} of all levels outside the training levels and the other splits"
         return {"train": train, "validation": held_out, "test": held_out}
     end = levels.stop
     return {
         "train": train,
-        "validation": f"[{end + count}, {end + 2 * count}); replacements from {end + 2 * count} on",
-        "test": f"[{end}, {end + count}); replacements from {end + 2 * count} on",
+        "validation": f"[{end + count}, {end + 2 * count}); replacements from {end + 2 * count} onward",
+        "test": f"[{end}, {end + count}); replacements from {end + 2 * count} onward",
     }
 
 

@@ -1,13 +1,13 @@
-"""Which levels are scored: training levels, and two disjoint sets never trained on, validation and test.
+"""The levels that are scored: training levels and two disjoint sets of held-out levels, validation and test.
 
-Validation is for choosing (which checkpoint, which setting), test for the one number at the end. A level that an audit
-finds unfit is replaced by the next of its split's sequence, so that a set depends on the settings alone, never on the
-run's seed: runs with other seeds are scored on the same levels.
+Validation levels are for choosing (a checkpoint, a setting), test levels for the final score. A level that the audit
+removes is replaced by the next one of its split's sequence, so the sets depend only on the settings, not on the run's
+seed: runs with different seeds are scored on the same levels.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from random import Random
 from typing import Literal
 
@@ -20,17 +20,17 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 HELD_OUT_SPLITS: tuple[Split, ...] = ("validation", "test")
 
-# Seeds of the samples, never the run's own.
+# Seeds of the samples, independent of the run's seed.
 _SAMPLES: dict[Split, int] = {"train": 20201, "validation": 20200, "test": 20202}
 _MAX_DRAWS = 1_000_000
 
-# A batch of so many levels takes 0.8 GB, and more would not make the score more certain than held-out levels make it.
+# A batch of this many levels takes 0.8 GB; more would not narrow the interval of the gap, which held-out levels limit.
 MAX_TRAIN_LEVELS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """A held-out level that was not taken: it shows a training level's pictures, or ends at once."""
+    """A candidate that was not taken: it looks like a training level or ends immediately."""
 
     split: Split
     level: int
@@ -38,13 +38,13 @@ class Removal:
     same_as: int | None = None  # the training level
 
 
-# Levels in, for each of them why it is unfit, or None.
-Judge = Callable[[Split, Sequence[int]], list[Removal | None]]
+# Returns for each level the reason to remove it, or None.
+CheckLevels = Callable[[Split, Sequence[int]], list[Removal | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class LevelSets:
-    """Three disjoint sets of level seeds, in the order in which they are reported."""
+    """Three disjoint sets of level seeds, in the order of the reports."""
 
     train: tuple[int, ...]
     validation: tuple[int, ...]
@@ -52,7 +52,8 @@ class LevelSets:
 
     def of(self, split: Split) -> tuple[int, ...]:
         """The levels of one split."""
-        return {"train": self.train, "validation": self.validation, "test": self.test}[split]
+        levels: tuple[int, ...] = getattr(self, split)
+        return levels
 
     def slots(self, splits: Collection[Split]) -> list[tuple[Split, int]]:
         """(split, level) of every level of `splits`, training levels first."""
@@ -60,59 +61,63 @@ class LevelSets:
 
 
 def live_splits(config: Config, policy_version: int) -> tuple[Split, ...]:
-    """What is scored while training: training levels, the live split, and validation, by which the best is chosen.
+    """The splits scored during training: training levels, the live split, and validation for choosing the best.
 
-    The untrained policy is no candidate for that, and its score is what a person waits for.
+    The untrained policy is not a candidate for the best; skipping validation makes the first score appear sooner.
     """
     chosen = {"train", config.live_split} | ({"validation"} if policy_version > 0 else set())
     return tuple(split for split in SPLITS if split in chosen)
 
 
 def training_range(config: Config) -> range:
-    """Every level that is trained on; empty where that is all there are."""
+    """The levels that are trained on; empty for num_levels=0, which trains on all levels."""
     return range(config.start_level, config.start_level + config.num_levels)
 
 
 def scored_training_levels(config: Config) -> tuple[int, ...]:
-    """The training levels; of more than `MAX_TRAIN_LEVELS` a fixed sample, and one of all levels for num_levels=0."""
+    """The training levels; a fixed sample if there are more than `MAX_TRAIN_LEVELS` or all levels are trained on."""
     levels = training_range(config)
     if not levels:
-        return _first(config.held_out_levels, _sequence(_SAMPLES["train"]), frozenset())
+        return tuple(_take_distinct(config.held_out_levels, _sequence(_SAMPLES["train"]), frozenset()))
     if len(levels) > MAX_TRAIN_LEVELS:
         return tuple(sorted(Random(_SAMPLES["train"]).sample(levels, MAX_TRAIN_LEVELS)))
     return tuple(levels)
 
 
-def draw_level_sets(config: Config, judge: Judge | None = None) -> tuple[LevelSets, list[Removal]]:
-    """The level sets of `config`, and what `judge` kept out of them; without one, the levels before any audit.
+def draw_level_sets(config: Config, check: CheckLevels | None = None) -> tuple[LevelSets, list[Removal]]:
+    """The level sets of `config` and the candidates that `check` removed; None skips the audit.
 
-    held_out "next": test is the `held_out_levels` levels right after the training levels, as in the notebook,
-    validation the same number after those; replacements follow after both. "sample": each is a fixed sample of all
-    levels without the training levels.
+    held_out "next": the test levels are the `held_out_levels` levels right after the training levels, as in the
+    notebook, and the validation levels are the same number after those; replacements come after both. "sample": each
+    set is a fixed sample of all levels outside the training levels.
 
     Raises:
-        ConfigError: there are not that many fit levels outside the training set.
+        ConfigError: there are not enough suitable levels outside the training levels.
     """
     train = scored_training_levels(config)
-    taken: set[int] = set(train)
-    excluded = training_range(config)
+    taken = set(train)
     removals: list[Removal] = []
     sets: dict[Split, tuple[int, ...]] = {"train": train}
     sources = _sources(config)
     for split in ("test", "validation"):
         chosen: list[int] = []
         while len(chosen) < config.held_out_levels:
-            candidates = _candidates(config, sources[split], config.held_out_levels - len(chosen), taken, excluded)
+            missing = config.held_out_levels - len(chosen)
+            candidates = _take_distinct(missing, sources[split], taken, training_range(config))
+            if len(candidates) < missing:
+                raise ConfigError(
+                    f"--held-out-levels {config.held_out_levels} is too many: the training levels leave too few others"
+                )
             taken.update(candidates)
-            verdicts = [None] * len(candidates) if judge is None else judge(split, candidates)
-            chosen += [level for level, verdict in zip(candidates, verdicts, strict=True) if verdict is None]
-            removals += [verdict for verdict in verdicts if verdict is not None]
+            results = [None] * len(candidates) if check is None else check(split, candidates)
+            chosen += [level for level, removal in zip(candidates, results, strict=True) if removal is None]
+            removals += [removal for removal in results if removal is not None]
         sets[split] = tuple(chosen)
     return LevelSets(sets["train"], sets["validation"], sets["test"]), removals
 
 
 def _sources(config: Config) -> dict[Split, Iterator[int]]:
-    """The sequence of candidates of each held-out split."""
+    """The candidates for each held-out split, in order."""
     if config.held_out == "sample":
         return {split: _sequence(_SAMPLES[split]) for split in HELD_OUT_SPLITS}
     count, end = config.held_out_levels, training_range(config).stop
@@ -123,34 +128,19 @@ def _sources(config: Config) -> dict[Split, Iterator[int]]:
     }
 
 
-def _candidates(
-    config: Config, source: Iterator[int], count: int, taken: Collection[int], excluded: Collection[int]
-) -> list[int]:
+def _take_distinct(count: int, source: Iterator[int], *excluded: Collection[int]) -> list[int]:
+    """The first `count` distinct levels of `source` outside `excluded`; fewer if `source` or `_MAX_DRAWS` runs out."""
     found: dict[int, None] = {}
-    for _ in range(_MAX_DRAWS):
-        level = next(source, None)
-        if level is None:
-            break
-        if level not in taken and level not in excluded:
+    for level in islice(source, _MAX_DRAWS):
+        if not any(level in levels for levels in excluded):
             found[level] = None
         if len(found) == count:
-            return list(found)
-    raise ConfigError(
-        f"--held-out-levels {config.held_out_levels} are too many: the training levels leave too few others"
-    )
+            break
+    return list(found)
 
 
 def _sequence(seed: int) -> Iterator[int]:
-    """An endless fixed sequence of levels. RandomState, because numpy guarantees its stream for ever."""
+    """An endless fixed sequence of levels. Uses RandomState because numpy guarantees that its stream never changes."""
     generator = np.random.RandomState(seed)
     while True:
         yield int(generator.randint(0, MAX_LEVEL_SEED, dtype=np.int64))
-
-
-def _first(count: int, source: Iterator[int], excluded: Collection[int]) -> tuple[int, ...]:
-    chosen: dict[int, None] = {}
-    while len(chosen) < count:
-        level = next(source)
-        if level not in excluded:
-            chosen[level] = None
-    return tuple(chosen)

@@ -10,44 +10,41 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from common.config import Config
-from evaluator.levels.level_sets import SPLITS
+from evaluator.levels.level_sets import SPLITS, Split
 from evaluator.output.published import PUBLISHED_COINRUN, PUBLISHED_EASY_25M
 from evaluator.output.scoreboard import LevelHistory
 
-# Blue and orange of Okabe and Ito's palette: told apart with any colour vision, and in grey.
+# Blue and orange of Okabe and Ito's palette, which differ for every type of colour vision and in greyscale.
 _COLORS = {"train": "#0072B2", "held_out": "#D55E00"}
 _GREY = "#666666"
-_NAMED_LEVELS = 60  # more names than that cannot be read
+_MAX_LABELLED_LEVELS = 60  # more labels are not readable
 
 
 def draw_scores(rows: Sequence[dict[str, Any]], config: Config) -> bytes:
-    """A png of both splits' mean return and of the gap, with 95 % intervals; oldest row first."""
+    """A png of the training and held-out mean return and the gap, with 95 % intervals; oldest row first."""
     return _png(scores_figure(rows, config))
 
 
 def draw_levels(history: LevelHistory, config: Config) -> bytes:
-    """A png of every level's mean return at every checkpoint, one panel a split."""
+    """A png of every level's mean return at every checkpoint, one panel per split."""
     return _png(levels_figure(history, config))
 
 
 def scores_figure(rows: Sequence[dict[str, Any]], config: Config) -> Figure:
-    """matplotlib's objects without pyplot, which keeps global state and is not for threads."""
+    """Uses matplotlib without pyplot, which keeps global state and is not thread-safe."""
     figure = Figure(figsize=(8, 6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     scores, gap = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     frames = [row["frames"] for row in rows]
     for split, color in _COLORS.items():
-        _draw_line(scores, frames, [_score_with_band(row[split]) for row in rows], color)
+        _draw_line(scores, frames, [(row[split]["mean"], row[split]["interval"]) for row in rows], color)
     _draw_published(scores, rows[-1]["frames"], config)
-    _label_ends(scores, rows)
-    gaps = [_gap_with_band(row) for row in rows]
+    _label_ends(scores, rows[-1])
+    gaps = [(row["generalization_gap"], row["generalization_gap_interval"]) for row in rows]
     _draw_line(gap, frames, gaps, _GREY)
     gap.axhline(0, color="black", linewidth=0.8)
     training = f"{config.num_levels} training levels" if config.num_levels else "all levels"
-    scores.set_title(
-        f"{config.env_name} {config.distribution_mode}: {training}, {rows[-1]['held_out']['levels']} held-out levels",
-        loc="left",
-    )
+    scores.set_title(f"{config.game}: {training}, {rows[-1]['held_out']['levels']} held-out levels", loc="left")
     scores.set_ylabel("episode return, 95 % interval", color=_GREY)
     gap.set_ylabel("generalization gap", color=_GREY)
     gap.set_xlabel("frames")
@@ -63,19 +60,17 @@ def scores_figure(rows: Sequence[dict[str, Any]], config: Config) -> Figure:
 
 
 def levels_figure(history: LevelHistory, config: Config) -> Figure:
-    """Levels that are easiest over time on top; grey where a checkpoint did not play a level."""
-    splits = [split for split in SPLITS if history.versions(split)]
-    tallest = max(len(history.levels(split)) for split in splits)
+    """The levels with the highest mean over time on top; grey where a checkpoint did not play a level."""
+    tables = {split: _returns(history, split) for split in SPLITS if history.versions(split)}
+    tallest = max(len(levels) for levels, _ in tables.values())
     figure = Figure(
-        figsize=(3.2 * len(splits) + 1.5, min(14.0, max(4.0, 0.16 * tallest))), dpi=120, layout="constrained"
+        figsize=(3.2 * len(tables) + 1.5, min(14.0, max(4.0, 0.16 * tallest))), dpi=120, layout="constrained"
     )
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(splits), squeeze=False)[0]
-    tables = {split: _returns(history, split) for split in splits}
+    panels = figure.subplots(1, len(tables), squeeze=False)[0]
     low = min(float(np.nanmin(table)) for _, table in tables.values())
     high = max(float(np.nanmax(table)) for _, table in tables.values())
-    for axes, split in zip(panels, splits, strict=True):
-        levels, table = tables[split]
+    for axes, (split, (levels, table)) in zip(panels, tables.items(), strict=True):
         versions = history.versions(split)
         axes.set_facecolor("#bbbbbb")
         image = axes.imshow(
@@ -85,58 +80,39 @@ def levels_figure(history: LevelHistory, config: Config) -> Figure:
         axes.set_xlabel("policy_version")
         ticks = sorted({round(place) for place in np.linspace(0, len(versions) - 1, min(6, len(versions)))})
         axes.set_xticks(ticks, [str(versions[place]) for place in ticks], fontsize=7)
-        if len(levels) <= _NAMED_LEVELS:
+        if len(levels) <= _MAX_LABELLED_LEVELS:
             axes.set_yticks(range(len(levels)), [str(level) for level in levels], fontsize=6)
         else:
             axes.set_yticks([])
-    panels[0].set_ylabel("level, the easiest on top")
+    panels[0].set_ylabel("level, easiest on top")
     figure.colorbar(image, ax=list(panels), label="mean episode return", shrink=0.6)
-    figure.suptitle(f"{config.env_name} {config.distribution_mode}", x=0.01, ha="left", fontsize=11)
+    figure.suptitle(str(config.game), x=0.01, ha="left", fontsize=11)
     return figure
 
 
-def _returns(history: LevelHistory, split: Any) -> tuple[list[int], np.ndarray]:
+def _returns(history: LevelHistory, split: Split) -> tuple[list[int], np.ndarray]:
     """(levels, float `[levels, versions]`, nan where not played), easiest first."""
-    versions, levels = history.versions(split), history.levels(split)
-    table = np.full((len(levels), len(versions)), np.nan)
-    for i, level in enumerate(levels):
-        for j, version in enumerate(versions):
-            if (score := history.score(split, level, version)) is not None:
-                table[i, j] = score.mean_return
+    levels = history.levels(split)
+    played = [history.at(split, version) for version in history.versions(split)]
+    table = np.array([[s[level].mean_return if level in s else np.nan for s in played] for level in levels])
     order = np.argsort(-np.nanmean(table, axis=1), kind="stable")
     return [levels[i] for i in order], table[order]
 
 
-Band = tuple[float, float, float]  # value, low, high
+Point = tuple[float, Sequence[float] | None]  # value, interval; a single level has none
 
 
-def _draw_line(axes: Any, frames: Sequence[int], bands: Sequence[Band | None], color: str) -> None:
-    known = [(x, *band) for x, band in zip(frames, bands, strict=True) if band is not None]
-    if not known:
-        return
-    xs, values, low, high = zip(*known, strict=True)
-    axes.fill_between(xs, low, high, color=color, alpha=0.15, linewidth=0)
-    axes.plot(xs, values, color=color, linewidth=1.8, marker="o", markersize=3)
-
-
-def _score_with_band(score: dict[str, Any]) -> Band:
-    """The interval; one level has none, a band of no width."""
-    low, high = score["interval"] or (score["mean"], score["mean"])
-    return score["mean"], low, high
-
-
-def _gap_with_band(row: dict[str, Any]) -> Band | None:
-    gap = row["generalization_gap"]
-    if gap is None:
-        return None
-    low, high = row["generalization_gap_interval"] or (gap, gap)
-    return gap, low, high
+def _draw_line(axes: Any, frames: Sequence[int], points: Sequence[Point], color: str) -> None:
+    values = [value for value, _ in points]
+    low, high = zip(*(interval or (value, value) for value, interval in points), strict=True)
+    axes.fill_between(frames, low, high, color=color, alpha=0.15, linewidth=0)
+    axes.plot(frames, values, color=color, linewidth=1.8, marker="o", markersize=3)
 
 
 def _draw_published(axes: Any, frames: int, config: Config) -> None:
-    """The published PPO, where this run has its settings: after 25M frames, and for CoinRun on the way."""
-    like = (config.distribution_mode, config.start_level, config.num_levels, config.held_out)
-    if like != ("easy", 0, 200, "sample"):
+    """The published PPO if this run has its settings: after 25M frames, and for CoinRun also before that."""
+    settings = (config.distribution_mode, config.start_level, config.num_levels, config.held_out)
+    if settings != ("easy", 0, 200, "sample"):
         return
     for split, score in zip(_COLORS, PUBLISHED_EASY_25M[config.env_name], strict=True):
         axes.axhline(score, color=_COLORS[split], linewidth=1, linestyle="--", alpha=0.7)
@@ -150,17 +126,15 @@ def _draw_published(axes: Any, frames: int, config: Config) -> None:
             color=_COLORS[split],
             fontsize=7,
         )
-    # Within the run's frames only: a short run's axis is not stretched.
+    # Only up to the run's frames, so that a short run's axis is not stretched.
     points = [point for point in PUBLISHED_COINRUN if point[0] <= frames] if config.env_name == "coinrun" else []
     for index, color in enumerate(_COLORS.values(), start=1):
-        if points:
-            axes.scatter([p[0] for p in points], [p[index] for p in points], color=color, marker="x", s=25, zorder=3)
+        axes.scatter([p[0] for p in points], [p[index] for p in points], color=color, marker="x", s=25, zorder=3)
 
 
-def _label_ends(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
+def _label_ends(axes: Any, last: dict[str, Any]) -> None:
     """Names each line at its right end, the higher one above its point and the lower one below."""
-    last = rows[-1]
-    names = {"train": "training levels", "held_out": f"held-out levels ({last.get('held_out_split', 'validation')})"}
+    names = {"train": "training levels", "held_out": f"held-out levels ({last['held_out_split']})"}
     upper = max(_COLORS, key=lambda split: last[split]["mean"])
     for split, color in _COLORS.items():
         axes.annotate(
@@ -175,7 +149,7 @@ def _label_ends(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _short(frames: float) -> str:
-    """1500000 as 1.5M."""
+    """`1.5M` for 1500000."""
     for size, suffix in ((1e6, "M"), (1e3, "k")):
         if frames >= size:
             return f"{frames / size:g}{suffix}"

@@ -1,7 +1,7 @@
-"""Scores of OpenAI's published PPO, drawn beside our own."""
+"""Scores of OpenAI's published PPO, drawn in the plots for comparison."""
 
-# PPO after 25M frames on 200 easy levels, mean return on training and on all other levels: OpenAI's own logs,
-# published with train-procgen, 3 seeds.
+# PPO after 25M frames on 200 easy levels, mean return on training levels and on all other levels, 3 seeds: from the
+# logs that OpenAI published with train-procgen.
 PUBLISHED_EASY_25M = {
     "bigfish": (12.1, 4.8),
     "bossfight": (8.3, 7.6),
@@ -20,7 +20,7 @@ PUBLISHED_EASY_25M = {
     "plunder": (5.3, 4.6),
     "starpilot": (30.0, 23.8),
 }
-# The same for CoinRun on the way: frames, training levels, other levels.
+# The same for CoinRun during training: frames, training levels, other levels.
 PUBLISHED_COINRUN = (
     (500_000, 6.8, 6.3),
     (1_000_000, 7.9, 7.4),

@@ -1,4 +1,4 @@
-"""How often a run's test levels were looked at: each look makes them a little less of a test."""
+"""A log of how often a run's test levels were used: each use makes them less reliable as a test."""
 
 import time
 from pathlib import Path
@@ -8,7 +8,7 @@ from common.storage.jsonl import append_jsonl, read_jsonl
 
 
 def log_test_use(path: Path, checkpoint: Checkpoint, command: str, episodes_per_level: int) -> int:
-    """Appends one use to test_uses.jsonl and returns how many there are now; OSError where it cannot be written."""
+    """Appends one use to test_uses.jsonl and returns the number of uses; OSError if the file cannot be written."""
     append_jsonl(
         path,
         {

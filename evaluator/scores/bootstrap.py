@@ -1,9 +1,9 @@
 """95 % intervals of scores, by a bootstrap that resamples levels and, within each drawn level, its episodes.
 
-One resample draws L of the L levels with replacement, and for each of them k of its k episodes with replacement; the
-interval is the 2.5 % to 97.5 % quantile of the resamples' means (Efron and Tibshirani 1993, ch. 13; two stages: Davison
-and Hinkley 1997, 3.8). The level is the sampling unit. Drawing episodes as well adds the noise within a level a second
-time, so that intervals are a little too wide with few episodes a level, never too narrow for that reason.
+One resample draws L of the L levels with replacement and, for each of them, k of its k episodes with replacement. The
+interval goes from the 2.5 % to the 97.5 % quantile of the resamples' means (Efron and Tibshirani 1993, ch. 13; two
+stages: Davison and Hinkley 1997, 3.8). The level is the sampling unit. Resampling episodes too counts the noise within
+a level a second time, so that intervals are slightly too wide with few episodes per level, never too narrow.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ Interval = tuple[float, float]
 def resampled_means(values: np.ndarray, stream: int = 0) -> np.ndarray:
     """float64 `[RESAMPLES]`: means of two-stage resamples of `values`, float `[levels, episodes]`.
 
-    Different `stream`s are independent of each other, as two separate samples have to be.
+    Different values of `stream` give independent resamples.
     """
     generator = np.random.Generator(np.random.Philox(key=[_KEY, stream]))
     num_levels, num_episodes = values.shape
@@ -29,7 +29,7 @@ def resampled_means(values: np.ndarray, stream: int = 0) -> np.ndarray:
     for start in range(0, RESAMPLES, block):
         size = min(block, RESAMPLES - start)
         levels = generator.integers(num_levels, size=(size, num_levels, 1))
-        # With one episode a level there is nothing to draw in the second stage.
+        # With one episode per level the second stage has nothing to draw.
         episodes = generator.integers(num_episodes, size=(size, num_levels, num_episodes)) if num_episodes > 1 else 0
         means[start : start + size] = values[levels, episodes].mean(axis=(1, 2))
     return means
@@ -42,19 +42,19 @@ def interval_of(means: np.ndarray) -> Interval:
 
 
 def mean_interval(values: np.ndarray) -> Interval | None:
-    """Of the mean of `values` `[levels, episodes]`; None for one level, which says nothing of others."""
+    """The interval of the mean of `values` `[levels, episodes]`; None for a single level."""
     return interval_of(resampled_means(values)) if len(values) > 1 else None
 
 
 def difference_interval(first: np.ndarray, second: np.ndarray) -> Interval | None:
-    """Of the mean of `first` minus that of `second`, two separate sets of levels `[levels, episodes]`."""
+    """The interval of the mean of `first` minus the mean of `second`, on separate levels; both `[levels, episodes]`."""
     if len(first) < 2 or len(second) < 2:
         return None
     return interval_of(resampled_means(first) - resampled_means(second, stream=1))
 
 
 def matrix(rows: Sequence[Sequence[float]]) -> np.ndarray:
-    """float64 `[levels, episodes]`; ValueError where levels have different numbers of episodes."""
+    """float64 `[levels, episodes]`; ValueError if the levels have different numbers of episodes."""
     if len({len(row) for row in rows}) != 1:
         raise ValueError("every level needs the same number of episodes")
     return np.array(rows, np.float64)

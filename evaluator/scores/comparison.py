@@ -1,7 +1,7 @@
-"""Is B better than A? Both play the same levels with the same random numbers, and the differences are what counts.
+"""Paired comparison of two policies that played the same levels with the same random numbers.
 
-Episode e on level l has the same random numbers for both, so that d_{l,e} = B_{l,e} - A_{l,e} is a pair. The mean of
-all d has a 95 % interval from the bootstrap over levels and, within each, over pairs.
+Episode e on level l uses the same random numbers for A and B, so d_{l,e} = B_{l,e} - A_{l,e} is a paired difference.
+The mean of all d has a 95 % interval from the bootstrap over levels and, within each level, over pairs.
 """
 
 import math
@@ -14,7 +14,7 @@ from evaluator.scores.bootstrap import Interval, mean_interval
 from evaluator.scores.statistics import Episode, returns_by_level
 
 _Z = 1.96  # of a 95 % interval
-_TOO_MANY_EPISODES = 1000
+_MAX_EPISODES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,22 +25,17 @@ class Comparison:
     interval: Interval | None
     levels: int
     episodes_per_level: int
-    enough_episodes: int | None  # a level, to tell a difference of this size; None where no number would do
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether the interval excludes 0."""
-        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+    enough_episodes: int | None  # per level, see `enough_episodes`
 
 
 def compare(first: Sequence[Episode], second: Sequence[Episode]) -> Comparison:
-    """`second` against `first`: one split's episodes on the same levels.
+    """Compares `second` (B) with `first` (A): the episodes of one split.
 
     Raises:
-        ValueError: the two did not play the same episodes of the same levels.
+        ValueError: A and B did not play the same episodes of the same levels.
     """
     if sorted((e.level, e.episode) for e in first) != sorted((e.level, e.episode) for e in second):
-        raise ValueError("only the same episodes of the same levels can be paired")
+        raise ValueError("episodes can be paired only if both sides played the same episodes of the same levels")
     pairs = returns_by_level(second) - returns_by_level(first)
     return Comparison(
         difference=float(pairs.mean()),
@@ -52,11 +47,12 @@ def compare(first: Sequence[Episode], second: Sequence[Episode]) -> Comparison:
 
 
 def enough_episodes(pairs: np.ndarray) -> int | None:
-    """Episodes a level with which the mean of `pairs` `[levels, episodes]`, if it is true, would be told from 0.
+    """Episodes per level needed for a 95 % interval that excludes 0, if the true difference is the mean of `pairs`.
 
-    The variance of the mean over L levels with n episodes each is (between + within / n) / L; both parts are estimated
-    from `pairs`. With one episode a level they cannot be told apart, and all of it counts as within. None where the
-    levels differ too much for any number of episodes, or too many would be needed.
+    `pairs` are paired differences `[levels, episodes]`. The variance of their mean over L levels with n episodes each
+    is (between + within / n) / L; both parts are estimated from `pairs`. With one episode per level the parts cannot be
+    separated, and all variance counts as within. None if the levels differ too much for any number of episodes, or more
+    than `_MAX_EPISODES` would be needed.
     """
     num_levels, num_episodes = pairs.shape
     difference = abs(float(pairs.mean()))
@@ -69,24 +65,23 @@ def enough_episodes(pairs: np.ndarray) -> int | None:
     if room <= 0:
         return None
     needed = max(1, math.ceil(within / room))
-    return needed if needed <= _TOO_MANY_EPISODES else None
+    return needed if needed <= _MAX_EPISODES else None
 
 
 def sentence(result: Comparison, where: str) -> str:
-    """What the figures say, for people; `where` is "held-out levels" or the like."""
+    """The result for people; `where` is for example "held-out levels"."""
     if result.interval is None:
-        return f"cannot tell on {where}: one level says nothing of others"
+        return f"inconclusive on {where}: an interval needs at least two levels"
     low, high = result.interval
-    span = f"{abs(result.difference):.2f} [{{:.2f}}, {{:.2f}}]"
     if low > 0:
-        return f"B is better on {where} by {span.format(low, high)}"
+        return f"B is better on {where} by {result.difference:.2f} [{low:.2f}, {high:.2f}]"
     if high < 0:
-        return f"A is better on {where} by {span.format(-high, -low)}"
+        return f"A is better on {where} by {-result.difference:.2f} [{-high:.2f}, {-low:.2f}]"
     measured = f"B minus A is {result.difference:.2f} [{low:.2f}, {high:.2f}] on {where}"
     if result.difference == 0:
         return f"{measured}: no difference was seen"
     if result.enough_episodes is None:
-        return f"{measured}: cannot tell, and more episodes on these levels would not; more levels might"
+        return f"{measured}: inconclusive; more episodes on these levels would not help, more levels might"
     if result.enough_episodes <= result.episodes_per_level:
-        return f"{measured}: cannot tell with these episodes; it is a close call, about twice as many would"
-    return f"{measured}: cannot tell with these episodes; about {result.enough_episodes} per level would"
+        return f"{measured}: inconclusive but close; about twice as many episodes would be enough"
+    return f"{measured}: inconclusive; about {result.enough_episodes} episodes per level would be enough"

@@ -1,4 +1,4 @@
-"""A checkpoint in, an `Evaluation` out: the one procedure behind the live evaluator and the command line."""
+"""Evaluates a checkpoint; used by the live evaluator and by the command line."""
 
 import time
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from evaluator.scores.statistics import (
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What one checkpoint played, and its scores. `seconds` is the time it took to play."""
+    """The episodes of one checkpoint and their scores. `seconds` is the time it took to play."""
 
     checkpoint: Checkpoint
     episodes: list[Episode]
@@ -29,9 +29,9 @@ class Evaluation:
     seconds: float
 
     def row(self, held_out: Split) -> dict[str, Any]:
-        """As it is stored in evaluations.jsonl; a split that was not played is missing.
+        """The evaluation as stored in evaluations.jsonl; splits that were not played are missing.
 
-        `held_out` is the split that stands under that name, for the gap too.
+        `held_out` is the split that the gap and the entry "held_out" refer to.
         """
         gap = generalization_gap(self.episodes, held_out)
         return {
@@ -49,7 +49,7 @@ class Evaluation:
 
 
 def _as_json(score: SplitScore) -> dict[str, Any]:
-    """JSON has no tuples: a row is the same before and after it was stored."""
+    """JSON has no tuples: with a list, a row is the same before and after it was stored."""
     return asdict(score) | {"interval": None if score.interval is None else list(score.interval)}
 
 
@@ -62,14 +62,12 @@ def evaluate(
 ) -> Evaluation:
     """Plays `checkpoint` on the levels of `slots`."""
     started = time.perf_counter()
-    config = checkpoint.config
-    episodes = play(
-        load_policy(checkpoint), config.env_name, config.distribution_mode, slots, episodes_per_level, seed, greedy
-    )
+    game = checkpoint.config.game
+    episodes = play(load_policy(checkpoint), game, slots, episodes_per_level, seed, greedy)
     return Evaluation(
         checkpoint=checkpoint,
         episodes=episodes,
         levels=level_scores(episodes),
-        splits=split_scores(episodes, config.env_name, config.distribution_mode),
+        splits=split_scores(episodes, game),
         seconds=time.perf_counter() - started,
     )

@@ -1,9 +1,8 @@
 """Plays a policy on exact levels: k episodes on every level, all levels in one vectorised batch.
 
-Slot i is bound to the level `slots[i]` and plays its first k episodes, whenever they end: taking the first episodes
-to finish would favour short ones. Every (level, episode) has random numbers of its own, so what is played does not
-depend on which other levels share the batch. Slots that are done are not inferred for, and leave the batch once
-they are half of it.
+Slot i is bound to the level `slots[i]` and plays its first k episodes to their end: taking the episodes that finish
+first would favour short ones. Every (level, episode) has its own random numbers, so its actions do not depend on which
+other levels share the batch. Finished slots need no inference and leave the batch once they are half of it.
 """
 
 import contextlib
@@ -13,24 +12,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.games import GAMES
+from common.games import Game
 from common.policy_network import PolicyNetwork, sample_actions
 from common.procgen_env import envs_from_states, make_level_bound_envs, observe
 from common.storage.checkpoints import Checkpoint
 from evaluator.levels.level_sets import Split
 from evaluator.scores.statistics import Episode
 
-# (level, episode, uint8 frame [64, 64, 3], action), before the action is taken. Copy the frame to keep it.
+# (level, episode, uint8 frame [64, 64, 3], action), called before the action is taken. Copy the frame to keep it.
 OnStep = Callable[[int, int, np.ndarray, int], None]
 
-# On one thread a frame's logits are bit for bit the same in any batch of 4 to 32 frames (measured; smaller ones
-# take another matrix product), and larger batches are slower: they leave the cache.
+# On one thread, a frame's logits are bit-identical in any batch of 4 to 32 frames (measured; smaller batches use
+# a different matrix product). Larger batches are slower because they exceed the cache.
 MIN_BATCH, MAX_BATCH = 4, 32
 _NO_OP = 4
 
 
 class WrongLevelError(RuntimeError):
-    """An environment played another level than its slot is bound to: the scores would be worthless."""
+    """An environment played a different level than its slot is bound to, so the scores would be wrong."""
 
 
 def load_policy(checkpoint: Checkpoint) -> PolicyNetwork:
@@ -41,10 +40,10 @@ def load_policy(checkpoint: Checkpoint) -> PolicyNetwork:
 
 
 def episode_uniforms(seed: int, level: int, episode: int, count: int) -> np.ndarray:
-    """float32 `[count]` in [0, 1): the random numbers of one episode, one a step.
+    """float32 `[count]` in [0, 1): the random numbers of one episode, one per step.
 
-    Philox is a counter-based generator: each key has a stream of its own (Salmon et al. 2011), and
-    (seed, level, episode) fill its 128-bit key without collisions.
+    Philox is a counter-based generator: each key has its own stream (Salmon et al. 2011), and (seed, level, episode)
+    fill its 128-bit key without collisions.
     """
     key = np.array([seed, (level << 32) | episode], np.uint64)
     return np.random.Generator(np.random.Philox(key=key)).random(count, dtype=np.float32)
@@ -52,8 +51,7 @@ def episode_uniforms(seed: int, level: int, episode: int, count: int) -> np.ndar
 
 def play(
     policy: PolicyNetwork,
-    env_name: str,
-    distribution_mode: str,
+    game: Game,
     slots: Sequence[tuple[Split, int]],
     episodes_per_level: int,
     seed: int,
@@ -69,53 +67,53 @@ def play(
         seed: of the action noise.
         greedy: take the most probable action instead of sampling.
         on_step: called for every step of every episode.
-        compact_at: rebuild the batch when at most this share of it still plays; 0 never does.
+        compact_at: rebuild the batch when at most this share of it is still playing; 0 never does.
 
     Raises:
-        WrongLevelError: an environment reports another level than it was bound to.
+        WrongLevelError: an environment reports a different level than it is bound to.
     """
-    book = _Book(slots, episodes_per_level, seed, GAMES[env_name].time_limit)
-    envs = make_level_bound_envs(env_name, distribution_mode, [level for _, level in slots])
+    tracker = _EpisodeTracker(slots, episodes_per_level, seed, game.time_limit)
+    envs = make_level_bound_envs(game, [level for _, level in slots])
     try:
-        order = np.arange(len(slots))  # order[i]: the slot played at place i of the batch
+        order = np.arange(len(slots))  # order[i]: the slot at place i of the batch
         _, frames, _ = observe(envs)
-        while (places := np.flatnonzero(book.is_playing[order])).size:
+        while (places := np.flatnonzero(tracker.is_playing[order])).size:
             if places.size <= compact_at * order.size:
                 states = envs.callmethod("get_state")
                 envs.close()
-                envs = envs_from_states(env_name, distribution_mode, [states[place] for place in places])
+                envs = envs_from_states(game, [states[place] for place in places])
                 _, frames, _ = observe(envs)
                 order = order[places]
                 places = np.arange(order.size)
             active = order[places]
-            chosen = choose_actions(policy, frames[places], book.uniforms_now(active), greedy)
+            chosen = choose_actions(policy, frames[places], tracker.current_uniforms(active), greedy)
             if on_step is not None:
                 for place, slot, action in zip(places, active, chosen, strict=True):
-                    on_step(slots[slot][1], int(book.episode[slot]), frames[place], int(action))
+                    on_step(slots[slot][1], int(tracker.episode[slot]), frames[place], int(action))
             actions = np.full(order.size, _NO_OP, np.int32)
             actions[places] = chosen
             envs.act(actions)
             rewards, frames, first = observe(envs)
-            book.count_step(active, rewards[places])
+            tracker.count_step(active, rewards[places])
             ended = places[first[places]]
             if ended.size:
                 info = envs.get_info()
                 for place in ended:
-                    book.end_episode(int(order[place]), info[place])
+                    tracker.end_episode(int(order[place]), info[place])
     finally:
         envs.close()
-    return [record for records in book.records for record in records]
+    return [record for records in tracker.records for record in records]
 
 
 def choose_actions(policy: PolicyNetwork, frames: np.ndarray, uniforms: np.ndarray, greedy: bool) -> np.ndarray:
-    """int32 actions `[N]` for uint8 frames `[N, 64, 64, 3]`; float32 uniforms `[N]` decide where it samples."""
+    """int32 actions `[N]` for uint8 frames `[N, 64, 64, 3]`, sampled with float32 uniforms `[N]` unless greedy."""
     return decide(policy, frames, uniforms, greedy)[0]
 
 
 def decide(
     policy: PolicyNetwork, frames: np.ndarray, uniforms: np.ndarray, greedy: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`choose_actions` and what they follow from: (int32 `[N]`, float32 values `[N]`, probabilities `[N, 15]`)."""
+    """`choose_actions` with the values and probabilities: (int32 `[N]`, float32 `[N]`, float32 `[N, 15]`)."""
     with torch.inference_mode(), _one_thread():
         outputs = [_forward(policy, frames[i : i + MAX_BATCH]) for i in range(0, len(frames), MAX_BATCH)]
         logits = torch.cat([logits for logits, _ in outputs])
@@ -126,11 +124,8 @@ def decide(
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """More threads add up in another order: a score must not depend on how many the process has."""
+    """A different number of threads sums in a different order, and scores must not depend on it."""
     before = torch.get_num_threads()
-    if before == 1:
-        yield
-        return
     torch.set_num_threads(1)
     try:
         yield
@@ -146,8 +141,8 @@ def _forward(policy: PolicyNetwork, frames: np.ndarray) -> tuple[torch.Tensor, t
     return logits[:count], values[:count]
 
 
-class _Book:
-    """What is known of every slot: the episode it plays, how far it is, what it has finished."""
+class _EpisodeTracker:
+    """The state of every slot: its current episode, the steps and return so far, and the finished episodes."""
 
     def __init__(self, slots: Sequence[tuple[Split, int]], episodes_per_level: int, seed: int, time_limit: int):
         self.slots = slots
@@ -161,8 +156,8 @@ class _Book:
         self.uniforms = np.stack([episode_uniforms(seed, level, 0, time_limit) for _, level in slots])
         self.records: list[list[Episode]] = [[] for _ in slots]
 
-    def uniforms_now(self, active: np.ndarray) -> np.ndarray:
-        """float32 `[len(active)]`: this step's random number of each slot in `active`."""
+    def current_uniforms(self, active: np.ndarray) -> np.ndarray:
+        """float32 `[len(active)]`: this step's random number for each slot in `active`."""
         return self.uniforms[active, self.length[active]]
 
     def count_step(self, active: np.ndarray, rewards: np.ndarray) -> None:
@@ -170,7 +165,7 @@ class _Book:
         self.length[active] += 1
 
     def end_episode(self, slot: int, info: dict[str, Any]) -> None:
-        """Records the episode that `slot` has just finished, from `get_info` at first=1."""
+        """Records the episode that `slot` just finished; `info` is from `get_info` at first=1."""
         split, level = self.slots[slot]
         length, completed = int(self.length[slot]), bool(info["prev_level_complete"])
         record = Episode(

@@ -1,7 +1,7 @@
-"""From episodes to scores. Pure arithmetic: no environments, no policy, no files.
+"""Scores of episodes. Pure arithmetic: no environments, no policy, no files.
 
-The level is the sampling unit: episodes on one level are not independent of each other, so a split's mean is the
-mean of its levels' means, and its standard error counts levels, not episodes:
+The level is the sampling unit: episodes on the same level are not independent, so a split's mean is the mean of its
+levels' means, and its standard error counts levels, not episodes:
 
     level mean    m_l = (1/k) sum_e return_{l,e}
     mean          M = (1/L) sum_l m_l
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from common.games import normalized_return
+from common.games import Game
 from evaluator.levels.level_sets import SPLITS, Split
 from evaluator.scores.bootstrap import Interval, difference_interval, matrix, mean_interval
 
@@ -31,9 +31,9 @@ class Episode:
     episode: int  # 0 is the first on this level
     episode_return: float
     length: int
-    completed: bool  # the game's own word for success (prev_level_complete)
+    completed: bool  # success as reported by the game (prev_level_complete)
     timed_out: bool  # ended by the game's time limit, not completed
-    level_seed: int  # the level that the environment says was played
+    level_seed: int  # the level that was played, as reported by the environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +82,11 @@ def level_scores(episodes: Sequence[Episode]) -> list[LevelScore]:
     ]
 
 
-def split_score(episodes: Sequence[Episode], env_name: str, distribution_mode: str) -> SplitScore:
-    """The score of the split whose `episodes` these are, as many on each level.
+def split_score(episodes: Sequence[Episode], game: Game) -> SplitScore:
+    """The score of a split from its `episodes`, the same number on every level.
 
     Raises:
-        ValueError: no episodes, or not the same number on every level.
+        ValueError: no episodes, or different numbers of episodes per level.
     """
     if not episodes:
         raise ValueError("a split without levels has no score")
@@ -97,7 +97,7 @@ def split_score(episodes: Sequence[Episode], env_name: str, distribution_mode: s
         mean=mean,
         stderr=_standard_error(means, mean),
         interval=mean_interval(returns_by_level(episodes)),
-        normalized=normalized_return(env_name, distribution_mode, mean),
+        normalized=game.normalized_return(mean),
         success_rate=_mean(level.success_rate for level in levels),
         timeout_rate=_mean(level.timeout_rate for level in levels),
         episodes=len(episodes),
@@ -105,9 +105,9 @@ def split_score(episodes: Sequence[Episode], env_name: str, distribution_mode: s
     )
 
 
-def split_scores(episodes: Sequence[Episode], env_name: str, distribution_mode: str) -> dict[Split, SplitScore]:
+def split_scores(episodes: Sequence[Episode], game: Game) -> dict[Split, SplitScore]:
     """The score of every split that was played."""
-    return {split: split_score(own, env_name, distribution_mode) for split, own in by_split(episodes).items()}
+    return {split: split_score(own, game) for split, own in by_split(episodes).items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class Gap:
 
 
 def generalization_gap(episodes: Sequence[Episode], held_out: Split) -> Gap | None:
-    """None unless training levels and `held_out` levels were both played."""
+    """None unless both training levels and `held_out` levels were played."""
     played = by_split(episodes)
     if "train" not in played or held_out not in played:
         return None
@@ -129,16 +129,16 @@ def generalization_gap(episodes: Sequence[Episode], held_out: Split) -> Gap | No
 
 
 def by_split(episodes: Sequence[Episode]) -> dict[Split, list[Episode]]:
-    """The episodes of each split that has any."""
+    """The episodes of every split that was played."""
     present = {split: [episode for episode in episodes if episode.split == split] for split in SPLITS}
     return {split: own for split, own in present.items() if own}
 
 
 def returns_by_level(episodes: Sequence[Episode]) -> np.ndarray:
-    """float64 `[levels, episodes]` of one split, levels in ascending order: the interval must not depend on theirs.
+    """float64 `[levels, episodes]` of one split, levels ascending so that the interval does not depend on their order.
 
     Raises:
-        ValueError: not the same number of episodes on every level.
+        ValueError: different numbers of episodes per level.
     """
     levels: dict[int, list[float]] = {}
     for episode in sorted(episodes, key=lambda e: (e.level, e.episode)):
@@ -147,7 +147,7 @@ def returns_by_level(episodes: Sequence[Episode]) -> np.ndarray:
 
 
 def _mean(values: Iterable[Any]) -> float:
-    """math.fsum is exact: the order of levels cannot change the result."""
+    """Uses math.fsum, which is exact: the order of levels does not change the result."""
     numbers = [float(value) for value in values]
     return math.fsum(numbers) / len(numbers)
 

@@ -10,6 +10,7 @@ import torch
 
 from actors.rollout_actor import RolloutActor
 from common.config import resolve
+from common.games import Game
 from common.messages import FinishedEpisodes, weights_sha256
 from common.policy_network import PolicyNetwork
 from common.procgen_env import make_envs, observe
@@ -112,7 +113,7 @@ def test_the_bootstrap_value_is_that_of_the_next_rollouts_first_observation(roll
 
 def test_replaying_the_actions_gives_the_observations_rewards_and_dones_without_a_reset_between_rollouts(rollouts):
     config = tiny_config()
-    envs = make_envs(B, GAME, "easy", 0, 20, rand_seed=derive_seed(config.seed, "levels", 0, 0, 0))
+    envs = make_envs(B, Game(GAME, "easy"), 0, 20, rand_seed=derive_seed(config.seed, "levels", 0, 0, 0))
     observations, actions = joined(rollouts, "observations"), joined(rollouts, "actions")
     rewards, dones = joined(rollouts, "rewards"), joined(rollouts, "dones")
     _, frames, _ = observe(envs)
@@ -154,7 +155,7 @@ def test_the_level_of_a_finished_episode_is_the_one_that_was_played(policy):
     # With many levels the next one differs from the one that was played: replay and compare.
     config = tiny_config(start_level=500, num_levels=1000)
     played = collect(config, policy, 3)
-    envs = make_envs(B, GAME, "easy", 500, 1000, rand_seed=derive_seed(config.seed, "levels", 0, 0, 0))
+    envs = make_envs(B, Game(GAME, "easy"), 500, 1000, rand_seed=derive_seed(config.seed, "levels", 0, 0, 0))
     expected, current = [], [info["level_seed"] for info in envs.get_info()]
     for action in joined(played, "actions"):
         envs.act(action)

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import peers
 from common.config import resolve
+from common.games import Game
 from common.policy_network import PolicyNetwork
 from common.procgen_env import make_envs, observe
 
@@ -95,7 +96,7 @@ def test_sb3_gets_frames_of_procgen_and_signs_of_rewards() -> None:
     from benchmarks import peer_sb3
 
     theirs = peer_sb3.ProcgenVecEnv(LAB)
-    direct = make_envs(LAB.num_envs, "coinrun", "easy", 0, 20, rand_seed=1)
+    direct = make_envs(LAB.num_envs, Game("coinrun", "easy"), 0, 20, rand_seed=1)
     np.testing.assert_array_equal(theirs.reset(), observe(direct)[1])
     rewarded, ended = 0.0, 0
     generator = np.random.default_rng(0)

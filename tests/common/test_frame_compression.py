@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.frame_compression import CompressedFrames, DamagedFrames, compress_frames, decompress_frames
-from common.games import NUM_ACTIONS
+from common.games import NUM_ACTIONS, Game
 from common.procgen_env import make_envs, observe
 
 STEPS, ENVS = 24, 5
@@ -15,7 +15,7 @@ STEPS, ENVS = 24, 5
 @pytest.fixture(scope="module")
 def frames():
     """uint8 [T, B, 64, 64, 3] of a random policy."""
-    envs = make_envs(ENVS, "coinrun", "easy", 0, 20, rand_seed=3)
+    envs = make_envs(ENVS, Game("coinrun", "easy"), 0, 20, rand_seed=3)
     generator = np.random.default_rng(0)
     played = np.zeros((STEPS, ENVS, 64, 64, 3), np.uint8)
     for t in range(STEPS):

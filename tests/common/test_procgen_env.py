@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.games import Game
 from common.procgen_env import envs_from_states, make_envs, make_level_bound_envs, observe
 
 PROJECT = Path(__file__).resolve().parents[2]
 # Random play ends an episode of starpilot every hundred steps or so; its pictures scroll, so no two are the same.
-GAME, MODE = "starpilot", "easy"
+GAME = Game("starpilot", "easy")
 
 
 def random_actions(steps, num_envs, seed=0):
@@ -19,7 +20,7 @@ def random_actions(steps, num_envs, seed=0):
 
 
 def play(envs, actions):
-    """Rewards, frames and first of every step, and the info after it."""
+    """Rewards, frames, first and info of every step."""
     rewards, frames, firsts, infos = [], [], [], []
     for action in actions:
         envs.act(action)
@@ -33,15 +34,15 @@ def play(envs, actions):
 
 @pytest.fixture
 def opened():
-    """Closes at the end what was added to it."""
+    """Registers environments, which are closed after the test."""
     envs = []
     yield lambda env: envs.append(env) or env
     for env in envs:
         env.close()
 
 
-def test_frames_rewards_and_first_have_the_shapes_and_types_that_rollouts_have(opened):
-    envs = opened(make_envs(3, GAME, MODE, 0, 5, rand_seed=1))
+def test_observe_returns_the_shapes_and_types_of_rollouts(opened):
+    envs = opened(make_envs(3, GAME, 0, 5, rand_seed=1))
     rewards, frames, first = observe(envs)
     assert (rewards.dtype, rewards.shape) == (np.float32, (3,))
     assert (frames.dtype, frames.shape) == (np.uint8, (3, 64, 64, 3))
@@ -50,13 +51,13 @@ def test_frames_rewards_and_first_have_the_shapes_and_types_that_rollouts_have(o
     assert frames.std() > 5  # a picture
 
 
-def test_at_first_the_frame_is_already_the_next_episodes_first_frame(opened):
+def test_frame_at_first_is_the_first_frame_of_the_next_episode(opened):
     level = 3
-    fresh = opened(make_envs(1, GAME, MODE, level, 1, rand_seed=99))
+    fresh = opened(make_envs(1, GAME, level, 1, rand_seed=99))
     _, first_frame, _ = observe(fresh)
     first_frame = first_frame.copy()
 
-    envs = opened(make_envs(1, GAME, MODE, level, 1, rand_seed=1))
+    envs = opened(make_envs(1, GAME, level, 1, rand_seed=1))
     actions = random_actions(1000, 1)
     _, frames, firsts, infos = play(envs, actions)
     ends = np.flatnonzero(firsts[:, 0])
@@ -68,9 +69,9 @@ def test_at_first_the_frame_is_already_the_next_episodes_first_frame(opened):
     assert not any(np.array_equal(frames[t], first_frame) for t in range(len(frames)) if t not in ends)
 
 
-def test_the_reward_of_the_action_that_ends_an_episode_arrives_with_first(opened):
+def test_reward_of_the_last_action_arrives_with_first(opened):
     # leaper pays 10 for reaching the other side, which ends the episode, and nothing else.
-    envs = opened(make_envs(8, "leaper", MODE, 0, 20, rand_seed=1))
+    envs = opened(make_envs(8, Game("leaper", "easy"), 0, 20, rand_seed=1))
     rewards, _, firsts, infos = play(envs, random_actions(500, 8))
     paid = rewards > 0
     assert 0 < paid.sum() < firsts.sum()  # some episodes are won, others lost
@@ -79,9 +80,9 @@ def test_the_reward_of_the_action_that_ends_an_episode_arrives_with_first(opened
     np.testing.assert_array_equal(paid, completed & firsts)
 
 
-def test_the_order_of_levels_depends_on_the_seed_and_the_slot_alone(opened):
+def test_order_of_levels_depends_only_on_seed_and_slot(opened):
     def levels(rand_seed, num_envs, num_threads=0):
-        envs = opened(make_envs(num_envs, GAME, MODE, 100, 50, rand_seed, num_threads))
+        envs = opened(make_envs(num_envs, GAME, 100, 50, rand_seed, num_threads))
         _, _, firsts, infos = play(envs, random_actions(200, 8)[:, :num_envs])
         started = [[info[i]["level_seed"] for t, info in enumerate(infos) if t == 0 or firsts[t, i]] for i in range(4)]
         assert all(100 <= level < 150 for slot in started for level in slot)
@@ -91,13 +92,13 @@ def test_the_order_of_levels_depends_on_the_seed_and_the_slot_alone(opened):
     assert levels(1, 4) != levels(2, 4)
 
 
-def test_level_bound_slots_play_their_own_level_again_at_every_restart(opened):
+def test_level_bound_slots_replay_their_level_after_every_restart(opened):
     levels = [7, 0, 123456, 7]
-    envs = opened(make_level_bound_envs(GAME, MODE, levels))
+    envs = opened(make_level_bound_envs(GAME, levels))
     _, start, _ = observe(envs)
     start = start.copy()
     for slot, level in enumerate(levels):
-        single = opened(make_envs(1, GAME, MODE, level, 1, rand_seed=5))
+        single = opened(make_envs(1, GAME, level, 1, rand_seed=5))
         np.testing.assert_array_equal(start[slot], observe(single)[1][0])
     _, frames, firsts, infos = play(envs, random_actions(600, 4))
     assert (firsts.sum(axis=0) >= 2).all()
@@ -107,37 +108,38 @@ def test_level_bound_slots_play_their_own_level_again_at_every_restart(opened):
     assert all([info[slot]["level_seed"] for slot in range(4)] == levels for info in infos)
 
 
-def test_a_slot_of_a_batch_plays_as_its_level_alone_would(opened):
+def test_batch_slot_plays_the_same_as_a_single_environment(opened):
     levels = [7, 0, 11]
     actions = random_actions(300, 3)
-    together = play(opened(make_level_bound_envs(GAME, MODE, levels)), actions)
+    together = play(opened(make_level_bound_envs(GAME, levels)), actions)
     for slot, level in enumerate(levels):
-        alone = play(opened(make_envs(1, GAME, MODE, level, 1, rand_seed=5)), actions[:, [slot]])
+        alone = play(opened(make_envs(1, GAME, level, 1, rand_seed=5)), actions[:, [slot]])
         for one, other in zip(together[:3], alone[:3], strict=True):
             np.testing.assert_array_equal(one[:, slot], other[:, 0])
 
 
-def test_environments_continue_from_saved_states_exactly_where_they_were(opened):
-    envs = opened(make_envs(3, GAME, MODE, 50, 10, rand_seed=4))
+def test_environments_continue_exactly_from_saved_states(opened):
+    envs = opened(make_envs(3, GAME, 50, 10, rand_seed=4))
     play(envs, random_actions(37, 3, seed=1))
     states = envs.callmethod("get_state")
     frame = observe(envs)[1].copy()
     actions = random_actions(300, 3, seed=2)
     expected = play(envs, actions)
-    copy = opened(envs_from_states(GAME, MODE, states, num_threads=1))
+    copy = opened(envs_from_states(GAME, states, num_threads=1))
     np.testing.assert_array_equal(observe(copy)[1], frame)
     continued = play(copy, actions)
     for one, other in zip(continued[:3], expected[:3], strict=True):
         np.testing.assert_array_equal(one, other)
-    assert expected[2].any(axis=0).all()  # past the end of an episode: the generator of levels continues too
+    assert expected[2].any(axis=0).all()  # past an episode's end, so the level generator continues too
     levels = [[[info[i]["level_seed"] for i in range(3)] for info in played[3]] for played in (continued, expected)]
     assert levels[0] == levels[1]
 
 
 def test_making_environments_prints_nothing():
     program = (
+        "from common.games import Game\n"
         "from common.procgen_env import make_envs, observe\n"
-        "envs = make_envs(1, 'coinrun', 'easy', 0, 1, rand_seed=0)\n"
+        "envs = make_envs(1, Game('coinrun', 'easy'), 0, 1, rand_seed=0)\n"
         "observe(envs); envs.close()"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=PROJECT)

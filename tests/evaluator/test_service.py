@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from common.config import Config
 from common.messages import CheckpointNotice
 from common.storage.run_directory import RunDirectory
 from evaluator import service as service_module
+from evaluator.log_file import LogFile
 from evaluator.scores.evaluation import evaluate
 from evaluator.service import EvaluationFailed, EvaluationService
 
@@ -46,7 +48,7 @@ def stored(run: RunDirectory) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Scoring waits until the gate is set: what is notified meanwhile waits in the mailbox."""
+    """Scoring waits until the gate is set; notices that arrive before that wait in the mailbox."""
     opened = threading.Event()
 
     def evaluate_later(*args: Any, **options: Any) -> Any:
@@ -58,7 +60,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     opened.set()
 
 
-def test_the_baseline_comes_first_then_the_newest_and_the_others_are_counted(
+def test_baseline_is_scored_first_then_the_newest_checkpoint(
     service: EvaluationService, run: RunDirectory, save: Save, gate: threading.Event
 ) -> None:
     for version in (0, 10, 20, 30):
@@ -80,7 +82,7 @@ def test_the_baseline_comes_first_then_the_newest_and_the_others_are_counted(
     assert os.readlink(run.best) == "00000030"
 
 
-def test_the_baseline_is_not_replaced_by_newer_notices_while_it_waits(
+def test_waiting_baseline_is_not_replaced_by_newer_notices(
     service: EvaluationService, run: RunDirectory, save: Save, gate: threading.Event
 ) -> None:
     service.notify(notice(save(run.checkpoints, 10)))
@@ -92,7 +94,7 @@ def test_the_baseline_is_not_replaced_by_newer_notices_while_it_waits(
     assert [(row["policy_version"], row["skipped"]) for row in stored(run)] == [(10, 0), (0, 0), (30, 1)]
 
 
-def test_finish_gives_up_at_its_deadline(
+def test_finish_returns_none_at_its_deadline(
     service: EvaluationService, run: RunDirectory, save: Save, gate: threading.Event
 ) -> None:
     service.notify(notice(save(run.checkpoints, 10)))
@@ -101,7 +103,7 @@ def test_finish_gives_up_at_its_deadline(
     assert service.finish(DEADLINE) is not None
 
 
-def test_a_scored_version_is_not_scored_again_even_after_a_restart(
+def test_scored_version_is_not_scored_again_after_a_restart(
     service: EvaluationService, run: RunDirectory, config: Config, save: Save
 ) -> None:
     told = notice(save(run.checkpoints, 10))
@@ -119,7 +121,7 @@ def test_a_scored_version_is_not_scored_again_even_after_a_restart(
     assert len(run.levels.read_text().splitlines()) == 1 + 6
 
 
-def test_started_on_a_run_it_finds_the_baseline_and_the_newest_checkpoint_by_itself(
+def test_new_service_finds_the_unscored_baseline_and_newest_checkpoint(
     run: RunDirectory, config: Config, save: Save
 ) -> None:
     for version in (0, 10, 20):
@@ -130,7 +132,7 @@ def test_started_on_a_run_it_finds_the_baseline_and_the_newest_checkpoint_by_its
     assert [row["policy_version"] for row in stored(run)] == [0, 20]
 
 
-def test_backfill_scores_what_was_skipped_the_newest_first_but_not_what_cannot_be_read(
+def test_backfill_scores_readable_skipped_checkpoints_newest_first(
     run: RunDirectory, config: Config, save: Save
 ) -> None:
     paths = [save(run.checkpoints, version) for version in (0, 10, 20, 30)]
@@ -140,13 +142,11 @@ def test_backfill_scores_what_was_skipped_the_newest_first_but_not_what_cannot_b
     service.close()
     assert row is not None and row["policy_version"] == 30
     assert [row["policy_version"] for row in stored(run)] == [0, 30, 20]
-    assert service.problem is not None and "00000010" in service.problem
+    assert service.last_error is not None and "00000010" in service.last_error
 
 
-def test_killed_while_scoring_it_comes_back_and_writes_nothing_twice_or_half(
-    run: RunDirectory, config: Config, save: Save
-) -> None:
-    """A process of its own, killed at a random moment, again and again, until every checkpoint is scored."""
+def test_killed_evaluator_writes_nothing_twice_or_partially(run: RunDirectory, config: Config, save: Save) -> None:
+    """A separate process is killed at different moments until every checkpoint is scored."""
     run.write_config(config, {})
     for version in (0, 10, 20, 30):
         save(run.checkpoints, version)
@@ -171,8 +171,8 @@ def test_killed_while_scoring_it_comes_back_and_writes_nothing_twice_or_half(
     assert len(lines) == len({tuple(line) for line in lines}) == 4 + 3 * 6
 
 
-def test_damaged_and_deleted_checkpoints_are_reported_counted_and_skipped(
-    service: EvaluationService, run: RunDirectory, save: Save, capfd: pytest.CaptureFixture[str]
+def test_damaged_and_deleted_checkpoints_are_skipped_and_logged(
+    service: EvaluationService, run: RunDirectory, save: Save, caplog: pytest.LogCaptureFixture
 ) -> None:
     damaged, deleted, good = (save(run.checkpoints, version) for version in (10, 20, 30))
     data = bytearray((damaged / "policy.safetensors").read_bytes())
@@ -182,36 +182,64 @@ def test_damaged_and_deleted_checkpoints_are_reported_counted_and_skipped(
     for path, reason in ((damaged, "policy.safetensors is damaged"), (deleted, "manifest.json is missing")):
         service.notify(notice(path))
         assert service.finish(DEADLINE) is None
-        assert service.problem is not None and reason in service.problem
+        assert service.last_error is not None and reason in service.last_error
     service.notify(notice(good))
     row = service.finish(DEADLINE)
     assert row is not None and (row["policy_version"], row["skipped"]) == (30, 2)
-    assert service.problem is None
-    errors = capfd.readouterr().err.splitlines()
-    assert len(errors) == 2 and all(line.startswith("evaluator: checkpoint skipped: ") for line in errors)
+    assert service.last_error is None
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 2 and all(message.startswith("checkpoint skipped: ") for message in warnings)
 
 
-def test_an_error_while_scoring_reaches_whoever_asks(service: EvaluationService, run: RunDirectory, save: Save) -> None:
+def test_error_while_scoring_is_raised_to_callers_and_logged(
+    service: EvaluationService, run: RunDirectory, save: Save, caplog: pytest.LogCaptureFixture
+) -> None:
     run.level_sets.write_text("no JSON")
     service.notify(notice(save(run.checkpoints, 10)))
     with pytest.raises(EvaluationFailed, match="scoring stopped: ConfigError"):
         service.finish(DEADLINE)
     with pytest.raises(EvaluationFailed):
         service.latest()
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.message == "scoring stopped" and record.exc_info is not None
 
 
-def test_a_directory_that_cannot_be_written_is_waited_out(
-    service: EvaluationService, run: RunDirectory, save: Save, monkeypatch: pytest.MonkeyPatch
+def test_unwritable_run_directory_is_retried_until_it_works(
+    service: EvaluationService,
+    run: RunDirectory,
+    save: Save,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO, "evaluator")
     monkeypatch.setattr(service_module, "RETRY_SECONDS", 0.05)
     run.levels.mkdir()  # a directory where the file should be
     service.notify(notice(save(run.checkpoints, 10)))
     deadline = time.monotonic() + DEADLINE
-    while service.problem is None:
+    while service.last_error is None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert "scores of 00000010 cannot be written" in service.problem
+    assert "cannot write the scores of 00000010" in service.last_error
+    time.sleep(1.0)  # several retries
     run.levels.rmdir()
     last = service.finish(DEADLINE)
     assert last is not None and last["policy_version"] == 10
-    assert service.problem is None and service.num_scored == 1
+    assert service.last_error is None and service.num_scored == 1
+    messages = [record.message for record in caplog.records]
+    assert [message.split(":")[0] for message in messages] == [
+        "cannot write the scores of 00000010",  # logged once for all retries
+        "scored policy_version 10 in " + messages[1].split(" in ")[1].split(":")[0],
+        "the run directory can be written again",
+    ]
+
+
+def test_log_file_is_private_and_survives_what_cannot_be_written(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "run" / "evaluator.log")
+    log.handle(logging.makeLogRecord({"name": "evaluator.service", "levelname": "INFO", "msg": "too early"}))
+    (tmp_path / "run").mkdir()
+    log.handle(logging.makeLogRecord({"name": "evaluator.service", "levelname": "INFO", "msg": "scored"}))
+    path = tmp_path / "run" / "evaluator.log"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.read_text().endswith(" INFO evaluator.service: scored\n") and "too early" not in path.read_text()
+    full_disk = LogFile(Path("/dev/full"))
+    full_disk.handle(logging.makeLogRecord({"msg": "lost"}))

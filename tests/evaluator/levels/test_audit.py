@@ -1,4 +1,4 @@
-"""Against real Procgen; the twins and the lost levels were found by looking at the frames."""
+"""Uses real Procgen; the matching and the lost levels were found by looking at the frames."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from common.config import Config, ConfigError, resolve
+from common.games import Game
 from common.procgen_env import make_envs, observe
 from common.storage.run_directory import RunDirectory
 from evaluator.levels.audit import FEW_STEPS, TOLERANCE, Audit
@@ -19,32 +20,32 @@ def easy(env_name: str, **given: Any) -> Config:
 
 
 def first_frame(env_name: str, level: int) -> np.ndarray:
-    envs = make_envs(1, env_name, "easy", level, 1, rand_seed=0)
+    envs = make_envs(1, Game(env_name, "easy"), level, 1, rand_seed=0)
     frame = observe(envs)[1][0].copy()
     envs.close()
     return frame.astype(np.int16)
 
 
-# 14 and 50013 are the same room with the same coin; the dark rock behind it is shifted by some pixels.
-COINRUN_TWINS = (14, 50013)
+# 14 and 50013 are the same room with the same coin; only the dark rock in the background is shifted by some pixels.
+SAME_COINRUN_LEVELS = (14, 50013)
 
 
-def test_a_twin_of_a_training_level_is_named() -> None:
-    trained, twin = COINRUN_TWINS
-    difference = np.abs(first_frame("coinrun", trained) - first_frame("coinrun", twin))
+def test_level_that_looks_like_a_training_level_is_removed() -> None:
+    trained, same = SAME_COINRUN_LEVELS
+    difference = np.abs(first_frame("coinrun", trained) - first_frame("coinrun", same))
     assert 0 < difference.max() <= TOLERANCE
-    (removal,) = Audit(easy("coinrun", start_level=trained, num_levels=1)).judge("test", [twin])
+    (removal,) = Audit(easy("coinrun", start_level=trained, num_levels=1)).check("test", [same])
     assert removal is not None
-    assert (removal.split, removal.level, removal.reason, removal.same_as) == ("test", twin, "same_picture", trained)
+    assert (removal.split, removal.level, removal.reason, removal.same_as) == ("test", same, "same_picture", trained)
 
 
-def test_a_training_level_itself_is_the_same_and_others_are_not() -> None:
-    verdicts = Audit(easy("coinrun", start_level=3, num_levels=2)).judge("validation", [4, 0, 1, 2])
-    assert [verdict is None for verdict in verdicts] == [False, True, True, True]
+def test_training_level_is_the_same_as_itself_and_others_are_not() -> None:
+    results = Audit(easy("coinrun", start_level=3, num_levels=2)).check("validation", [4, 0, 1, 2])
+    assert [removal is None for removal in results] == [False, True, True, True]
 
 
-def test_levels_that_begin_alike_but_go_on_otherwise_are_not_the_same() -> None:
-    """The first frame alone would have called them the same: a camera hides the difference."""
+def test_levels_with_the_same_first_frame_only_are_not_the_same() -> None:
+    """Comparing only the first frame would match them: the difference is outside the camera view."""
     audit = Audit(easy("coinrun", num_levels=200))
     means = audit._coarse
     pairs = [
@@ -56,16 +57,16 @@ def test_levels_that_begin_alike_but_go_on_otherwise_are_not_the_same() -> None:
     a, b = next(
         (a, b) for a, b in pairs if np.abs(first_frame("coinrun", a) - first_frame("coinrun", b)).max() <= TOLERANCE
     )
-    assert Audit(easy("coinrun", start_level=a, num_levels=1)).judge("test", [b]) == [None]
+    assert Audit(easy("coinrun", start_level=a, num_levels=1)).check("test", [b]) == [None]
 
 
-def test_jumper_levels_that_nothing_survives_are_found() -> None:
-    """Each action was tried by hand on levels 10000 to 10039."""
+def test_jumper_levels_that_end_under_every_action_are_found() -> None:
+    """The slow reference tries each action on each of the levels 10000 to 10039 alone."""
     levels = list(range(10_000, 10_040))
     lost = set(levels)
     for action in range(15):
         for level in sorted(lost):
-            envs = make_envs(1, "jumper", "easy", level, 1, rand_seed=0)
+            envs = make_envs(1, Game("jumper", "easy"), level, 1, rand_seed=0)
             observe(envs)
             reward, ended = 0.0, False
             for _ in range(FEW_STEPS):
@@ -76,13 +77,13 @@ def test_jumper_levels_that_nothing_survives_are_found() -> None:
             envs.close()
             if not ended or reward > 0:
                 lost.discard(level)
-    verdicts = Audit(easy("jumper", num_levels=2)).judge("test", levels)
-    found = {verdict.level for verdict in verdicts if verdict is not None and verdict.reason == "ends_at_once"}
+    results = Audit(easy("jumper", num_levels=2)).check("test", levels)
+    found = {removal.level for removal in results if removal is not None and removal.reason == "ends_at_once"}
     assert found == lost
     assert 0 < len(lost) < 20
 
 
-def test_what_was_removed_is_not_in_the_sets_and_why_is_stored(tmp_path: Path) -> None:
+def test_removed_levels_are_stored_with_their_reason(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     config = easy("jumper", num_levels=2, held_out_levels=20)
     sets = stored_level_sets(run, config)
@@ -108,7 +109,7 @@ def test_levels_json_is_written_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"train": [1], "validation": 3}'])
-def test_a_damaged_file_is_an_error_of_one_line(text: str, tmp_path: Path) -> None:
+def test_damaged_file_is_a_one_line_error(text: str, tmp_path: Path) -> None:
     path = tmp_path / "levels.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"levels\.json cannot be read"):

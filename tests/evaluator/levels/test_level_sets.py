@@ -12,11 +12,11 @@ def sets(preset: str, **given: Any) -> LevelSets:
     return draw_level_sets(resolve(preset, given, available_cores=1))[0]
 
 
-def test_lab_tests_on_the_notebooks_levels_and_validates_on_the_next() -> None:
+def test_lab_tests_on_the_notebook_levels_and_validates_on_the_next() -> None:
     assert sets("lab") == LevelSets(train=tuple(range(20)), validation=tuple(range(40, 60)), test=tuple(range(20, 40)))
 
 
-def test_next_levels_follow_wherever_training_levels_start() -> None:
+def test_next_levels_follow_the_training_levels() -> None:
     moved = sets("lab", start_level=100, num_levels=3, held_out_levels=2)
     assert moved == LevelSets(train=(100, 101, 102), validation=(105, 106), test=(103, 104))
 
@@ -30,12 +30,12 @@ def test_easy_scores_fixed_samples_of_the_full_range() -> None:
     assert not set(easy.validation) & set(easy.test)
 
 
-def test_the_samples_do_not_depend_on_seed_or_number_of_training_levels() -> None:
+def test_samples_do_not_depend_on_seed_or_number_of_training_levels() -> None:
     for split in ("validation", "test"):
         assert sets("easy").of(split) == sets("easy", seed=9).of(split) == sets("hard").of(split)
 
 
-def test_a_larger_sample_begins_with_the_smaller_one() -> None:
+def test_larger_sample_begins_with_the_smaller_one() -> None:
     for split in ("validation", "test"):
         assert sets("easy", held_out_levels=300).of(split)[:200] == sets("easy").of(split)
 
@@ -47,18 +47,18 @@ def test_sampled_levels_are_never_training_levels() -> None:
     assert len(moved.validation) == 200
 
 
-def test_training_on_all_levels_is_represented_by_a_disjoint_sample() -> None:
+def test_training_on_all_levels_is_scored_on_a_disjoint_sample() -> None:
     every = sets("easy", num_levels=0)
     assert len(every.train) == len(every.validation) == len(every.test) == 200
     assert len(set(every.train + every.validation + every.test)) == 600
 
 
-def test_a_level_that_is_unfit_is_replaced_by_the_next_of_its_sequence() -> None:
-    def judge(split: Split, levels: Sequence[int]) -> list[Removal | None]:
+def test_removed_level_is_replaced_by_the_next_of_its_sequence() -> None:
+    def check(split: Split, levels: Sequence[int]) -> list[Removal | None]:
         return [Removal(split, level, "ends_at_once") if level in (21, 40, 60, 61) else None for level in levels]
 
-    lab, removals = draw_level_sets(resolve("lab", {}, available_cores=1), judge)
-    assert lab.test == (20, *range(22, 40), 62)  # 60 and 61 are unfit as well
+    lab, removals = draw_level_sets(resolve("lab", {}, available_cores=1), check)
+    assert lab.test == (20, *range(22, 40), 62)  # 60 and 61 are removed as well
     assert lab.validation == (*range(41, 60), 63)
     assert [(removal.split, removal.level) for removal in removals] == [
         ("test", 21),
@@ -68,49 +68,49 @@ def test_a_level_that_is_unfit_is_replaced_by_the_next_of_its_sequence() -> None
     ]
     easy = draw_level_sets(resolve("easy", {}, available_cores=1))[0].validation
 
-    def judge_second(split: Split, levels: Sequence[int]) -> list[Removal | None]:
+    def check_second(split: Split, levels: Sequence[int]) -> list[Removal | None]:
         return [Removal(split, level, "ends_at_once") if level == easy[1] else None for level in levels]
 
-    assert draw_level_sets(resolve("easy", {}, available_cores=1), judge_second)[0].validation == (
+    assert draw_level_sets(resolve("easy", {}, available_cores=1), check_second)[0].validation == (
         easy[0],
         *easy[2:],
         sets("easy", held_out_levels=201).validation[200],
     )
 
 
-def test_slots_list_training_levels_first_and_only_the_splits_asked_for() -> None:
+def test_slots_list_the_requested_splits_with_training_levels_first() -> None:
     small = LevelSets((4, 5), (9,), (7,))
     assert small.slots(["train", "validation"]) == [("train", 4), ("train", 5), ("validation", 9)]
     assert small.slots(["test", "train"]) == [("train", 4), ("train", 5), ("test", 7)]
 
 
-def test_test_levels_are_played_while_training_only_where_the_run_asked_for_it() -> None:
+def test_test_levels_are_live_only_with_live_split_test() -> None:
     easy, lab = (resolve(preset, {}, available_cores=1) for preset in ("easy", "lab"))
     assert live_splits(easy, 0) == live_splits(easy, 10) == ("train", "validation")
     assert live_splits(lab, 10) == ("train", "validation", "test")
-    assert live_splits(lab, 0) == ("train", "test")  # validation is for choosing the best, which it cannot be
+    assert live_splits(lab, 0) == ("train", "test")  # version 0 is never the best, so it needs no validation
 
 
-def test_next_levels_beyond_procgens_last_are_refused() -> None:
+def test_next_levels_beyond_the_last_level_are_refused() -> None:
     last = {"start_level": MAX_LEVEL_SEED - 7, "num_levels": 3}
     assert sets("lab", **last, held_out_levels=2).validation[-1] == MAX_LEVEL_SEED - 1
     with pytest.raises(ConfigError, match=r"--held-out next: 2 x 3 levels .* 2147483646"):
         sets("lab", **last, held_out_levels=3)
 
 
-def test_replacements_beyond_procgens_last_are_refused() -> None:
+def test_replacements_beyond_the_last_level_are_refused() -> None:
     last = resolve("lab", {"start_level": MAX_LEVEL_SEED - 7, "num_levels": 3, "held_out_levels": 2}, available_cores=1)
-    with pytest.raises(ConfigError, match="--held-out-levels 2 are too many"):
+    with pytest.raises(ConfigError, match="--held-out-levels 2 is too many"):
         draw_level_sets(last, lambda split, levels: [Removal(split, level, "ends_at_once") for level in levels])
 
 
-def test_a_training_range_that_leaves_no_others_is_refused() -> None:
+def test_training_range_that_leaves_too_few_levels_is_refused() -> None:
     nearly_all: Config = resolve("easy", {"num_levels": MAX_LEVEL_SEED - 1, "held_out_levels": 2}, available_cores=1)
-    with pytest.raises(ConfigError, match="--held-out-levels 2 are too many"):
+    with pytest.raises(ConfigError, match="--held-out-levels 2 is too many"):
         draw_level_sets(nearly_all)
 
 
-def test_of_very_many_training_levels_a_fixed_sample_of_a_thousand_is_scored() -> None:
+def test_large_training_range_is_scored_on_a_sample_of_a_thousand() -> None:
     assert sets("easy", num_levels=1000).train == tuple(range(1000))
     many = sets("easy", start_level=7, num_levels=2_000_000_000)
     assert len(many.train) == len(set(many.train)) == 1000

@@ -34,7 +34,7 @@ def test_lines_are_named_with_their_split() -> None:
     assert "training levels 9.00" in words(EASY) and "held-out levels (validation) 7.00" in words(EASY)
 
 
-def test_the_published_score_stands_only_where_the_settings_match() -> None:
+def test_published_score_is_drawn_only_for_matching_settings() -> None:
     assert "published PPO, 25M frames, train 9.5" in words(EASY)
     for given in ({"num_levels": 100}, {"distribution_mode": "hard"}, {"start_level": 5}):
         assert "published" not in words(resolve("easy", given, available_cores=1))
@@ -42,13 +42,13 @@ def test_the_published_score_stands_only_where_the_settings_match() -> None:
     assert "train 9.3" in words(resolve("easy", {"env_name": "maze"}, available_cores=1))
 
 
-def test_published_points_on_the_way_do_not_stretch_a_short_run() -> None:
+def test_published_points_do_not_stretch_the_axis_of_a_short_run() -> None:
     axes = scores_figure([row(0), row(600_000)], EASY).axes[0]
     axes.figure.canvas.draw()
     assert axes.get_xlim()[1] < 700_000
 
 
-def test_a_wider_interval_is_a_wider_band() -> None:
+def test_wider_interval_is_drawn_as_a_wider_band() -> None:
     def colored(width: float) -> int:
         picture = iio.imread(draw_scores([row(0, width), row(10, width)], EASY), extension=".png")[..., :3].astype(int)
         return int((picture.max(axis=2) - picture.min(axis=2) > 15).sum())
@@ -56,7 +56,7 @@ def test_a_wider_interval_is_a_wider_band() -> None:
     assert colored(0.9) > 1.5 * colored(0.3)
 
 
-def test_one_level_has_no_interval_and_is_drawn_all_the_same() -> None:
+def test_single_level_without_interval_is_drawn() -> None:
     single = row(0)
     single["train"]["interval"] = single["generalization_gap_interval"] = None
     assert draw_scores([single], EASY).startswith(b"\x89PNG")
@@ -70,7 +70,7 @@ def history(levels: int, versions: int) -> LevelHistory:
     return made
 
 
-def test_each_level_is_a_row_the_easiest_on_top_and_what_was_not_played_stays_empty() -> None:
+def test_levels_are_rows_with_the_easiest_on_top_and_gaps_empty() -> None:
     made = history(3, 2)
     made.add(2, [LevelScore("train", 0, 1, 9.0, 1.0, 0.0, 9.0)])
     train, validation = levels_figure(made, EASY).axes[:2]
@@ -81,6 +81,6 @@ def test_each_level_is_a_row_the_easiest_on_top_and_what_was_not_played_stays_em
     assert train.images[0].get_clim() == validation.images[0].get_clim() == (0, 9)
 
 
-def test_a_thousand_levels_and_a_single_one_are_drawn() -> None:
+def test_a_thousand_levels_and_a_single_level_are_drawn() -> None:
     for levels, versions in ((1000, 60), (1, 1)):
         assert max(iio.imread(draw_levels(history(levels, versions), EASY), extension=".png").shape) < 2500

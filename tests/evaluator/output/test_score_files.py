@@ -14,12 +14,13 @@ from common.config import Config
 from common.storage.checkpoints import Checkpoint
 from common.storage.run_directory import RunDirectory
 from evaluator.levels.level_sets import Split
-from evaluator.output.score_files import Report, RunIsBeingScored
-from evaluator.output.video import film_episode
+from evaluator.output.score_files import RunIsBeingScored, ScoreFiles
+from evaluator.output.video import record_episode
 from evaluator.scores.evaluation import Evaluation, evaluate
 from evaluator.scores.play import load_policy
 
 VERSION = 5
+CIRCUMSTANCES: Any = {"skipped": 0, "eval_seconds": 1.0, "updates_behind": 0}
 SLOTS: list[tuple[Split, int]] = [("train", 0), ("train", 1), ("validation", 5), ("test", 3)]
 
 
@@ -32,10 +33,10 @@ def evaluation(checkpoint: Checkpoint) -> Evaluation:
 def written(evaluation: Evaluation, config: Config, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A run directory with two scored versions, 5 and 6."""
     run = RunDirectory(tmp_path_factory.mktemp("run"))
-    report = Report(run, config)
-    report.add(evaluation, skipped=0)
-    report.add(later(evaluation, VERSION + 1), skipped=3, eval_seconds=1.5, updates_behind=2)
-    report.close()
+    files = ScoreFiles(run, config)
+    files.add(evaluation, **CIRCUMSTANCES)
+    files.add(later(evaluation, VERSION + 1), skipped=3, eval_seconds=1.5, updates_behind=2)
+    files.close()
     return run
 
 
@@ -53,7 +54,7 @@ def level_rows(run: RunDirectory) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_evaluations_jsonl_has_one_object_per_version_with_the_contracts_fields(
+def test_evaluations_jsonl_has_one_object_per_version_with_all_fields(
     written: RunDirectory, checkpoint: Checkpoint
 ) -> None:
     first, second = rows(written)
@@ -87,38 +88,38 @@ def test_levels_csv_has_one_header_and_one_row_per_version_and_level(written: Ru
     assert rows(written)[0]["train"]["mean"] == sum(own) / 2
 
 
-def test_scores_png_is_a_picture_with_both_lines(written: RunDirectory) -> None:
+def test_scores_png_shows_both_lines(written: RunDirectory) -> None:
     picture = imageio.imread(written.scores_plot)[..., :3].astype(int)
     assert picture.shape[1] > 1000
     for color in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)):
         assert (np.abs(picture - color).sum(axis=2) < 10).sum() > 500
 
 
-def test_levels_png_is_a_picture(written: RunDirectory) -> None:
+def test_levels_png_is_an_image(written: RunDirectory) -> None:
     assert min(imageio.imread(written.levels_plot).shape[:2]) > 300
 
 
-def test_films_are_named_by_version_kind_and_level(checkpoint: Checkpoint, config: Config, tmp_path: Path) -> None:
-    report = Report(RunDirectory(tmp_path), config)
-    film = film_episode(load_policy(checkpoint), config.env_name, config.distribution_mode, 3, seed=0)
-    report.add_film(VERSION, "worst", film)
-    report.close()
+def test_videos_are_named_by_version_kind_and_level(checkpoint: Checkpoint, config: Config, tmp_path: Path) -> None:
+    files = ScoreFiles(RunDirectory(tmp_path), config)
+    video = record_episode(load_policy(checkpoint), config.game, 3, seed=0)
+    files.add_video(VERSION, "worst", video)
+    files.close()
     (path,) = (tmp_path / "videos").iterdir()
     assert path.name == "00000005-worst-level3.gif"
     assert len(imageio.mimread(path)) > 5
 
 
-def test_the_levels_to_film_are_of_the_live_split(written: RunDirectory, config: Config) -> None:
-    report = Report(written, config)
-    assert report.levels_to_film(VERSION) == {"worst": 3}  # the only one; each level is filmed once
-    report.close()
+def test_levels_to_record_are_of_the_live_split(written: RunDirectory, config: Config) -> None:
+    files = ScoreFiles(written, config)
+    assert files.levels_to_record(VERSION) == {"worst": 3}  # the only one; each level is recorded once
+    files.close()
 
 
-def test_best_points_to_the_best_on_validation_that_is_still_there(
+def test_best_links_to_the_best_existing_checkpoint_on_validation(
     evaluation: Evaluation, config: Config, tmp_path: Path
 ) -> None:
     run = RunDirectory(tmp_path)
-    report = Report(run, config)
+    files = ScoreFiles(run, config)
     assert not run.best.is_symlink()
     for version, (validation, test) in {10: (2.0, 9.0), 20: (5.0, 1.0), 30: (5.0, 9.0), 40: (3.0, 9.0)}.items():
         (run.checkpoints / f"{version:08d}").mkdir(parents=True)
@@ -127,23 +128,23 @@ def test_best_points_to_the_best_on_validation_that_is_still_there(
         splits = {split: dataclasses.replace(score, mean=means[split]) for split, score in scored.splits.items()}
         path = run.checkpoints / f"{version:08d}"
         renamed = dataclasses.replace(scored.checkpoint, path=path)
-        report.add(dataclasses.replace(scored, splits=splits, checkpoint=renamed), skipped=0)
+        files.add(dataclasses.replace(scored, splits=splits, checkpoint=renamed), **CIRCUMSTANCES)
     assert os.readlink(run.best) == "00000020"
-    report.close()
+    files.close()
     (run.checkpoints / "00000020").rmdir()
-    Report(run, config).close()
+    ScoreFiles(run, config).close()
     assert os.readlink(run.best) == "00000030"
 
 
 def test_only_one_evaluator_writes_a_run(config: Config, tmp_path: Path) -> None:
-    first = Report(RunDirectory(tmp_path), config)
+    first = ScoreFiles(RunDirectory(tmp_path), config)
     with pytest.raises(RunIsBeingScored, match="another evaluator is scoring"):
-        Report(RunDirectory(tmp_path), config)
+        ScoreFiles(RunDirectory(tmp_path), config)
     first.close()
-    Report(RunDirectory(tmp_path), config).close()
+    ScoreFiles(RunDirectory(tmp_path), config).close()
 
 
-def test_tensorboard_gets_scalars_at_the_runs_frames(written: RunDirectory) -> None:
+def test_tensorboard_has_every_scalar_once_per_version(written: RunDirectory) -> None:
     (events,) = (written.tensorboard / "evaluator").iterdir()
     data = events.read_bytes()
     for tag in (
@@ -156,27 +157,27 @@ def test_tensorboard_gets_scalars_at_the_runs_frames(written: RunDirectory) -> N
         assert data.count(tag) == 2, tag
 
 
-def test_a_version_is_never_written_twice(written: RunDirectory, evaluation: Evaluation, config: Config) -> None:
+def test_version_is_never_written_twice(written: RunDirectory, evaluation: Evaluation, config: Config) -> None:
     before = written.evaluations.read_bytes(), written.levels.read_bytes()
-    report = Report(written, config)
-    with pytest.raises(ValueError, match="5 is scored already"):
-        report.add(evaluation, skipped=0)
-    report.close()
+    files = ScoreFiles(written, config)
+    with pytest.raises(ValueError, match="5 is already scored"):
+        files.add(evaluation, **CIRCUMSTANCES)
+    files.close()
     assert (written.evaluations.read_bytes(), written.levels.read_bytes()) == before
 
 
-def test_rows_of_levels_csv_without_an_evaluation_are_set_aside_at_the_next_start(
+def test_levels_without_an_evaluation_are_set_aside_at_the_next_start(
     evaluation: Evaluation, config: Config, tmp_path: Path
 ) -> None:
     run = RunDirectory(tmp_path)
-    crashing = Report(run, config)
-    crashing.add(evaluation, skipped=0)
+    crashing = ScoreFiles(run, config)
+    crashing.add(evaluation, **CIRCUMSTANCES)
     crashing.close()
     whole = run.levels.read_text()
     crashed = "6,train,0,2,0.0,0.0,0.0,90.0\n6,tra"
     run.levels.write_text(whole + crashed)
-    report = Report(run, config)
+    files = ScoreFiles(run, config)
     assert run.levels.read_text() == whole
     assert (tmp_path / "levels.csv.abandoned").read_text() == crashed + "\n"
-    report.add(later(evaluation, 6), skipped=0)
+    files.add(later(evaluation, 6), **CIRCUMSTANCES)
     assert [row["policy_version"] for row in level_rows(run)] == ["5"] * 4 + ["6"] * 4

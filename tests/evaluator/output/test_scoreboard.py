@@ -1,14 +1,14 @@
 from pathlib import Path
 
 from evaluator.levels.level_sets import Split
-from evaluator.output.scoreboard import LevelHistory, SplitBoard, counts, most_forgotten, scoreboard, typical, worst
+from evaluator.output.scoreboard import LevelHistory, SplitBoard, most_forgotten, scoreboard, typical, worst
 from evaluator.scores.statistics import LevelScore
 
 HEADER = "policy_version,split,level,episodes,mean_return,success_rate,timeout_rate,mean_length\n"
 
 
 def score(level: int, mean_return: float, split: Split = "validation") -> LevelScore:
-    """Returns of 0 to 10, completed as often."""
+    """A return of 0 to 10 and the success rate that matches it."""
     return LevelScore(split, level, 2, mean_return, mean_return / 10, 0.0, 50.0)
 
 
@@ -19,24 +19,23 @@ def history_of(*versions: tuple[int, dict[int, float]]) -> LevelHistory:
     return history
 
 
-# 20 is scored last, as a backfill would.
+# 20 is scored last, as in a backfill.
 HISTORY = history_of((10, {5: 0, 6: 10, 7: 10, 8: 0}), (30, {5: 5, 6: 0, 7: 10, 8: 0}), (20, {5: 0, 6: 10, 7: 0, 8: 0}))
 
 
-def test_levels_are_compared_with_the_version_scored_before_whatever_the_order_of_scoring() -> None:
+def test_levels_are_compared_with_the_previous_version_in_any_scoring_order() -> None:
     assert scoreboard(HISTORY, 10)["validation"] == SplitBoard((6, 7), (6, 7), (), (5, 8))
     assert scoreboard(HISTORY, 20)["validation"] == SplitBoard((6,), (), (7,), (5, 8))
     assert scoreboard(HISTORY, 30)["validation"] == SplitBoard((5, 7), (5, 7), (6,), (8,))
-    assert counts(scoreboard(HISTORY, 30)) == {
-        "validation": {"solved": 2, "newly_solved": 2, "forgotten": 1, "never_solved": 1}
-    }
+    counts = {"solved": 2, "newly_solved": 2, "forgotten": 1, "never_solved": 1}
+    assert scoreboard(HISTORY, 30)["validation"].counts() == counts
 
 
-def test_half_of_the_episodes_completed_is_solved_and_less_is_not() -> None:
+def test_level_is_solved_if_half_of_its_episodes_are_completed() -> None:
     assert scoreboard(history_of((0, {1: 5.0, 2: 4.9})), 0)["validation"].solved == (1,)
 
 
-def test_a_split_that_was_not_played_at_a_version_is_compared_over_the_gap() -> None:
+def test_comparison_skips_versions_that_did_not_play_the_split() -> None:
     history = history_of((10, {5: 10}), (30, {5: 0}))
     history.add(20, [score(1, 10, "train")])
     assert list(scoreboard(history, 20)) == ["train"]
@@ -53,15 +52,15 @@ def test_worst_typical_and_most_forgotten_levels() -> None:
     assert worst(rising, 1, "validation") == 2
 
 
-def test_levels_csv_is_read_without_torn_lines_and_versions_that_nothing_vouches_for(tmp_path: Path) -> None:
+def test_levels_csv_is_read_without_torn_lines_and_unscored_versions(tmp_path: Path) -> None:
     path = tmp_path / "levels.csv"
     path.write_text(
         HEADER + "0,train,3,2,5.0,0.5,0.0,80.0\n0,test,9,2,0.0,0.0,1.0,500.0\n"
-        "10,train,3,2,0.0,0.0,0.0,80.0\n99,train,3,2,0.0,0.0,0.0,80.0\n0,other,3,2,0,0,0,0\n10,train,4,2,0.0"
+        "10,train,3,2,0.0,0.0,0.0,80.0\n99,train,3,2,0.0,0.0,0.0,80.0\n10,train,4,2,0.0"
     )
     history = LevelHistory.read(path, {0, 10})
     assert history.versions("train") == [0, 10] and history.levels("train") == [3]
-    assert history.score("train", 3, 0) == LevelScore("train", 3, 2, 5.0, 0.5, 0.0, 80.0)
+    assert history.at("train", 0)[3] == LevelScore("train", 3, 2, 5.0, 0.5, 0.0, 80.0)
     assert history.at("test", 0)[9].timeout_rate == 1.0
     assert scoreboard(history, 10)["train"].forgotten == (3,)
     assert LevelHistory.read(tmp_path / "none.csv", {0}).versions("train") == []

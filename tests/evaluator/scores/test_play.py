@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.games import Game
 from common.policy_network import PolicyNetwork
 from common.procgen_env import make_envs, make_level_bound_envs
 from common.storage.checkpoints import Checkpoint
@@ -11,6 +12,7 @@ from evaluator.scores.play import WrongLevelError, choose_actions, episode_unifo
 from evaluator.scores.statistics import Episode
 
 SEED = 11
+LEAPER = Game("leaper", "easy")
 SLOTS: list[tuple[Split, int]] = [("train", 0), ("train", 1), ("validation", 2), ("validation", 2_000_000_011)]
 Actions = dict[tuple[int, int], list[int]]
 
@@ -28,7 +30,7 @@ def play_recorded(
     def record(level: int, episode: int, frame: np.ndarray, action: int) -> None:
         actions.setdefault((level, episode), []).append(action)
 
-    played = play(policy, "leaper", "easy", slots, episodes, SEED, greedy, record, compact_at)
+    played = play(policy, LEAPER, slots, episodes, SEED, greedy, record, compact_at)
     return played, actions
 
 
@@ -39,11 +41,11 @@ def batched(policy: PolicyNetwork) -> tuple[list[Episode], Actions]:
 
 
 def play_one_by_one(policy: PolicyNetwork, levels: list[int], episodes: int) -> tuple[list[tuple], Actions]:
-    """The slow twin: one environment that knows one level, one frame at a time, arithmetic in numpy's float64."""
+    """The slow reference: one environment with one level, one frame at a time, arithmetic in numpy's float64."""
     results = []
     actions: Actions = {}
     for level in levels:
-        env = make_envs(1, "leaper", "easy", start_level=level, num_levels=1, rand_seed=123)
+        env = make_envs(1, LEAPER, start_level=level, num_levels=1, rand_seed=123)
         for episode in range(episodes):
             uniforms = np.random.Generator(np.random.Philox(key=[SEED, level * 2**32 + episode]))
             episode_return, length, done = 0.0, 0, False
@@ -72,11 +74,11 @@ def test_batched_scoring_equals_playing_one_environment_at_a_time(
     assert batched[1] == actions
 
 
-def test_every_level_gets_exactly_its_first_episodes_in_order(batched: tuple[list[Episode], Actions]) -> None:
+def test_every_level_plays_exactly_its_first_episodes_in_order(batched: tuple[list[Episode], Actions]) -> None:
     assert [(e.split, e.level, e.episode) for e in batched[0]] == [(*slot, k) for slot in SLOTS for k in (0, 1)]
 
 
-def test_every_episode_was_played_on_its_own_level(batched: tuple[list[Episode], Actions]) -> None:
+def test_every_episode_is_played_on_its_own_level(batched: tuple[list[Episode], Actions]) -> None:
     assert [e.level_seed for e in batched[0]] == [e.level for e in batched[0]]
 
 
@@ -87,7 +89,7 @@ def test_compaction_changes_nothing(policy: PolicyNetwork, batched: tuple[list[E
     assert play_recorded(policy, SLOTS, 2, compact_at=0.99) == batched
 
 
-def test_what_is_played_on_a_level_does_not_depend_on_the_other_slots(
+def test_episodes_do_not_depend_on_the_other_slots(
     policy: PolicyNetwork, batched: tuple[list[Episode], Actions]
 ) -> None:
     alone, actions = play_recorded(policy, SLOTS[2:3], 1)
@@ -95,21 +97,19 @@ def test_what_is_played_on_a_level_does_not_depend_on_the_other_slots(
     assert actions[2, 0] == batched[1][2, 0]
 
 
-def test_an_environment_on_another_level_is_an_error(policy: PolicyNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        scoring, "make_level_bound_envs", lambda name, mode, levels: make_level_bound_envs(name, mode, [4])
-    )
+def test_environment_on_a_different_level_is_an_error(policy: PolicyNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "make_level_bound_envs", lambda game, levels: make_level_bound_envs(game, [4]))
     with pytest.raises(WrongLevelError, match="slot of level 3 played level 4"):
-        play(policy, "leaper", "easy", [("train", 3)], 1, SEED)
+        play(policy, LEAPER, [("train", 3)], 1, SEED)
 
 
-def test_a_policy_that_stands_still_times_out(policy: PolicyNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_policy_times_out(policy: PolicyNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "choose_actions", lambda policy, frames, *_: np.full(len(frames), 4, np.int32))
-    played = play(policy, "leaper", "easy", [("train", 0)], 1, SEED)
+    played = play(policy, LEAPER, [("train", 0)], 1, SEED)
     assert [(e.length, e.completed, e.timed_out) for e in played] == [(500, False, True)]
 
 
-def test_greedy_takes_the_most_probable_action_and_sampling_the_drawn_one(policy: PolicyNetwork) -> None:
+def test_greedy_takes_the_most_probable_action_and_sampling_draws_one(policy: PolicyNetwork) -> None:
     frames = np.random.RandomState(0).randint(0, 256, (3, 64, 64, 3)).astype(np.uint8)
     with torch.inference_mode():
         probabilities = policy(torch.from_numpy(frames))[0].softmax(1)
@@ -119,7 +119,7 @@ def test_greedy_takes_the_most_probable_action_and_sampling_the_drawn_one(policy
     assert choose_actions(policy, frames, nearly_one, greedy=False).tolist() == [14, 14, 14]
 
 
-def test_actions_do_not_depend_on_how_many_frames_share_the_batch(policy: PolicyNetwork) -> None:
+def test_actions_do_not_depend_on_the_batch_size(policy: PolicyNetwork) -> None:
     frames = np.random.RandomState(1).randint(0, 256, (37, 64, 64, 3)).astype(np.uint8)
     uniforms = np.random.RandomState(2).random_sample(37).astype(np.float32)
     together = choose_actions(policy, frames, uniforms, greedy=False)
@@ -127,7 +127,7 @@ def test_actions_do_not_depend_on_how_many_frames_share_the_batch(policy: Policy
     assert together.tolist() == one_by_one
 
 
-def test_every_episode_has_a_stream_of_its_own_that_never_changes() -> None:
+def test_every_episode_has_its_own_fixed_random_stream() -> None:
     first = episode_uniforms(0, 3, 0, 1000)
     assert first.dtype == np.float32 and first.min() >= 0 and first.max() < 1
     assert np.array_equal(first[:10], episode_uniforms(0, 3, 0, 10))
@@ -135,12 +135,10 @@ def test_every_episode_has_a_stream_of_its_own_that_never_changes() -> None:
     assert all(abs(np.corrcoef(first, other)[0, 1]) < 0.12 for other in others)
 
 
-def test_threads_of_torch_and_of_procgen_change_nothing(
+def test_threads_of_torch_and_procgen_change_nothing(
     policy: PolicyNetwork, batched: tuple[list[Episode], Actions], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        scoring, "make_level_bound_envs", lambda name, mode, levels: make_level_bound_envs(name, mode, levels, 2)
-    )
+    monkeypatch.setattr(scoring, "make_level_bound_envs", lambda game, levels: make_level_bound_envs(game, levels, 2))
     torch.set_num_threads(2)
     assert play_recorded(policy, SLOTS, 2) == batched
     assert torch.get_num_threads() == 2

@@ -3,6 +3,7 @@ import math
 
 import pytest
 
+from common.games import Game
 from evaluator.levels.level_sets import Split
 from evaluator.scores.statistics import Episode, generalization_gap, level_scores, split_score, split_scores
 
@@ -20,6 +21,7 @@ def episode(split: Split, level: int, number: int, episode_return: float, length
     )
 
 
+COINRUN = Game("coinrun", "easy")
 # Level means 10, 5, 0 (training) and 0, 10 (held-out).
 EPISODES = [
     episode("train", 0, 0, 10, 20),
@@ -34,7 +36,7 @@ EPISODES = [
 TRAIN = EPISODES[:6]
 
 
-def test_a_levels_score_averages_its_episodes() -> None:
+def test_level_score_averages_its_episodes() -> None:
     levels = level_scores(EPISODES)
     assert [(level.split, level.level) for level in levels] == [
         ("train", 0),
@@ -47,8 +49,8 @@ def test_a_levels_score_averages_its_episodes() -> None:
     assert dataclasses.astuple(levels[2]) == ("train", 2, 2, 0.0, 0.0, 0.5, 750.0)
 
 
-def test_a_splits_score_averages_its_levels_and_counts_them_in_the_standard_error() -> None:
-    train = split_scores(EPISODES, "coinrun", "easy")["train"]
+def test_split_score_averages_levels_and_its_error_counts_levels() -> None:
+    train = split_scores(EPISODES, COINRUN)["train"]
     assert train.mean == 5.0
     assert train.stderr == pytest.approx(5.0 / math.sqrt(3), abs=1e-12)  # deviations 5, 0, -5: variance 50 / 2
     assert train.normalized == 0.0  # coinrun's range is 5 to 10
@@ -57,35 +59,35 @@ def test_a_splits_score_averages_its_levels_and_counts_them_in_the_standard_erro
     assert (train.episodes, train.levels) == (6, 3)
 
 
-def test_normalisation_uses_the_difficultys_own_range() -> None:
+def test_normalization_uses_the_range_of_the_distribution_mode() -> None:
     played = [episode("train", 0, 0, 8.0)]
-    assert split_score(played, "maze", "easy").normalized == pytest.approx(0.6)  # 5 to 10
-    assert split_score(played, "maze", "hard").normalized == pytest.approx(4 / 6)  # 4 to 10
+    assert split_score(played, Game("maze", "easy")).normalized == pytest.approx(0.6)  # 5 to 10
+    assert split_score(played, Game("maze", "hard")).normalized == pytest.approx(4 / 6)  # 4 to 10
 
 
-def test_levels_with_different_numbers_of_episodes_have_no_interval() -> None:
+def test_different_numbers_of_episodes_are_refused() -> None:
     uneven = [episode("train", 0, 0, 10.0)] + [episode("train", 1, i, 0.0) for i in range(9)]
     with pytest.raises(ValueError, match="same number of episodes"):
-        split_score(uneven, "coinrun", "easy")
+        split_score(uneven, COINRUN)
 
 
-def test_one_level_has_neither_standard_error_nor_interval() -> None:
-    score = split_score(EPISODES[:2], "coinrun", "easy")
+def test_single_level_has_neither_standard_error_nor_interval() -> None:
+    score = split_score(EPISODES[:2], COINRUN)
     assert (score.stderr, score.interval) == (None, None)
 
 
-def test_the_interval_holds_the_mean_and_does_not_depend_on_the_order_of_levels() -> None:
-    score = split_score(TRAIN, "coinrun", "easy")
+def test_interval_contains_the_mean_in_any_order_of_levels() -> None:
+    score = split_score(TRAIN, COINRUN)
     assert score.interval is not None and 0 <= score.interval[0] < 5 < score.interval[1] <= 10
-    assert split_score(TRAIN[::-1], "coinrun", "easy").interval == score.interval
+    assert split_score(TRAIN[::-1], COINRUN).interval == score.interval
 
 
-def test_no_levels_have_no_score() -> None:
+def test_split_without_levels_is_refused() -> None:
     with pytest.raises(ValueError, match="without levels"):
-        split_score([], "coinrun", "easy")
+        split_score([], COINRUN)
 
 
-def test_the_gap_is_training_minus_held_out_and_needs_both() -> None:
+def test_gap_is_training_minus_held_out_and_needs_both() -> None:
     lucky = [*EPISODES, episode("train", 3, 0, 10.0), episode("train", 3, 1, 10.0)]  # train 25 / 4, held-out 5
     gap = generalization_gap(lucky, "validation")
     assert gap is not None and gap.value == 1.25
