@@ -16,9 +16,9 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from common.config import Config
-from common.errors import cause_in_one_line
 from common.messages import CheckpointNotice
 from evaluator.remote import RemoteEvaluatorActor
+from learner.cluster.remote_errors import cause_in_one_line
 
 # What an answer may take beyond the deadline it was asked to keep.
 _ANSWER_SECONDS = 1.0

@@ -7,7 +7,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from common.errors import cause_in_one_line
+from learner.cluster.remote_errors import cause_in_one_line
 from common.versions import differences, software
 from learner.cluster.connection import ClusterError
 from learner.cluster.machine_checks import Check, node_checks
