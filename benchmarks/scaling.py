@@ -349,7 +349,7 @@ def spills_triggered() -> int:
 def embedded_ray(cases: list[Case], stop: StopSignals) -> Iterator[SleepingFleet]:
     """An embedded Ray whose object store is as large as the service's would be for the largest of the cases."""
     try:
-        connection.connect(max((case.config() for case in cases), key=connection.object_store_bytes_needed), "local")
+        connection.connect(None, max((case.config() for case in cases), key=connection.object_store_bytes_needed))
         stop.install()  # Ray installed handlers of its own
         yield SleepingFleet()
     finally:

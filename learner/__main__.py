@@ -7,7 +7,7 @@ from common.config import ConfigError
 from common.process import keep_files_private, prepare_process
 from evaluator.levels.level_sets import draw_level_sets
 from learner.cluster import connection, nodes
-from learner.cluster.connection import ClusterError
+from learner.cluster.target import ClusterError, ClusterTarget
 from learner.evaluator_handle import RemoteEvaluator
 from learner.ppo.learner import PPOLearner
 from learner.reporting.operator_metrics import OperatorMetrics
@@ -46,12 +46,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def train_on_cluster(prepared: PreparedRun, command_line: CommandLine, stop: StopSignals) -> int:
     """Trains on the cluster at --address, or on an embedded one, and leaves it."""
+    target = ClusterTarget.from_flags(command_line.address, command_line.allow_unauthenticated)
     try:
-        where = connection.connect(prepared.config, command_line.address, command_line.allow_unauthenticated)
+        joined = connection.connect(target, prepared.config)
         stop.install()  # Ray installed handlers of its own
-        if connection.address_to_join(command_line.address) is not None:
+        if target is not None:
             nodes.require_same_software(prepared.config.cluster_timeout)
-        return train(prepared, stop, where, has_operators=connection.address_to_join(command_line.address) is not None)
+        return train(prepared, stop, joined.describe(), has_operators=target is not None)
     except FleetError as error:
         if error.details:
             print(error.details, file=sys.stderr)
