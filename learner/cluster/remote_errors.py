@@ -17,7 +17,7 @@ def cause_in_one_line(error: BaseException) -> str:
     if isinstance(error, RayTaskError):
         if isinstance(error.cause, RayError):
             return cause_in_one_line(error.cause)
-        message = next(iter(str(error.cause).strip().splitlines()), "")
+        message = " ".join(str(error.cause).split())
         line = f"{type(error.cause).__name__}: {message}" if message else type(error.cause).__name__
     elif isinstance(error, ActorDiedError) and error.actor_init_failed:
         line = lines[-1]  # Ray keeps only the text of the traceback, which ends with the exception

@@ -31,7 +31,7 @@ def died_actor(reason: str) -> ActorDiedError:
 
 @pytest.mark.parametrize("with_type_of_cause", [False, True])
 def test_cause_of_a_task_error_is_the_remote_exception(with_type_of_cause: bool) -> None:
-    error = task_error(OSError("libGL.so.1: cannot open\nsecond line"))
+    error = task_error(OSError("libGL.so.1:\n\tcannot open"))
     raised = error.as_instanceof_cause() if with_type_of_cause else error
     assert cause_in_one_line(raised) == "OSError: libGL.so.1: cannot open"
 
