@@ -59,7 +59,7 @@ def requires_token(target: ClusterTarget) -> bool:
     """
     answer = probe(target.address, with_token=False)
     if answer.verdict == "unavailable":
-        raise ClusterError(f"cannot use a Ray cluster at {target}: {answer.reason}")
+        raise ClusterError(f"no Ray cluster could be joined at {target}: {answer.reason}")
     if answer.verdict == "admitted":
         exposed = sorted({node for node in answer.nodes if not is_loopback(node)})
         if not exposed:

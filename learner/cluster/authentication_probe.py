@@ -80,7 +80,8 @@ def ask_head(address: str) -> Answer:
     except RayError as error:
         return Answer("unavailable", reason=f"no answer: {error}".splitlines()[0], may_retry=True)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        return Answer("unavailable", reason=str(error).strip().splitlines()[0])
+        # Only the first sentence: advice about Ray's own flags follows.
+        return Answer("unavailable", reason=str(error).strip().splitlines()[0].partition(". ")[0])
     if not nodes:  # a head that has just started does not yet say where it can be reached
         return Answer("unavailable", reason="the head has no node yet", may_retry=True)
     return Answer("admitted", (head.rpartition(":")[0], *(node.node_manager_address for node in nodes)))

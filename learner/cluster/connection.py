@@ -79,7 +79,7 @@ def connect(target: ClusterTarget | None, config: Config) -> Connection:
     authenticated = authentication.requires_token(target)
     set_ray_authentication("token" if authenticated else "disabled")
     authentication.reload_mode()
-    with _ray_starting(f"cannot use a Ray cluster at {target}"), our_code() as runtime_env:
+    with _ray_starting(f"no Ray cluster could be joined at {target}"), our_code() as runtime_env:
         ray.init(target.address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
     available = _object_store_bytes()
     if available < needed:

@@ -129,5 +129,7 @@ def test_missing_wrong_or_disabled_token_is_reported_with_what_to_do(home, monke
 def test_cluster_that_does_not_answer_is_refused_with_the_source_of_its_address(monkeypatch) -> None:
     answers(monkeypatch, Answer("unavailable", reason="no answer: timed out", may_retry=True))
     target = ClusterTarget("auto", "RAY_ADDRESS", allow_unauthenticated=True)
-    with pytest.raises(ClusterError, match=r"^cannot use a Ray cluster at RAY_ADDRESS=auto: no answer: timed out$"):
+    with pytest.raises(
+        ClusterError, match=r"^no Ray cluster could be joined at RAY_ADDRESS=auto: no answer: timed out$"
+    ):
         requires_token(target)
