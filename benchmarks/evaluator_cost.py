@@ -60,7 +60,7 @@ def counting_process() -> Iterator[None]:
 def notify_seconds(calls: int) -> list[float]:
     """Seconds of each `notify` call to an evaluator that is scoring."""
     config = resolve("lab", {**SIZES, "eval_episodes_per_level": EPISODES_PER_LEVEL})
-    connection.connect(config, "local")
+    connection.connect(None, config)
     try:
         with tempfile.TemporaryDirectory() as directory:
             run = RunDirectory(Path(directory) / "run")

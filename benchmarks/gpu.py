@@ -29,7 +29,6 @@ from benchmarks.processes import end_on_sigterm
 from benchmarks.report import available_cores, machine, make_parser, rate
 from benchmarks.throughput import random_batch, service
 from common.config import Config, resolve
-from common.errors import cause_in_one_line
 from common.policy_network import PolicyNetwork
 from common.precision import Precision, autocast
 from common.process import prepare_process
@@ -199,7 +198,8 @@ class Report:
         try:
             result = measure(*arguments)
         except Exception as error:
-            result = {"failed": f"{type(error).__name__}: {cause_in_one_line(error)}"}
+            message = str(error).partition("\n")[0]
+            result = {"failed": f"{type(error).__name__}: {message}"}
         self.parts.setdefault(part, {})[name] = result
         text = json.dumps(self.parts, indent=2)
         self.path.write_text(text + "\n")

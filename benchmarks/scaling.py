@@ -312,7 +312,7 @@ def measure(sweep: list[Case], ingest: list[Case], console: Console, stop: StopS
         # The object store is as large as the service's would be for the largest case.
         largest = max((case.config() for case in cases), key=connection.object_store_bytes_needed)
         try:
-            connection.connect(largest, "local")
+            connection.connect(None, largest)
             stop.install()  # Ray replaced the signal handlers
             fleet = SleepingFleet()
             if part == "ingest":

@@ -1,8 +1,9 @@
-"""The one place that changes the process it runs in: allocator, threads, environment variables, file modes.
+"""The only module that changes its process: allocator, threads, environment variables, file modes.
 
-Every role's process calls `prepare_process` once, before its first tensor.
+Every role's process calls `prepare_process` once, before it creates its first tensor.
 """
 
+import contextlib
 import ctypes
 import os
 import threading
@@ -11,29 +12,14 @@ from typing import Literal
 
 import torch
 
-# glibc's mallopt(3) parameter numbers.
+# Parameter numbers of glibc's mallopt(3).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
-def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed memory instead of giving it back to the kernel; False where there is no glibc.
-
-    PyTorch frees and allocates the same activations for every minibatch. By default glibc returns each of them to
-    the kernel, which zeroes the pages again on the next use.
-    One arena, so that every thread reuses the same memory.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return False
-    settings = [(_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20)]
-    return min(mallopt(parameter, value) for parameter, value in settings) == 1
-
-
 def prepare_process(num_threads: int | None, sees_gpu: bool) -> None:
-    """Private files, allocator, torch's thread count (None: torch's own choice) and, unless `sees_gpu`, hidden GPUs.
+    """Sets file modes, allocator and torch's thread count (None: torch's default); hides GPUs unless `sees_gpu`.
 
-    Ray lets an actor that asked for no GPU see them all; a CUDA context there would cost the learner's memory.
+    Ray shows all GPUs to an actor that asked for none; a CUDA context there would cost the learner memory.
     """
     keep_files_private()
     keep_freed_memory()
@@ -44,12 +30,25 @@ def prepare_process(num_threads: int | None, sees_gpu: bool) -> None:
 
 
 def keep_files_private() -> None:
-    """Files made from now on, also by processes started from here, can be read by this user only: 0600, 0700."""
+    """Only this user can read files that this process and its children create from now on: modes 0600 and 0700."""
     os.umask(0o077)
 
 
+def keep_freed_memory() -> None:
+    """Makes glibc keep freed memory and use one arena; does nothing without glibc.
+
+    PyTorch frees and allocates the same activations for every minibatch. By default glibc returns them to the kernel,
+    which zeroes the pages again at the next use. With one arena every thread reuses the same memory.
+    """
+    settings = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20))
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in settings:
+            mallopt(parameter, value)
+
+
 def end_with_parent() -> None:
-    """Has this process end within a second of its parent, a raylet: Ray leaves actors behind when a node is cut off."""
+    """Ends this process within a second after its parent, a raylet; Ray keeps actors alive when a node is cut off."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -61,15 +60,15 @@ def end_with_parent() -> None:
 
 
 def set_ray_authentication(mode: Literal["token", "disabled"]) -> None:
-    """Whether Ray shows its token in this process and asks for it; it reads that when told to or in a new process."""
+    """Sets whether Ray sends and requires a token; Ray reads this in a new process or when told to."""
     os.environ["RAY_AUTH_MODE"] = mode
 
 
 def prepare_ray_environment() -> None:
-    """Variables Ray reads when it starts: no usage reports, no guessing that `uv run` launched us.
+    """Sets the variables that Ray reads when it starts.
 
-    Workers get the learner's priority instead of nice 15, at which the evaluator starves on a machine whose cores the
-    learner fills.
+    No usage reports, no special treatment of `uv run`, and workers with the learner's priority: at Ray's default of
+    nice 15 the evaluator starves on a machine whose cores the learner fills.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"

@@ -1,5 +1,6 @@
-"""Which software this is, so that a node with other software is found before it does harm."""
+"""The software versions of this process, to detect nodes with other software and to record what made a file."""
 
+import contextlib
 import functools
 import hashlib
 import platform
@@ -9,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGES = ("actors", "common", "evaluator", "learner")
-# What decides how an actor acts and how it talks to the learner. Of Procgen's two distributions one is there.
+# What decides how an actor acts and how it talks to the learner. Only one of Procgen's two distributions is installed.
 LIBRARIES = ("ray", "torch", "numpy", "procgen", "procgen-mirror", "gym3", "lz4", "zstandard")
 
 
@@ -18,19 +19,18 @@ class CodeDiffers(RuntimeError):
 
 
 def package_directories() -> list[Path]:
-    """Where our four packages lie: side by side, or each in a directory of its own where Ray brought them."""
+    """The directories of our four packages: side by side, or separate where Ray copied them to a node."""
     directories = []
     for package in PACKAGES:
-        found = find_spec(package)
-        if found is None or not found.submodule_search_locations:
-            raise CodeDiffers(f"our package {package} is missing here")
-        directories.append(Path(next(iter(found.submodule_search_locations))))
+        spec = find_spec(package)
+        assert spec is not None and spec.submodule_search_locations
+        directories.append(Path(next(iter(spec.submodule_search_locations))))
     return directories
 
 
 @functools.cache
 def code_version() -> str:
-    """A digest of our source files' names and contents, as `3f9a0c2b41d7`."""
+    """A digest of the names and contents of our source files, such as `3f9a0c2b41d7`."""
     digest = hashlib.sha256()
     for directory in package_directories():
         for path in sorted(directory.rglob("*.py")):
@@ -39,27 +39,31 @@ def code_version() -> str:
     return digest.hexdigest()[:12]
 
 
-@functools.cache
-def software() -> Mapping[str, str]:
-    """Versions by name: our code's, Python's, and those of the libraries that matter; `none` where one is missing.
-
-    Without what follows a `+`: the CPU and CUDA builds of one torch are one version.
-    """
-    found = {"heldout's code": code_version(), "Python": platform.python_version()}
-    for library in LIBRARIES:
-        try:
-            found[library] = version(library).partition("+")[0]
-        except PackageNotFoundError:
-            found[library] = "none"
+def installed_versions(*distributions: str) -> dict[str, str]:
+    """The versions of those of the distributions that are installed, by name."""
+    found = {}
+    for name in distributions:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
     return found
 
 
+@functools.cache
+def software() -> Mapping[str, str]:
+    """The versions of our code, Python and the installed libraries that matter, by name.
+
+    Without the suffix after `+`: the CPU and CUDA builds of a torch release count as the same version.
+    """
+    libraries = {name: found.partition("+")[0] for name, found in installed_versions(*LIBRARIES).items()}
+    return {"heldout's code": code_version(), "Python": platform.python_version(), **libraries}
+
+
 def differences(theirs: Mapping[str, str], ours: Mapping[str, str]) -> list[str]:
-    """What `ours`, of one host, has otherwise than `theirs`, the learner's: `torch 2.12.0 (the learner has 2.13.0)`."""
+    """What differs in `ours`, a node's, from `theirs`, the learner's: `torch 2.12.0 (the learner has 2.13.0)`."""
     return [
-        f"{name} {ours.get(name, 'none')} (the learner has {theirs_version})"
-        for name, theirs_version in theirs.items()
-        if ours.get(name, "none") != theirs_version
+        f"{name} {ours.get(name, 'none')} (the learner has {theirs.get(name, 'none')})"
+        for name in {**theirs, **ours}
+        if ours.get(name) != theirs.get(name)
     ]
 
 

@@ -24,7 +24,7 @@ import psutil
 
 from benchmarks.processes import kill_tree, process_tree
 from benchmarks.report import make_parser
-from learner.cluster.authentication import CLIENT_TIMEOUTS
+from learner.cluster.authentication_probe import CLIENT_TIMEOUTS
 
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 # Ray would repeat a refused call several times; one attempt is enough here.
@@ -54,7 +54,7 @@ import psutil
 from common.config import resolve
 from drills.ray_upgrade import listening
 from learner.cluster import connection
-connection.connect(resolve("lab", {"num_actors": 1}), "local")
+connection.connect(None, resolve("lab", {"num_actors": 1}))
 print(*{address for address, _ in listening(psutil.Process())})
 connection.disconnect()
 """

@@ -11,7 +11,7 @@ from common.config import ConfigError
 from common.process import keep_files_private, prepare_process
 from evaluator.levels.level_sets import draw_level_sets
 from learner.cluster import connection, nodes
-from learner.cluster.connection import ClusterError
+from learner.cluster.target import ClusterError, ClusterTarget
 from learner.evaluator_handle import RemoteEvaluator
 from learner.ppo.learner import PPOLearner
 from learner.reporting.bottleneck import Bottleneck
@@ -57,12 +57,13 @@ def train_on_cluster(
     prepared: PreparedRun, command_line: CommandLine, stop: StopSignals, logs: RunLogging, console: Console
 ) -> int:
     """Trains on the cluster at --address, or on an embedded one, and leaves it."""
+    target = ClusterTarget.from_flags(command_line.address, command_line.allow_unauthenticated)
     try:
-        where = connection.connect(prepared.config, command_line.address, command_line.allow_unauthenticated)
+        joined = connection.connect(target, prepared.config)
         stop.install()  # Ray installed its own handlers
-        if connection.address_to_join(command_line.address) is not None:
+        if target is not None:
             nodes.require_same_software(prepared.config.cluster_timeout)
-        return train(prepared, stop, logs, Progress(prepared.config, console), where)
+        return train(prepared, stop, logs, Progress(prepared.config, console), joined.describe())
     except FleetError as error:
         if error.details:
             print(error.details, file=sys.stderr)

@@ -17,9 +17,9 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from common.config import Config
-from common.errors import cause_in_one_line
 from common.messages import CheckpointNotice
 from evaluator.remote import RemoteEvaluatorActor
+from learner.cluster.remote_errors import cause_in_one_line
 
 logger = logging.getLogger(__name__)
 

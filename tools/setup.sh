@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv, installs everything pinned and steps one Procgen environment (`make setup`).
-# PYTHON names the interpreter to use. Silent when nothing changed. Interrupted, it is simply run again.
+# `make setup`: creates .venv, installs the pinned packages and steps one Procgen environment.
+# PYTHON names the interpreter. Prints nothing if nothing changed; after an interruption, run it again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,17 +13,17 @@ fail() {
 version() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
 supported() { [ "$1" = 3.10 ] || [ "$1" = 3.11 ]; }
 
-# One set-up at a time in this directory: a second one waits, then finds nothing left to do.
+# A second set-up in this directory waits for the first and then finds nothing to do.
 if command -v flock >/dev/null; then
   exec 9<tools/setup.sh
   flock 9
 fi
 
-# Nothing to do? The stamp holds what .venv was made from: this directory (the editable install and the programs
-# in .venv/bin point at it) and the files that say what to install.
+# The stamp records what .venv was made from: this directory, to which the editable install and the programs in
+# .venv/bin point, and the files that say what to install.
 directory=$(pwd -P)
 venv_version=$(version .venv/bin/python || true)
-wanted=$(printf '%s\n' "$directory" "$(cksum pyproject.toml constraints.txt tools/setup.sh tools/check_procgen.py)")
+wanted=$(printf '%s\n' "$directory" "$(cksum pyproject.toml constraints.txt tools/setup.sh)")
 if [ -n "${PYTHON:-}" ]; then
   chosen_version=$(version "$PYTHON") || fail "PYTHON=$PYTHON does not run; name a Python 3.10 or 3.11"
   supported "$chosen_version" || fail "PYTHON=$PYTHON is Python $chosen_version; Heldout needs 3.10 or 3.11"
@@ -35,8 +35,7 @@ if [ -n "$venv_version" ] && [ "$venv_version" = "$chosen_version" ] &&
   exit 0
 fi
 
-# A .venv that an interrupted set-up left, that came from another directory, or that is of another or a vanished
-# Python, is made anew.
+# Recreate a .venv that is incomplete, was moved here, or has another Python or one that no longer exists.
 if [ -e .venv/.heldout-incomplete ] || ! grep -qsF "$directory/.venv/" .venv/bin/pip ||
   [ "$venv_version" != "$chosen_version" ] || ! supported "$venv_version"; then
   rm -rf .venv
@@ -50,7 +49,7 @@ if [ ! -e .venv ]; then
     "python3 python3-venv) or name one: make setup PYTHON=/path/to/python3.11"
   "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     fail "$python has no venv module; run: sudo apt-get install -y python$venv_version-venv"
-  say "making .venv with Python $venv_version"
+  say "creating .venv with Python $venv_version"
   mkdir .venv
   touch .venv/.heldout-incomplete
   "$python" -m venv .venv || {
@@ -65,16 +64,19 @@ rm -f .venv/.heldout-setup
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 pip=(.venv/bin/python -m pip install --constraint constraints.txt)
 [ -t 1 ] || pip+=(--quiet)
-# The builder comes first: with it in place nothing is built with a version that is not pinned.
+# The build backend first, so that no other version of it builds the package.
 "${pip[@]}" "$(grep -o 'setuptools==[0-9.]*' pyproject.toml)"
 "${pip[@]}" --no-build-isolation --editable '.[dev]'
 rm .venv/.heldout-incomplete
 
-# Sets missing to the name of the system library that Procgen lacks; nothing when it runs.
+# Sets `missing` to the system library that Procgen lacks, or to nothing if Procgen runs.
 step_procgen() {
-  local status=0
-  missing=$(.venv/bin/python tools/check_procgen.py) || status=$?
-  [ "$status" = 0 ] || [ "$status" = 3 ] || fail "Procgen does not run (above)"
+  missing=$(.venv/bin/python -c '
+from common.procgen_env import MissingLibrary, step_once
+try:
+    step_once()
+except MissingLibrary as missing:
+    print(missing)') || fail "Procgen does not run (above)"
 }
 step_procgen
 if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

@@ -3,13 +3,13 @@
 import json
 import os
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from common.config import Config, ConfigError
 from common.storage.atomic_files import write_durably
 from common.storage.run_directory import RunDirectory
+from common.versions import installed_versions
 from evaluator.levels.audit import COMPARED_AFTER, FEW_STEPS, TOLERANCE, Audit
 from evaluator.levels.level_sets import MAX_TRAIN_LEVELS, SPLITS, LevelSets, draw_level_sets, training_range
 
@@ -26,10 +26,11 @@ def audited_level_sets(config: Config) -> tuple[LevelSets, dict[str, Any]]:
     """
     audit = Audit(config)
     sets, removals = draw_level_sets(config, audit.check)
+    installed = installed_versions("procgen", "procgen-mirror")
     return sets, {
         "format": FORMAT,
         "settings": {name: getattr(config, name) for name in _SETTINGS},
-        "procgen": _procgen_version(),
+        "procgen": " ".join(next(iter(installed.items()), ("unknown",))),
         "rule": _rule(config),
         "audit": {
             "judged": audit.num_checked,
@@ -111,12 +112,3 @@ def _rule(config: Config) -> dict[str, str]:
         "validation": f"[{end + count}, {end + 2 * count}); replacements from {end + 2 * count} onward",
         "test": f"[{end}, {end + count}); replacements from {end + 2 * count} onward",
     }
-
-
-def _procgen_version() -> str:
-    for package in ("procgen", "procgen-mirror"):
-        try:
-            return f"{package} {version(package)}"
-        except PackageNotFoundError:
-            continue
-    return "unknown"

@@ -1,4 +1,4 @@
-"""Joining a Ray cluster or starting an embedded one, and checking that it can carry the run."""
+"""Joins a Ray cluster or starts an embedded Ray, and checks that its object store holds the run's rollouts."""
 
 import contextlib
 import logging
@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,162 +21,129 @@ from common.messages import rollout_bytes
 from common.process import prepare_ray_environment, set_ray_authentication
 from common.versions import package_directories
 from learner.cluster import authentication
-from learner.cluster.authentication import AccessError
-from learner.cluster.machine_checks import SHARED_MEMORY
+from learner.cluster.embedded import start_embedded_ray
+from learner.cluster.machine_checks import mib, shared_memory_check
+from learner.cluster.target import ClusterError, ClusterTarget
 
-# Weights, Ray's own objects and the slack its allocator needs.
+# For weights, Ray's own objects and the allocator.
 OBJECT_STORE_SLACK = 128 << 20
-# Beyond this share of the object store Ray begins to move objects to the disk.
-SPILLING_BEGINS = 0.8
+# Ray starts to move objects to disk above this share of the object store.
+SPILLING_THRESHOLD = 0.8
 
 
-class ClusterError(RuntimeError):
-    """Ray cannot be used as asked; the message is one line for the user."""
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """The Ray that this process is connected to; `address` is None for an embedded one."""
+
+    address: str | None
+    nodes: int
+    cpus: int
+    authenticated: bool
+
+    def describe(self) -> str:
+        """For people: `Ray cluster at 10.0.0.1:6379, 2 nodes, 16 CPUs, token authentication`."""
+        cpus = f"{self.cpus} CPU{'s' * (self.cpus != 1)}"
+        if self.address is None:
+            return f"embedded local Ray, {cpus}"
+        nodes = f"{self.nodes} node{'s' * (self.nodes != 1)}"
+        access = "token authentication" if self.authenticated else "no authentication"
+        return f"Ray cluster at {self.address}, {nodes}, {cpus}, {access}"
 
 
 def object_store_bytes_needed(config: Config) -> int:
-    """Every actor may hold one finished rollout, and the one before it may not be freed yet."""
+    """Bytes for one finished rollout per actor and one more that may not have been freed yet."""
     per_rollout = rollout_bytes(config.unroll_length, config.envs_per_actor)
-    return int((per_rollout * (config.num_actors + 1) + OBJECT_STORE_SLACK) / SPILLING_BEGINS)
+    return int((per_rollout * (config.num_actors + 1) + OBJECT_STORE_SLACK) / SPILLING_THRESHOLD)
 
 
-def connect(config: Config, address: str | None, allow_unauthenticated: bool = False) -> str:
-    """Joins the cluster at `address` (or RAY_ADDRESS), or starts a local one; returns a line that says which.
+def connect(target: ClusterTarget | None, config: Config) -> Connection:
+    """Joins the target cluster; None starts an embedded Ray.
 
     Raises:
-        ClusterError: nothing answers within `cluster_timeout`, the cluster is open to anyone and that is not allowed,
-            it does not let us in, this host is no node of it, or shared memory is too small for the rollouts in flight.
+        ClusterError: nothing answers within `cluster_timeout` seconds, the cluster is open to anyone and the target
+            does not allow that, it refuses us, this host is not one of its nodes, or the object store is too small.
     """
     prepare_ray_environment()
     needed = object_store_bytes_needed(config)
-    address = address_to_join(address)
-    if address is None:
-        _check_shared_memory(needed)
-        _start_embedded(needed)
-        return f"embedded local Ray, {ray.cluster_resources().get('CPU', 0):.0f} CPUs"
-    if address.startswith("ray://"):
-        raise ClusterError(
-            f"--address {address}: Ray Client is too slow for rollouts; run on a cluster node with --address auto"
-        )
-    if address != "auto":
-        _wait_for_port(address, config.cluster_timeout)
-    access = _access_to(address, allow_unauthenticated)
-    _join(address)
-    store = _object_store_here()
-    if store < needed:
+    if target is None:
+        shared_memory = shared_memory_check(needed)
+        if shared_memory.verdict == "fatal":
+            raise ClusterError(f"{shared_memory.found}: {shared_memory.remedy}")
+        with _ray_starting("cannot start an embedded local Ray"):
+            start_embedded_ray(needed)
+        return _connection(None, authenticated=False)
+    if target.address.startswith("ray://"):
+        raise ClusterError(f"{target}: Ray Client is too slow for rollouts; run on a cluster node with --address auto")
+    if target.address != "auto":
+        _wait_for_port(target, config.cluster_timeout)
+    authenticated = authentication.requires_token(target)
+    set_ray_authentication("token" if authenticated else "disabled")
+    authentication.reload_mode()
+    with _ray_starting(f"no Ray cluster could be joined at {target}"), our_code() as runtime_env:
+        ray.init(target.address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
+    available = _object_store_bytes()
+    if available < needed:
         disconnect()
         raise ClusterError(
-            f"the object store of the learner's node has {_mib(store)} MiB, the rollouts in flight need "
-            f"{_mib(needed)} MiB: start Ray here with --object-store-memory {needed}"
+            f"the object store of the learner's node has {mib(available)} MiB, the rollouts in flight need "
+            f"{mib(needed)} MiB: start Ray on this node with --object-store-memory {needed}"
         )
-    resources = ray.cluster_resources()
-    alive = sum(node["Alive"] for node in ray.nodes())
-    return f"Ray cluster at {address}, {alive} nodes, {resources.get('CPU', 0):.0f} CPUs, {access}"
+    return _connection(target.address, authenticated)
 
 
-def _object_store_here() -> float:
-    """Bytes of the object store of this process's node, to which every rollout comes."""
-    here = ray.get_runtime_context().get_node_id()
-    return next(node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["NodeID"] == here)
-
-
-def _access_to(address: str, allow_unauthenticated: bool) -> str:
-    """Makes this process speak as the cluster does, with a token or without; returns which of them."""
-    try:
-        access = authentication.access_to(address, allow_unauthenticated)
-    except AccessError as error:
-        raise ClusterError(str(error)) from error
-    set_ray_authentication(access.mode)
-    authentication.reload_mode()
-    if access.warning is not None:
-        print(f"learner: warning: {access.warning}", file=sys.stderr)
-    return "token authentication" if access.mode == "token" else "no authentication"
-
-
-def address_to_join(address: str | None) -> str | None:
-    """`address`, else RAY_ADDRESS; None where that means an embedded local Ray."""
-    address = address or os.environ.get("RAY_ADDRESS")
-    return None if address in (None, "", "local") else address
+def disconnect() -> None:
+    """Leaves the cluster, or stops the embedded Ray."""
+    ray.shutdown()
 
 
 @contextlib.contextmanager
 def our_code() -> Iterator[dict[str, Any]]:
-    """A runtime environment that brings our four packages, as they are here, to every node that is joined.
+    """A runtime environment that copies our four packages from this machine to every node.
 
-    As its `working_dir`: Ray then does not look for code in the learner's current directory, whose namesake on another
-    host may hold an older copy.
+    They go into `working_dir`, since Ray would otherwise look for code in a directory with the same name as the
+    learner's current one, which may hold an older copy on another host.
     """
     with tempfile.TemporaryDirectory(prefix="heldout-code-") as directory:
         for package in package_directories():
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(package, Path(directory) / package.name, ignore=ignored)
+            shutil.copytree(package, Path(directory, package.name), ignore=shutil.ignore_patterns("__pycache__"))
         yield {"working_dir": directory}
 
 
-def disconnect() -> None:
-    """Leaves the cluster; ends it if it is the embedded one."""
-    ray.shutdown()
+def _connection(address: str | None, authenticated: bool) -> Connection:
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    return Connection(address, nodes, int(ray.cluster_resources().get("CPU", 0)), authenticated)
 
 
-def _start_embedded(object_store_memory: int) -> None:
-    """A Ray of our own, reached from this host and by this user only."""
-    with _one_line_errors("local"), authentication.only_loopback(), _silent_stderr():
-        ray.init(
-            address="local",
-            object_store_memory=object_store_memory,
-            include_dashboard=False,
-            # Nobody would read them, and their port answers without a token.
-            _system_config={"enable_metrics_collection": False},
-            _temp_dir=None if "RAY_TMPDIR" in os.environ else str(authentication.private_directory() / "ray"),
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-
-
-def _join(address: str) -> None:
-    with _one_line_errors(address), our_code() as runtime_env, _silent_stderr():
-        ray.init(address=address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
+def _object_store_bytes() -> float:
+    """Bytes of the object store of this process's node, where every rollout arrives."""
+    own_id = ray.get_runtime_context().get_node_id()
+    return next(node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["NodeID"] == own_id)
 
 
 @contextlib.contextmanager
-def _one_line_errors(address: str) -> Iterator[None]:
-    try:
-        yield
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError, AuthenticationError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ClusterError(f"no Ray cluster could be used at --address {address}: {reason}") from error
+def _ray_starting(failure: str) -> Iterator[None]:
+    """Turns an error of Ray's into a ClusterError of one line that starts with `failure`.
 
-
-@contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Ray's C++ repeats a refused connection on file descriptor 2 every second; the exception says it once."""
+    Silences file descriptor 2 meanwhile, where Ray's C++ code repeats a refused connection every second.
+    """
     sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+    stderr = os.dup(2)
+    with open(os.devnull, "wb") as devnull:
+        os.dup2(devnull.fileno(), 2)
     try:
         yield
+    except (RuntimeError, ValueError, OSError, AuthenticationError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ClusterError(f"{failure}: {reason}") from error
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
-def _check_shared_memory(needed: int) -> None:
-    try:
-        free = shutil.disk_usage(SHARED_MEMORY).free
-    except OSError as error:
-        raise ClusterError(f"{SHARED_MEMORY} cannot be used: {error.strerror}") from error
-    if free < needed:
-        raise ClusterError(
-            f"{SHARED_MEMORY} has {_mib(free)} MiB free, the rollouts in flight need {_mib(needed)} MiB: "
-            f"enlarge it (docker: --shm-size {_mib(needed)}m) or lower --unroll-length or --envs-per-actor"
-        )
-
-
-def _wait_for_port(address: str, timeout: float) -> None:
-    host, _, port = address.rpartition(":")
+def _wait_for_port(target: ClusterTarget, timeout: float) -> None:
+    host, _, port = target.address.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ClusterError(f"--address {address!r} is neither auto nor HOST:PORT")
+        raise ClusterError(f"{target} is neither auto nor HOST:PORT")
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -184,12 +152,5 @@ def _wait_for_port(address: str, timeout: float) -> None:
         except OSError as error:
             if time.monotonic() > deadline:
                 reason = error.strerror or str(error)
-                raise ClusterError(
-                    f"no Ray cluster answers at --address {address} within {timeout:.0f} s: {reason}"
-                ) from error
+                raise ClusterError(f"no Ray cluster answers at {target} within {timeout:.0f} s: {reason}") from error
             time.sleep(0.5)
-
-
-def _mib(count: float) -> int:
-    """Rounded up: as much memory is enough."""
-    return -(-int(count) // 2**20)

@@ -1,4 +1,4 @@
-"""`python -m learner doctor`: what this machine and a cluster lack for training, and what to do about it."""
+"""`python -m learner doctor`: shows what this machine and a cluster lack for training, and what to do about it."""
 
 import argparse
 import shutil
@@ -13,97 +13,84 @@ from common.cli import OneLineParser
 from common.config import PRESETS, Config, ConfigError, resolve
 from common.storage.checkpoints import list_checkpoints
 from common.storage.run_directory import RunDirectory
-from learner.cluster import connection, nodes
-from learner.cluster.authentication import HOW_TO_TURN_IT_ON, token_description
-from learner.cluster.connection import ClusterError
-from learner.cluster.machine_checks import (
-    GIB,
-    Check,
-    libraries_check,
-    memory_check,
-    procgen_check,
-    python_check,
-    shared_memory_check,
-    torch_check,
-)
+from common.versions import differences, software
+from learner.cluster import connection
+from learner.cluster.authentication import HOW_TO_ENABLE, find_token
+from learner.cluster.machine_checks import GIB, Check, machine_checks, shared_memory_check
+from learner.cluster.nodes import ProbeResult, living_nodes, machine_probe, probe
+from learner.cluster.target import ClusterError, ClusterTarget
 from learner.startup.preparation import lock_for_learner
 
-# A run of preset `hard` with all its checkpoints has about as much.
-ROOM_FOR_A_RUN = 4 * GIB
-STYLES = {"warning": "yellow", "fatal": "bold red"}
+# About what a run of the preset `hard` with all its checkpoints takes.
+DISK_FOR_A_RUN = 4 * GIB
+STYLES = {"ok": "", "warning": "yellow", "fatal": "bold red"}
 
 
 def main(argv: list[str]) -> int:
-    """Prints the table; 1 if something in it is fatal."""
+    """Prints the table; returns 1 if a check is fatal, else 0."""
     arguments = _parser().parse_args(argv)
     config = resolve(arguments.preset, {})
-    checks = here(config, arguments.run_dir)
-    address = connection.address_to_join(arguments.address)
-    if address is not None:
-        checks += there(config, address, arguments.allow_unauthenticated)
+    checks = check_local(config, arguments.run_dir)
+    target = ClusterTarget.from_flags(arguments.address, arguments.allow_unauthenticated)
+    if target is not None:
+        checks += check_cluster(config, target)
     show(checks)
-    worst = [check for check in checks if check.verdict == "fatal"]
-    return 1 if worst else 0
+    return 1 if any(check.verdict == "fatal" for check in checks) else 0
 
 
-def here(config: Config, run_dir: Path | None) -> list[Check]:
-    """This machine."""
+def check_local(config: Config, run_dir: Path | None) -> list[Check]:
+    """Checks this machine."""
     return [
-        python_check(),
-        libraries_check(),
-        torch_check(),
-        procgen_check(),
-        memory_check(config.num_actors),
+        *machine_checks(config.num_actors),
         shared_memory_check(connection.object_store_bytes_needed(config)),
         run_directory_check(run_dir),
         token_check(),
     ]
 
 
-def there(config: Config, address: str, allow_unauthenticated: bool) -> list[Check]:
-    """The cluster and each of its nodes, from a driver that joins it as a run would."""
+def check_cluster(config: Config, target: ClusterTarget) -> list[Check]:
+    """Checks the cluster and each of its nodes from a driver that joins it as a run would."""
     try:
-        where = connection.connect(config, address, allow_unauthenticated)
+        joined = connection.connect(target, config)
     except ClusterError as error:
-        return [Check("cluster", "fatal", str(error), "docs/cluster.md goes through it step by step")]
+        return [Check("cluster", "fatal", str(error), "see docs/cluster.md, which explains every step")]
     try:
-        joined = Check("cluster", "ok", where)
-        if where.endswith("no authentication"):
-            joined = Check("cluster", "warning", where, HOW_TO_TURN_IT_ON)
-        return [joined, actors_check(), *_node_checks(config.cluster_timeout)]
+        cluster = Check("cluster", "ok", joined.describe())
+        if not joined.authenticated:
+            cluster = Check("cluster", "warning", joined.describe(), HOW_TO_ENABLE)
+        results = probe(machine_probe, living_nodes(), config.cluster_timeout)
+        return [cluster, actors_check(joined.cpus), *(check for result in results for check in node_checks(result))]
     finally:
         connection.disconnect()
 
 
-def actors_check() -> Check:
-    """How many actors there is room for."""
-    room = int(sum(node.resources.get("CPU", 0) for node in nodes.nodes()))
-    if not room:
+def actors_check(cpus: int) -> Check:
+    """How many actors the cluster can hold."""
+    if not cpus:
         return Check("actors", "fatal", "no node has a CPU for them", "ray start --address=HEAD:6379 on more machines")
-    return Check("actors", "ok", f"room for {room} (--num-actors {room})")
+    return Check("actors", "ok", f"room for {cpus} (--num-actors {cpus})")
 
 
-def _node_checks(timeout: float) -> list[Check]:
-    """One line a node, and one more for each thing that is wrong with it."""
-    checks = []
-    other_software = {node.node_id: found for node, found in nodes.nodes_with_other_software(timeout)}
-    for node, answer in nodes.ask(nodes.checks_there, nodes.nodes(), timeout):
-        holds = ", ".join(f"{node.resources[kind]:g} {kind}s" for kind in ("CPU", "GPU") if kind in node.resources)
-        if isinstance(answer, str):
-            checks.append(Check(node.name, "fatal", answer, "see Ray's logs there: the raylet runs, tasks do not"))
-            continue
-        wrong = [check for check in answer if check.verdict != "ok"]
-        if (found := other_software.get(node.node_id)) is not None:
-            wrong.append(Check("software", "fatal", found, "install the same versions, or use the same image"))
-        checks += [Check(f"{node.name}: {check.what}", check.verdict, check.found, check.remedy) for check in wrong]
-        if not any(check.verdict == "fatal" for check in wrong):
-            checks.append(Check(node.name, "ok", f"{holds or 'no CPUs'}; software as here, Procgen steps"))
-    return checks
+def node_checks(result: ProbeResult) -> list[Check]:
+    """One line for a healthy node, and one for each problem of another."""
+    node = result.node
+    if result.error:
+        return [Check(node.name, "fatal", result.error, "read Ray's logs on the node: it is up but runs no tasks")]
+    versions, checks = result.value
+    problems = [check for check in checks if check.verdict != "ok"]
+    if node.can_hold_actors and (differing := differences(software(), versions)):
+        remedy = "install the same versions, or use the same image"
+        problems.append(Check("software", "fatal", ", ".join(differing), remedy))
+    lines = [Check(f"{node.name}: {check.name}", check.verdict, check.found, check.remedy) for check in problems]
+    if not any(check.verdict == "fatal" for check in problems):
+        resources = ", ".join(f"{node.resources[kind]:g} {kind}s" for kind in ("CPU", "GPU") if kind in node.resources)
+        lines.append(Check(node.name, "ok", f"{resources or 'no CPUs'}, same software, Procgen runs"))
+    return lines
 
 
 def run_directory_check(run_dir: Path | None) -> Check:
-    """Whether a run could be written, or continued, there; nothing is left behind."""
-    what = "run directory"
+    """Whether a run could be written to `run_dir` (None: runs/), or continued in it; leaves nothing behind."""
+    name = "run directory"
     path = Path("runs").absolute() if run_dir is None else run_dir.absolute()
     run = RunDirectory(path)
     holds_run = run_dir is not None and run.config.exists()
@@ -115,29 +102,28 @@ def run_directory_check(run_dir: Path | None) -> Check:
         else:
             run.require_unused()
     except ConfigError as error:
-        return Check(what, "fatal", str(error), "name another with --run-dir, or put right what it says")
-    existing = next(parent for parent in (path, *path.parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
+        return Check(name, "fatal", str(error), "choose another with --run-dir, or fix the problem")
+    free = shutil.disk_usage(next(parent for parent in (path, *path.parents) if parent.exists())).free
     checkpoints = len(list_checkpoints(run.checkpoints)) if holds_run else 0
     state = f"holds a run with {checkpoints} checkpoints" if holds_run else "free for a new run"
     found = f"{path}: {state}, {free / GIB:.0f} GiB of disk free"
-    if free < ROOM_FOR_A_RUN:
-        return Check(what, "warning", found, "free some, or give --keep-checkpoints N")
-    return Check(what, "ok", found)
+    if free < DISK_FOR_A_RUN:
+        return Check(name, "warning", found, "free some, or keep fewer checkpoints with --keep-checkpoints N")
+    return Check(name, "ok", found)
 
 
 def token_check() -> Check:
-    """The secret that opens a cluster: where it is, and whether only its owner can read it."""
-    token = token_description()
-    if token.path is not None and token.path.exists():
-        mode = stat.S_IMODE(token.path.stat().st_mode)
-        if mode & 0o077:
-            return Check("token", "warning", f"{token.path} has mode {mode:04o}", f"chmod 600 {token.path}")
-    return Check("token", "ok", token.text)
+    """Where the token for clusters is, and whether only its owner can read it."""
+    token = find_token()
+    if not token.exists:
+        return Check("token", "ok", f"none in {token.location}")
+    if token.path is not None and (mode := stat.S_IMODE(token.path.stat().st_mode)) & 0o077:
+        return Check("token", "warning", f"{token.path} has mode {mode:04o}", f"chmod 600 {token.path}")
+    return Check("token", "ok", f"in {token.location}")
 
 
 def show(checks: list[Check]) -> None:
-    """The table, as wide as it needs to be in a pipe."""
+    """Prints the table, 200 columns wide in a pipe."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=200)
@@ -145,25 +131,32 @@ def show(checks: list[Check]) -> None:
     for column in ("check", "", "found", "what to do"):
         table.add_column(column, overflow="fold")
     for check in checks:
-        style = "" if check.verdict == "ok" else STYLES[check.verdict]
-        table.add_row(check.what, check.verdict, check.found, check.remedy, style=style)
+        table.add_row(check.name, check.verdict, check.found, check.remedy, style=STYLES[check.verdict])
     console.print(table)
-    counts = {verdict: sum(check.verdict == verdict for check in checks) for verdict in ("fatal", "warning")}
-    console.print(f"{len(checks)} checks; fatal: {counts['fatal']}, warnings: {counts['warning']}")
+    fatal, warnings = (sum(check.verdict == verdict for check in checks) for verdict in ("fatal", "warning"))
+    console.print(f"{len(checks)} checks; fatal: {fatal}, warnings: {warnings}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="learner doctor",
         usage="python -m learner doctor [flags]",
-        description="Checks this machine, and with --address a Ray cluster, for all that training needs.",
-        epilog="Exit codes: 0 nothing is fatal, 1 something is, 2 wrong usage.",
+        description="Checks whether this machine, and a Ray cluster if --address or RAY_ADDRESS names one, can train.",
+        epilog="Exit codes: 0 no check is fatal, 1 a check is fatal, 2 wrong usage.",
         allow_abbrev=False,
     )
-    parser.add_argument("--address", metavar="ADDRESS", help="Ray cluster to check: auto or HOST:PORT (RAY_ADDRESS)")
-    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="directory that a run would use or continue")
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="lab", help="whose sizes must fit (lab)")
     parser.add_argument(
-        "--allow-unauthenticated", action="store_true", help="accept a cluster that anyone who reaches it can use"
+        "--address",
+        metavar="ADDRESS",
+        help="Ray cluster to check: auto or HOST:PORT (default: RAY_ADDRESS if set, else no cluster)",
+    )
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="directory to start or resume a run in")
+    parser.add_argument(
+        "--preset", choices=tuple(PRESETS), default="lab", help="check for the sizes of this preset (default: lab)"
+    )
+    parser.add_argument(
+        "--allow-unauthenticated",
+        action="store_true",
+        help="check a cluster without authentication too: anyone who reaches its ports can run code on it",
     )
     return parser

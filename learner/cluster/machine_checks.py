@@ -1,74 +1,72 @@
-"""What one machine of a run must have, checked there: on the learner's by `doctor`, on every node of a cluster too.
+"""Checks of one machine: the learner's by `doctor`, and every node of a cluster.
 
-Nothing of the environment is imported at the top: what is missing is to be found, not to be tripped over.
+No library is imported at the top of this file, so that a missing one becomes a finding.
 """
 
 import os
 import platform
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from common.versions import LIBRARIES, software
 
-Verdict = Literal["ok", "warning", "fatal"]
 SHARED_MEMORY = Path("/dev/shm")
 SUPPORTED_PYTHONS = ("3.10", "3.11")
+INSTALL = "pip install -c constraints.txt ."
 GIB = 2**30
-# The learner with its batch and Ray's own processes, and an actor (docs/benchmarks.md).
+# Measured (docs/benchmarks.md): the learner with its batch and Ray's processes, and one actor.
 LEARNER_MEMORY, ACTOR_MEMORY = 2 * GIB, 0.75 * GIB
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the doctor's table. `remedy` is what to do about it; empty where nothing is wrong."""
+    """One line of the doctor's table; `remedy` says what to do and is empty if nothing is wrong."""
 
-    what: str
-    verdict: Verdict
+    name: str
+    verdict: Literal["ok", "warning", "fatal"]
     found: str
     remedy: str = ""
 
 
+def mib(size: float) -> int:
+    """Bytes in MiB, rounded up."""
+    return -(-int(size) // 2**20)
+
+
 def python_check() -> Check:
-    """Procgen's wheels decide which Pythons there are."""
+    """Whether Procgen has wheels for this Python."""
     found = platform.python_version()
-    if not found.startswith(tuple(f"{supported}." for supported in SUPPORTED_PYTHONS)):
-        return Check(
-            "Python", "fatal", found, f"use Python {' or '.join(SUPPORTED_PYTHONS)}: Procgen has no other wheels"
-        )
-    return Check("Python", "ok", found)
+    if found.rpartition(".")[0] in SUPPORTED_PYTHONS:
+        return Check("Python", "ok", found)
+    return Check("Python", "fatal", found, f"use Python {' or '.join(SUPPORTED_PYTHONS)}, as Procgen requires")
 
 
 def libraries_check() -> Check:
-    """What decides how actors act and talk; Procgen, which has two distributions, has a check of its own."""
+    """The libraries that decide how actors act and communicate. Procgen has its own check."""
     versions = software()
-    missing = [name for name in LIBRARIES if versions[name] == "none" and not name.startswith("procgen")]
-    found = ", ".join(f"{name} {versions[name]}" for name in LIBRARIES if versions[name] != "none")
+    missing = [name for name in LIBRARIES if name not in versions and not name.startswith("procgen")]
     if missing:
-        return Check("libraries", "fatal", f"missing: {', '.join(missing)}", "pip install -c constraints.txt .")
+        return Check("libraries", "fatal", f"missing: {', '.join(missing)}", INSTALL)
+    found = ", ".join(f"{name} {versions[name]}" for name in LIBRARIES if name in versions)
     return Check("libraries", "ok", found)
 
 
 def torch_check() -> Check:
-    """Which device would train."""
+    """The device that the learner would train on."""
     try:
         import torch
-    except Exception as error:  # a broken build fails in many ways
-        return Check("torch", "fatal", f"cannot be imported: {error}", "pip install -c constraints.txt .")
+    except Exception as error:  # a broken installation fails in many ways
+        return Check("torch", "fatal", f"cannot be imported: {error}", INSTALL)
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         return Check("torch", "ok", f"{torch.__version__}, GPU: {', '.join(names)}")
     if Path("/dev/nvidia0").exists():
-        return Check(
-            "torch",
-            "warning",
-            f"{torch.__version__} does not see the GPU that is here",
-            "install the CUDA build of torch, or a driver that is new enough for it",
-        )
-    bfloat16 = "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
-    return Check("torch", "ok", f"{torch.__version__}, no GPU: CPU in {bfloat16}")
+        found = f"{torch.__version__} cannot use this machine's GPU"
+        return Check("torch", "warning", found, "install a CUDA build of torch or a newer driver")
+    precision = "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+    return Check("torch", "ok", f"{torch.__version__}, no GPU: trains on the CPU in {precision}")
 
 
 def procgen_check() -> Check:
@@ -76,18 +74,18 @@ def procgen_check() -> Check:
     try:
         from common.procgen_env import SYSTEM_PACKAGES, MissingLibrary, step_once
     except ImportError as error:
-        return Check("Procgen", "fatal", f"cannot be imported: {error}", "pip install -c constraints.txt .")
+        return Check("Procgen", "fatal", f"cannot be imported: {error}", INSTALL)
     try:
         step_once()
     except MissingLibrary as missing:
         return Check("Procgen", "fatal", f"{missing} is missing", f"sudo apt-get install -y {SYSTEM_PACKAGES}")
-    except Exception as error:  # it is third-party C++ behind cffi: whatever it raises is the finding
-        return Check("Procgen", "fatal", f"does not run: {error}", "pip install -c constraints.txt .")
+    except Exception as error:  # third-party C++ behind cffi can raise anything
+        return Check("Procgen", "fatal", f"does not run: {error}", INSTALL)
     return Check("Procgen", "ok", "steps an environment")
 
 
 def memory_check(actors: int) -> Check:
-    """Of a learner with `actors` beside it, 0 actors: of a node with one actor for each of its cores."""
+    """Memory for a learner and `actors` actors; 0 means a node that holds one actor per core and no learner."""
     import psutil
 
     memory = psutil.virtual_memory()
@@ -100,21 +98,20 @@ def memory_check(actors: int) -> Check:
 
 
 def shared_memory_check(needed: int) -> Check:
-    """Ray's object store lies there; where it does not fit Ray takes the disk and only warns."""
+    """Room for an object store of `needed` bytes; without it Ray uses the disk and only warns."""
+    name = "shared memory"
     try:
-        usage = shutil.disk_usage(SHARED_MEMORY)
+        free = shutil.disk_usage(SHARED_MEMORY).free
     except OSError as error:
-        return Check(
-            "shared memory", "fatal", f"{SHARED_MEMORY}: {error.strerror}", f"mount a tmpfs on {SHARED_MEMORY}"
-        )
-    found = f"{usage.free // 2**20:,} of {usage.total // 2**20:,} MiB free"
-    if usage.free < needed:
-        mib = -(-needed // 2**20)
-        return Check("shared memory", "fatal", found, f"{mib:,} MiB are needed; docker: --shm-size {mib}m")
-    return Check("shared memory", "ok", f"{found}, {needed // 2**20:,} needed")
+        found = f"cannot use {SHARED_MEMORY}: {error.strerror}"
+        return Check(name, "fatal", found, f"mount a tmpfs on {SHARED_MEMORY}")
+    found = f"{SHARED_MEMORY} has {mib(free)} MiB free, the rollouts in flight need {mib(needed)} MiB"
+    if free < needed:
+        remedy = f"enlarge it (docker: --shm-size {mib(needed)}m) or lower --unroll-length or --envs-per-actor"
+        return Check(name, "fatal", found, remedy)
+    return Check(name, "ok", found)
 
 
-def node_checks() -> list[Check]:
-    """What a node of a cluster must have to hold actors."""
-    checks: list[Callable[[], Check]] = [python_check, libraries_check, torch_check, procgen_check]
-    return [check() for check in checks] + [memory_check(actors=0)]
+def machine_checks(actors: int) -> list[Check]:
+    """Everything but shared memory; `actors` as in `memory_check`."""
+    return [python_check(), libraries_check(), torch_check(), procgen_check(), memory_check(actors)]

@@ -1,21 +1,21 @@
-"""Asking the nodes of a joined cluster what they are made of, each by a task that Ray runs there."""
+"""Runs probes on the nodes of a joined cluster: which software they have, and whether an actor can work there."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from common.errors import cause_in_one_line
 from common.versions import differences, software
-from learner.cluster.connection import ClusterError
-from learner.cluster.machine_checks import Check, node_checks
+from learner.cluster.machine_checks import Check, machine_checks
+from learner.cluster.remote_errors import cause_in_one_line
+from learner.cluster.target import ClusterError
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One living node, as Ray describes it."""
+    """A living node, as Ray describes it."""
 
     node_id: str
     address: str
@@ -26,8 +26,21 @@ class Node:
     def name(self) -> str:
         return f"node {self.address} ({self.host})"
 
+    @property
+    def can_hold_actors(self) -> bool:
+        return self.resources.get("CPU", 0) >= 1
 
-def nodes() -> list[Node]:
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """What a probe returned on `node`, or why it returned nothing: `error` is one line, empty on success."""
+
+    node: Node
+    value: Any = None
+    error: str = ""
+
+
+def living_nodes() -> list[Node]:
     """The cluster's living nodes."""
     return [
         Node(node["NodeID"], node["NodeManagerAddress"], node["NodeManagerHostname"], node.get("Resources", {}))
@@ -37,50 +50,42 @@ def nodes() -> list[Node]:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def software_there() -> dict[str, str]:
-    """The versions a node has."""
+def software_probe() -> dict[str, str]:
+    """The software versions of a node."""
     return dict(software())
 
 
 @ray.remote(num_cpus=0, max_retries=0, max_calls=1)
-def checks_there() -> list[Check]:
-    """All that can be checked on a node; the process that imported torch and Procgen for it ends."""
-    return node_checks()
+def machine_probe() -> tuple[dict[str, str], list[Check]]:
+    """A node's software versions and checks. `max_calls` ends the process, which has imported torch and Procgen."""
+    return dict(software()), machine_checks(actors=0)
 
 
-def ask(question: Any, asked: list[Node], timeout: float) -> list[tuple[Node, Any]]:
-    """What `question`, a remote function without arguments, returns on each node; a str where it did not."""
+def probe(function: Any, nodes: Sequence[Node], timeout: float) -> list[ProbeResult]:
+    """Runs `function`, a remote function without arguments, on each node, for at most `timeout` seconds in all."""
     references = []
-    for node in asked:
-        there = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
-        references.append(question.options(scheduling_strategy=there).remote())
+    for node in nodes:
+        on_node = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+        references.append(function.options(scheduling_strategy=on_node).remote())
     if references:
         ray.wait(references, num_returns=len(references), timeout=timeout)
-    answers: list[tuple[Node, Any]] = []
-    for node, reference in zip(asked, references, strict=True):
+    results = []
+    for node, reference in zip(nodes, references, strict=True):
         try:
-            answers.append((node, ray.get(reference, timeout=0.1)))
+            results.append(ProbeResult(node, ray.get(reference, timeout=0.1)))
         except ray.exceptions.GetTimeoutError:
-            answers.append((node, f"no answer within {timeout:.0f} s"))
+            results.append(ProbeResult(node, error=f"no answer within {timeout:.0f} s"))
             ray.cancel(reference, force=True)
         except ray.exceptions.RayError as error:
-            answers.append((node, cause_in_one_line(error)))
-    return answers
+            results.append(ProbeResult(node, error=cause_in_one_line(error)))
+    return results
 
 
 def require_same_software(timeout: float) -> None:
-    """Raises ClusterError, one line that names each node that could hold actors and has other software than this."""
-    if problems := nodes_with_other_software(timeout):
-        told = "; ".join(f"{node.name}: {problem}" for node, problem in problems)
-        raise ClusterError(f"nodes that cannot be used: {told}")
-
-
-def nodes_with_other_software(timeout: float) -> list[tuple[Node, str]]:
-    """Nodes that could hold actors and have other software than this process, or do not answer, and what it is."""
-    ours = software()
+    """Raises ClusterError if a node that can hold actors has other software than this process or does not answer."""
     problems = []
-    for node, answer in ask(software_there, [n for n in nodes() if n.resources.get("CPU", 0) >= 1], timeout):
-        differing = [answer] if isinstance(answer, str) else differences(ours, answer)
-        if differing:
-            problems.append((node, ", ".join(differing)))
-    return problems
+    for result in probe(software_probe, [node for node in living_nodes() if node.can_hold_actors], timeout):
+        if problem := result.error or ", ".join(differences(software(), result.value)):
+            problems.append(f"{result.node.name}: {problem}")
+    if problems:
+        raise ClusterError(f"nodes that cannot be used: {'; '.join(problems)}")

@@ -9,9 +9,9 @@ from ray.actor import ActorHandle
 
 from actors.remote import Learner, Place, RemoteRolloutActor
 from common.config import Config
-from common.errors import cause_in_one_line
 from common.messages import ActorState, Rollout
 from common.versions import software
+from learner.cluster.remote_errors import cause_in_one_line
 from learner.rollouts.counters import RunCounters
 
 # Lives in a row that ended in the same way before their first rollout; then the fault is no accident.

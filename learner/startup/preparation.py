@@ -5,7 +5,6 @@ import platform
 import sys
 import time
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from common.storage.checkpoints import Checkpoint, list_checkpoints, load_newest
 from common.storage.file_lock import FileIsLocked, FileLock
 from common.storage.jsonl import set_aside_rows
 from common.storage.run_directory import RunDirectory
+from common.versions import installed_versions
 from learner.startup.flags import CommandLine
 
 AUTO = Path("auto")
@@ -182,10 +182,4 @@ def choose_device(config: Config) -> torch.device:
 
 def versions() -> dict[str, str]:
     """What the run was made with."""
-    found = {"python": platform.python_version()}
-    for package in RECORDED_PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **installed_versions(*RECORDED_PACKAGES)}

@@ -1,5 +1,6 @@
 """A cluster of two raylets on this host, started outside the learner, with one CPU each."""
 
+import ctypes
 import signal
 import time
 from functools import partial
@@ -8,9 +9,12 @@ import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from learner.cluster.remote_errors import cause_in_one_line, full_cause
 
 NODE = {"num_cpus": 1, "object_store_memory": 200 << 20}
-# A cluster of `ray.cluster_utils` asks for no token; it lives as long as the test.
+# A cluster of `ray.cluster_utils` requires no token; it lives as long as the test.
 OPEN = "--allow-unauthenticated"
 
 
@@ -43,19 +47,38 @@ def wait_for(condition, process, seconds=90):
 
 
 def actor_processes() -> list[psutil.Process]:
-    """This cluster's processes descend from this one: no other actor on the machine is touched."""
+    """Only this cluster's actors: its processes descend from this one."""
     return [p for p in psutil.Process().children(recursive=True) if "RemoteRolloutActor" in command(p)]
 
 
 def command(process: psutil.Process) -> str:
-    """Empty for one that has ended, reaped or not."""
+    """Empty for a process that has ended."""
     try:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
 
 
-def test_actors_work_on_both_nodes_and_dead_and_hung_ones_are_replaced(two_nodes, start_learner, tiny, tmp_path, rows):
+@ray.remote(max_restarts=0)
+class Crashing:
+    def crash(self) -> None:
+        ctypes.string_at(0)
+
+
+def test_full_cause_of_a_native_crash_has_its_stack_trace_and_the_path_of_the_log(two_nodes):
+    own_id = ray.get_runtime_context().get_node_id()
+    for node in ray.nodes():
+        on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        with pytest.raises(ray.exceptions.ActorDiedError) as died:
+            ray.get(Crashing.options(scheduling_strategy=on_node).remote().crash.remote(), timeout=60)
+        assert cause_in_one_line(died.value).startswith("The actor is dead because its worker process has died.")
+        text = full_cause(died.value)
+        assert "/logs/worker-" in text
+        # The log of a process on another node cannot be read from here.
+        assert ("Segmentation fault" in text) == ("string_at" in text) == (node["NodeID"] == own_id)
+
+
+def test_actors_on_both_nodes_are_replaced_when_they_die_or_hang(two_nodes, start_learner, tiny, tmp_path, rows):
     metrics = tmp_path / "run" / "metrics.jsonl"
     process = start_learner(
         *(*tiny, "--run-dir", tmp_path / "run", "--address", two_nodes.address, OPEN, "--no-evaluator"),
@@ -80,11 +103,11 @@ def test_actors_work_on_both_nodes_and_dead_and_hung_ones_are_replaced(two_nodes
     frames = [row["frames"] for row in rows(metrics)]
     assert frames == [64 * (n + 1) for n in range(len(frames))]
     assert rows(metrics)[-1]["lost_rollouts"] >= 2
-    # the cluster is not ours to stop
+    # the learner leaves a cluster that it did not start running
     assert len([node for node in ray.nodes() if node["Alive"]]) == 2
 
 
-def test_a_cluster_too_small_for_all_actors_trains_with_those_placed(two_nodes, run_learner, tmp_path, rows):
+def test_cluster_too_small_for_all_actors_trains_with_those_placed(two_nodes, run_learner, tmp_path, rows):
     result = run_learner(
         *("--run-dir", tmp_path / "run", "--address", two_nodes.address, OPEN, "--no-evaluator"),
         *("--num-actors", 4, "--envs-per-actor", 1, "--unroll-length", 16, "--num-minibatches", 2),
@@ -97,7 +120,7 @@ def test_a_cluster_too_small_for_all_actors_trains_with_those_placed(two_nodes, 
     assert all(row["actors_ready"] == 2 and row["policy_lag"] == 0 for row in metrics)
 
 
-def test_an_object_store_too_small_is_refused_with_the_number_needed(two_nodes, run_learner, tmp_path):
+def test_too_small_object_store_is_refused_with_the_size_needed(two_nodes, run_learner, tmp_path):
     result = run_learner("--run-dir", tmp_path / "run", "--address", two_nodes.address, OPEN, "--unroll-length", 1024)
     assert result.returncode == 2
     warning, error = result.stderr.splitlines()

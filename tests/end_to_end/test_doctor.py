@@ -1,4 +1,4 @@
-"""`python -m learner doctor` on this machine and on a real cluster, one node of which has other software."""
+"""`python -m learner doctor` on this machine and on a real cluster with a node that has other software."""
 
 import os
 import subprocess
@@ -13,13 +13,14 @@ from common.config import resolve
 from common.policy_network import PolicyNetwork
 from common.storage.checkpoints import save_checkpoint
 from common.storage.run_directory import RunDirectory
-from learner.cluster import connection as joining
+from learner.cluster import connection
 from learner.cluster.doctor import run_directory_check
+from learner.cluster.target import ClusterTarget
 from learner.startup.preparation import lock_for_learner
 
 PROJECT = Path(__file__).parents[2]
 NODE = {"num_cpus": 1, "object_store_memory": 600 << 20}
-OPEN = "--allow-unauthenticated"  # a cluster of `ray.cluster_utils` asks for no token
+OPEN = "--allow-unauthenticated"  # a cluster of `ray.cluster_utils` requires no token
 
 
 def doctor(*args, **environment):
@@ -39,17 +40,17 @@ def two_nodes():
 
 
 @pytest.fixture
-def node_with_another_lz4(two_nodes, tmp_path):
-    """A third node on which lz4 says that it is 9.9.9."""
-    there = tmp_path / "lz4-9.9.9.dist-info"
-    there.mkdir()
-    (there / "METADATA").write_text("Metadata-Version: 2.1\nName: lz4\nVersion: 9.9.9\n")
+def node_with_other_zstandard(two_nodes, tmp_path):
+    """A third node whose zstandard claims to be version 9.9.9."""
+    metadata = tmp_path / "zstandard-9.9.9.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: zstandard\nVersion: 9.9.9\n")
     node = two_nodes.add_node(**NODE, env_vars={"PYTHONPATH": str(tmp_path)})
     yield node
     two_nodes.remove_node(node)
 
 
-def test_a_machine_that_can_train_passes(tmp_path):
+def test_doctor_passes_a_machine_that_can_train(tmp_path):
     result = doctor("--run-dir", tmp_path / "run")
     assert result.returncode == 0, result.stdout + result.stderr
     for what in ("Python", "libraries", "torch", "Procgen", "memory", "shared memory", "run directory", "token"):
@@ -57,20 +58,29 @@ def test_a_machine_that_can_train_passes(tmp_path):
     assert "fatal: 0" in result.stdout and not (tmp_path / "run").exists()
 
 
-def test_what_is_fatal_is_said_with_what_to_do_and_ends_with_1(tmp_path):
+def test_doctor_names_fatal_problems_and_exits_with_1(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     result = doctor("--run-dir", tmp_path, "--address", "127.0.0.1")
     assert result.returncode == 1
-    assert "config.json cannot be read" in result.stdout and "is neither auto nor HOST:PORT" in result.stdout
+    assert (
+        "config.json cannot be read" in result.stdout
+        and "--address 127.0.0.1 is neither auto nor HOST:PORT" in result.stdout
+    )
     assert "fatal: 2" in result.stdout and result.stderr == ""
 
 
-def test_wrong_usage_is_one_line():
+def test_doctor_names_ray_address_where_that_gave_the_address():
+    result = doctor(RAY_ADDRESS="somewhere")
+    assert result.returncode == 1 and "RAY_ADDRESS=somewhere is neither auto nor HOST:PORT" in result.stdout
+    assert "--address" not in result.stdout
+
+
+def test_wrong_usage_of_doctor_is_one_line():
     result = doctor("--adress", "auto")
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
 
 
-def test_a_run_directory_is_free_or_holds_a_run_or_is_in_use(tmp_path):
+def test_run_directory_is_free_or_holds_a_run_or_is_in_use(tmp_path):
     assert "free for a new run" in run_directory_check(tmp_path / "new").found
     run = RunDirectory(tmp_path / "run")
     run.create()
@@ -85,16 +95,17 @@ def test_a_run_directory_is_free_or_holds_a_run_or_is_in_use(tmp_path):
     lock.close()
 
 
-def test_each_node_of_a_cluster_is_looked_at(two_nodes):
+def test_doctor_checks_each_node_of_a_cluster(two_nodes):
     result = doctor("--address", two_nodes.address, OPEN)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "2 nodes, 2 CPUs" in result.stdout and "room for 2 (--num-actors 2)" in result.stdout
-    assert result.stdout.count("software as here, Procgen steps") == 2
+    assert result.stdout.count("same software, Procgen runs") == 2
 
 
 def test_nodes_get_our_code_from_the_learner(two_nodes):
-    """Although the learner's own directory is there on each of these nodes, and the packages are installed."""
-    joining.connect(resolve("lab", {"num_actors": 1, "envs_per_actor": 4}), two_nodes.address, True)
+    """Even if a node has the learner's directory and the installed packages."""
+    target = ClusterTarget(two_nodes.address, allow_unauthenticated=True)
+    connection.connect(target, resolve("lab", {"num_actors": 1, "envs_per_actor": 4}))
     try:
 
         @ray.remote(num_cpus=1)
@@ -109,20 +120,20 @@ def test_nodes_get_our_code_from_the_learner(two_nodes):
         for path in ray.get(where.remote(), timeout=60):
             assert "working_dir_files" in path
     finally:
-        joining.disconnect()
+        connection.disconnect()
 
 
-def test_a_node_with_other_software_is_named_by_doctor_and_learner(
-    two_nodes, node_with_another_lz4, run_learner, tiny, tmp_path
+def test_node_with_other_software_is_named_by_doctor_and_learner(
+    two_nodes, node_with_other_zstandard, run_learner, tiny, tmp_path
 ):
     result = doctor("--address", two_nodes.address, OPEN)
     assert result.returncode == 1, result.stdout + result.stderr
-    assert "lz4 9.9.9 (the learner has 4.4.5)" in result.stdout
-    assert result.stdout.count("software as here, Procgen steps") == 2
+    assert "zstandard 9.9.9 (the learner has 0.25.0)" in result.stdout
+    assert result.stdout.count("same software, Procgen runs") == 2
 
     result = run_learner(*tiny, "--run-dir", tmp_path / "run", "--address", two_nodes.address, OPEN)
     assert result.returncode == 2, result.stdout + result.stderr
     error = result.stderr.splitlines()[-1]
     assert error.startswith("learner: nodes that cannot be used: node ")
-    assert error.endswith("lz4 9.9.9 (the learner has 4.4.5)") and error.count("node ") == 1
+    assert error.endswith("zstandard 9.9.9 (the learner has 0.25.0)") and error.count("node ") == 1
     assert not (tmp_path / "run").exists()

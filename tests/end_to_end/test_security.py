@@ -1,4 +1,4 @@
-"""Who gets into a cluster, who can read a run: a real Ray head with a token, and strangers who try every door."""
+"""Who can join a cluster and read a run: a real Ray head with a token, and strangers who try every port."""
 
 import contextlib
 import http.client
@@ -22,20 +22,21 @@ import psutil
 import pytest
 
 from common.storage.run_directory import RunDirectory
-from learner.cluster.authentication import CLIENT_TIMEOUTS, LOOPBACK
+from learner.cluster.authentication import LOOPBACK
+from learner.cluster.authentication_probe import CLIENT_TIMEOUTS
 
 PROJECT = Path(__file__).parents[2]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
-# Ray asks again and again after it was refused; once is enough here.
+# Ray retries many times after a refusal; one attempt is enough here.
 IMPATIENCE = {**CLIENT_TIMEOUTS, "RAY_NUM_REDIS_GET_RETRIES": "1"}
-# A node told to be at 127.0.0.1 takes the host's own address instead, one at 127.0.0.2 stays there.
+# Ray replaces a node address of 127.0.0.1 by the host's own one; 127.0.0.2 stays.
 HOST = "127.0.0.2"
 WRONG_TOKEN = "0123456789abcdef" * 4
 needs_dashboard = pytest.mark.skipif(
     any(importlib.util.find_spec(module) is None for module in ("aiohttp", "grpc")),
     reason="Ray's dashboard is not installed (ray[default])",
 )
-# Calls that every Ray server of a kind answers; what they would say does not matter, only that they say it to nobody.
+# Calls that every Ray server of a kind answers; only whether they are refused matters here.
 GRPC_CALLS = (
     "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo",
     "/ray.rpc.NodeManagerService/GetNodeStats",
@@ -65,13 +66,13 @@ class Head:
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """This process' environment for a user whose home is `home`: no variable of Ray's comes along."""
+    """This process's environment without Ray's variables, for a user whose home is `home`."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return {**inherited, "HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", **more}
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports that nobody listens on now."""
+    """Different ports that are free now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for listener in sockets:
@@ -80,7 +81,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """Ends a process and all it started."""
+    """Ends a process and its descendants."""
     try:
         tree = psutil.Process(process.pid).children(recursive=True)
     except psutil.Error:
@@ -97,7 +98,7 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 def make_token(home: Path, token: str | None = None) -> str:
-    """Ray's own command makes the token, unless it is given."""
+    """Stores `token`, or one that Ray's own command generates."""
     if token is None:
         made = subprocess.run(
             ["sh", "-c", 'umask 077; exec "$@"', "sh", *RAY, "get-auth-token", "--generate"],
@@ -114,7 +115,7 @@ def make_token(home: Path, token: str | None = None) -> str:
 
 @pytest.fixture(scope="module")
 def temp_dir() -> Iterator[Path]:
-    """Short, since the paths of Ray's sockets may have 107 characters; private, since Ray's own directories are not."""
+    """Short, since a socket's path may have at most 107 characters; private, since Ray's own directories are not."""
     path = Path(tempfile.mkdtemp(prefix="hs-", dir="/tmp"))
     yield path
     shutil.rmtree(path, ignore_errors=True)
@@ -158,7 +159,7 @@ def head(temp_dir: Path) -> Iterator[Head]:
 
 @pytest.fixture(scope="module", params=["without a token", "with a wrong token"])
 def stranger(request: pytest.FixtureRequest, temp_dir: Path) -> dict[str, str]:
-    """The environment of somebody who may not get in."""
+    """The environment of a user who must not be admitted."""
     home = temp_dir / request.param.replace(" ", "-")
     home.mkdir()
     if request.param == "without a token":
@@ -168,7 +169,7 @@ def stranger(request: pytest.FixtureRequest, temp_dir: Path) -> dict[str, str]:
 
 
 def owner(head: Head) -> dict[str, str]:
-    """The environment of the user whose cluster it is; only the learner finds out by itself to show the token."""
+    """The environment of the cluster's user. Ray's own commands, unlike the learner, need RAY_AUTH_MODE."""
     return environment(head.home, RAY_AUTH_MODE="token", **IMPATIENCE)
 
 
@@ -185,7 +186,7 @@ def run(*command: object, env: dict[str, str], timeout: float = 60) -> subproces
 
 
 def status_of(url: str, token: str | None, body: bytes | None = None) -> int | None:
-    """The HTTP status; None where nothing answers in HTTP."""
+    """The HTTP status, or None if nothing answers in HTTP."""
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
     try:
         with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=5) as reply:
@@ -196,14 +197,14 @@ def status_of(url: str, token: str | None, body: bytes | None = None) -> int | N
         return None
 
 
-def what_is_shown(url: str) -> str:
-    """The page, to somebody without a token."""
+def page(url: str) -> str:
+    """The page as served without a token."""
     with urllib.request.urlopen(url, timeout=5) as reply:
         return reply.read().decode()
 
 
 def grpc_codes(address: str) -> set[str]:
-    """What calls without a token are answered with there; empty where nothing speaks gRPC."""
+    """The status codes of calls without a token; empty if nothing there speaks gRPC."""
     import grpc
 
     codes = set()
@@ -220,7 +221,7 @@ def grpc_codes(address: str) -> set[str]:
 
 
 def listening(process: psutil.Process) -> set[tuple[str, int]]:
-    """Addresses and ports on which a process and all it started listen."""
+    """The addresses and ports on which a process and its descendants listen."""
     found = set()
     for each in [process, *process.children(recursive=True)]:
         with contextlib.suppress(psutil.Error):
@@ -230,14 +231,14 @@ def listening(process: psutil.Process) -> set[tuple[str, int]]:
 
 
 def readable_by_others(directory: Path) -> list[str]:
-    """What in there, with its own mode, group or others could read, write or enter; links have no mode of their own."""
+    """Files and directories that group or others could read, write or enter; links have no mode."""
     paths = [directory, *directory.rglob("*")]
     assert len(paths) > 10
     return [f"{p} {p.lstat().st_mode & 0o777:o}" for p in paths if not p.is_symlink() and p.lstat().st_mode & 0o077]
 
 
 def command_lines(process: psutil.Process) -> str:
-    """As everybody on the host sees them in `ps`."""
+    """The command lines that everyone on the host sees in `ps`."""
     lines = []
     for each in [process, *process.children(recursive=True)]:
         with contextlib.suppress(psutil.Error):
@@ -246,7 +247,7 @@ def command_lines(process: psutil.Process) -> str:
 
 
 @needs_dashboard
-def test_ray_makes_the_token_so_that_only_its_user_can_read_it(head: Head) -> None:
+def test_token_made_by_ray_is_readable_only_by_its_user(head: Head) -> None:
     path = head.home / ".ray" / "auth_token"
     assert re.fullmatch("[0-9a-f]{64}", head.token)
     assert path.read_text() == head.token
@@ -254,7 +255,7 @@ def test_ray_makes_the_token_so_that_only_its_user_can_read_it(head: Head) -> No
 
 
 @needs_dashboard
-def test_a_strange_driver_does_not_join(head: Head, stranger: dict[str, str]) -> None:
+def test_driver_of_a_stranger_cannot_join(head: Head, stranger: dict[str, str]) -> None:
     refused = run(sys.executable, "-c", JOIN, head.address, env=stranger)
     assert refused.returncode == 1
     assert "INSIDE" not in refused.stdout
@@ -262,7 +263,7 @@ def test_a_strange_driver_does_not_join(head: Head, stranger: dict[str, str]) ->
 
 
 @needs_dashboard
-def test_a_strange_node_does_not_join(head: Head, stranger: dict[str, str]) -> None:
+def test_node_of_a_stranger_cannot_join(head: Head, stranger: dict[str, str]) -> None:
     refused = run(*RAY, "start", "--address", head.address, "--block", env=stranger)
     assert refused.returncode != 0
     assert "Authentication token is missing or incorrect" in refused.stderr + refused.stdout
@@ -272,7 +273,7 @@ def test_a_strange_node_does_not_join(head: Head, stranger: dict[str, str]) -> N
 
 @needs_dashboard
 @pytest.mark.parametrize(("token", "status"), [(None, 401), (WRONG_TOKEN, 403)])
-def test_the_dashboard_shows_a_stranger_nothing_and_takes_no_jobs(
+def test_dashboard_shows_a_stranger_nothing_and_accepts_no_jobs(
     head: Head, token: str | None, status: int, tmp_path: Path
 ) -> None:
     for path in (
@@ -290,7 +291,7 @@ def test_the_dashboard_shows_a_stranger_nothing_and_takes_no_jobs(
 
 
 @needs_dashboard
-def test_the_job_command_runs_nothing_for_a_stranger(head: Head, stranger: dict[str, str], tmp_path: Path) -> None:
+def test_job_of_a_stranger_does_not_run(head: Head, stranger: dict[str, str], tmp_path: Path) -> None:
     submit = (*RAY, "job", "submit", "--address", head.dashboard, "--", "touch")
     refused = run(*submit, tmp_path / "stranger", env=stranger)
     assert refused.returncode != 0
@@ -298,7 +299,7 @@ def test_the_job_command_runs_nothing_for_a_stranger(head: Head, stranger: dict[
 
 
 @needs_dashboard
-def test_the_job_command_runs_for_who_has_the_token(head: Head, tmp_path: Path) -> None:
+def test_job_with_the_token_runs(head: Head, tmp_path: Path) -> None:
     submitted = run(
         *RAY, "job", "submit", "--address", head.dashboard, "--", "touch", tmp_path / "ran", env=owner(head)
     )
@@ -307,24 +308,22 @@ def test_the_job_command_runs_for_who_has_the_token(head: Head, tmp_path: Path) 
 
 
 @needs_dashboard
-def test_the_learner_says_in_one_line_why_it_is_not_let_in(
-    head: Head, stranger: dict[str, str], tmp_path: Path
-) -> None:
+def test_learner_that_is_refused_says_why_in_one_line(head: Head, stranger: dict[str, str], tmp_path: Path) -> None:
     env = {name: value for name, value in stranger.items() if name != "RAY_AUTH_MODE"}
     command = (sys.executable, "-m", "learner", "--address", head.address, "--run-dir", tmp_path / "run")
     refused = run(*command, env=env)
     assert refused.returncode == 2
     assert len(refused.stderr.splitlines()) == 1
-    asked = "asks for a token, and there is none in" in refused.stderr
-    assert asked or "refuses the token in" in refused.stderr
-    assert asked != (Path(env["HOME"]) / ".ray").exists()
+    missing = "requires a token, but none was found in" in refused.stderr
+    assert missing or "requires a token and refused the one in" in refused.stderr
+    assert missing != (Path(env["HOME"]) / ".ray").exists()
     assert WRONG_TOKEN not in refused.stderr + refused.stdout
     assert not (tmp_path / "run").exists()
 
 
 @needs_dashboard
-def test_a_run_in_a_cluster_shows_nobody_its_token_or_its_files(head: Head, tiny: list[str], tmp_path: Path) -> None:
-    """The head was started elsewhere, under another umask: the evaluator's files are private as well."""
+def test_run_in_a_cluster_exposes_neither_its_token_nor_its_files(head: Head, tiny: list[str], tmp_path: Path) -> None:
+    """The head runs under another umask; the evaluator's files are private nevertheless."""
     for name in ("RAY_AUTH_MODE", "RAY_ADDRESS"):
         assert name not in environment(head.home)
     directory = tmp_path / "run"
@@ -351,9 +350,9 @@ def test_a_run_in_a_cluster_shows_nobody_its_token_or_its_files(head: Head, tiny
             host = HOST if address in ("::", "0.0.0.0") else address.removeprefix("::ffff:")
             if status_of(f"http://{host}:{port}/api/jobs/", None) == 401:
                 continue
-            # A server of Ray's does not know the calls of the others.
+            # No Ray server knows the calls of all the others.
             if grpc_codes(f"{host}:{port}") - {"UNIMPLEMENTED"} != {"UNAUTHENTICATED"}:
-                open_doors[port] = what_is_shown(f"http://{host}:{port}/")
+                open_doors[port] = page(f"http://{host}:{port}/")
         output, _ = process.communicate(timeout=100)
     finally:
         end(process)
@@ -362,7 +361,7 @@ def test_a_run_in_a_cluster_shows_nobody_its_token_or_its_files(head: Head, tiny
 
     assert "RemoteRolloutActor" in seen and "gcs_server" in seen
     assert head.token not in seen
-    # Ray's metrics can be read by anybody who reaches their ports; everything else asks for the token.
+    # Anyone who reaches their ports can read Ray's metrics; everything else requires the token.
     assert head.metrics_port in open_doors
     assert {shown[:6] for shown in open_doors.values()} == {"# HELP"}, open_doors
 
@@ -374,7 +373,7 @@ def test_a_run_in_a_cluster_shows_nobody_its_token_or_its_files(head: Head, tiny
     assert readable_by_others(directory) == []
 
 
-def test_an_embedded_run_is_reached_and_read_by_its_user_only(tiny, tmp_path: Path) -> None:
+def test_embedded_run_is_reachable_and_readable_only_by_its_user(tiny, tmp_path: Path) -> None:
     home, directory = tmp_path / "home", tmp_path / "run"
     home.mkdir()
     process = subprocess.Popen(
@@ -408,12 +407,12 @@ def test_an_embedded_run_is_reached_and_read_by_its_user_only(tiny, tmp_path: Pa
     assert readable_by_others(directory) == []
     token = home / ".ray" / "auth_token"
     assert (token.stat().st_mode | token.parent.stat().st_mode) & 0o077 == 0
-    # Ray's directories for a session are open to everybody; the one around them is not.
+    # Ray's session directories are open to everyone; the one around them is not.
     assert sessions
     assert all(any(parent.stat().st_mode & 0o077 == 0 for parent in session.parents) for session in sessions)
 
 
-def test_a_run_directory_that_the_user_made_keeps_its_mode(tmp_path: Path) -> None:
+def test_run_directory_created_by_the_user_keeps_its_mode(tmp_path: Path) -> None:
     made, not_made = tmp_path / "made", tmp_path / "not made"
     made.mkdir()
     made.chmod(0o755)  # whatever umask this process has
@@ -428,7 +427,7 @@ def test_a_run_directory_that_the_user_made_keeps_its_mode(tmp_path: Path) -> No
 
 @pytest.fixture
 def isolated_network() -> Iterator[list[str]]:
-    """What to put before a command to run it in a network that only has a loopback interface."""
+    """The prefix of a command that is to run in a network with only a loopback interface."""
     own_user = [] if os.getuid() == 0 else ["--map-root-user"]
     holder = subprocess.Popen(
         ["unshare", *own_user, "--net", "sh", "-c", "ip link set lo up && echo ready && exec sleep 300"],
@@ -447,13 +446,13 @@ def isolated_network() -> Iterator[list[str]]:
         holder.communicate()
 
 
-def test_the_learner_refuses_a_cluster_that_is_open_to_its_network_unless_told_otherwise(
+def test_learner_refuses_a_cluster_open_to_its_network_unless_allowed(
     isolated_network: list[str], tiny: list[str], tmp_path: Path
 ) -> None:
-    """Ray listens on every interface for a node at 127.0.0.2, so this is a cluster others could reach."""
+    """Ray listens on every interface for a node at 127.0.0.2, so others could reach this cluster."""
     assert HOST not in LOOPBACK
     home = tmp_path / "home"
-    make_token(home, WRONG_TOKEN)  # a token of our own does not make the cluster ask for one
+    make_token(home, WRONG_TOKEN)  # our having a token does not make the cluster require one
     temp = Path(tempfile.mkdtemp(prefix="hs-", dir="/tmp"))
     with open(temp / "head.log", "w") as log:
         process = subprocess.Popen(

@@ -12,7 +12,6 @@ from learner.cluster.machine_checks import (
     GIB,
     libraries_check,
     memory_check,
-    node_checks,
     procgen_check,
     python_check,
     shared_memory_check,
@@ -20,20 +19,20 @@ from learner.cluster.machine_checks import (
 )
 
 
-def test_a_machine_that_can_train_has_nothing_fatal():
-    checks = node_checks()
-    assert [check.what for check in checks] == ["Python", "libraries", "torch", "Procgen", "memory"]
+def test_machine_that_can_train_has_no_fatal_check():
+    checks = machine_checks.machine_checks(actors=0)
+    assert [check.name for check in checks] == ["Python", "libraries", "torch", "Procgen", "memory"]
     assert [check for check in checks if check.verdict == "fatal"] == []
 
 
-def test_another_python_is_fatal(monkeypatch):
+def test_unsupported_python_is_fatal(monkeypatch):
     monkeypatch.setattr(machine_checks.platform, "python_version", lambda: "3.1.4")
     check = python_check()
     assert check.verdict == "fatal" and "3.10 or 3.11" in check.remedy
 
 
-def test_a_missing_library_is_named(monkeypatch):
-    versions = {**machine_checks.software(), "zstandard": "none"}
+def test_missing_library_is_named(monkeypatch):
+    versions = {name: found for name, found in machine_checks.software().items() if name != "zstandard"}
     monkeypatch.setattr(machine_checks, "software", lambda: versions)
     check = libraries_check()
     assert check.verdict == "fatal" and check.found == "missing: zstandard" and "pip install" in check.remedy
@@ -46,7 +45,7 @@ def test_a_missing_library_is_named(monkeypatch):
         (RuntimeError("no assets"), "does not run: no assets", "pip install"),
     ],
 )
-def test_procgen_that_does_not_step_is_fatal(monkeypatch, error, found, remedy):
+def test_procgen_that_does_not_run_is_fatal(monkeypatch, error, found, remedy):
     def fail():
         raise error
 
@@ -55,7 +54,7 @@ def test_procgen_that_does_not_step_is_fatal(monkeypatch, error, found, remedy):
     assert check.verdict == "fatal" and check.found == found and remedy in check.remedy
 
 
-def test_a_system_library_that_procgen_lacks_is_told_by_its_file_name(monkeypatch):
+def test_system_library_that_procgen_lacks_is_named_by_its_file_name(monkeypatch):
     def fail(*_args, **_options):
         raise OSError("cannot load library: libGL.so.1: cannot open shared object file: No such file or directory")
 
@@ -64,13 +63,13 @@ def test_a_system_library_that_procgen_lacks_is_told_by_its_file_name(monkeypatc
         common.procgen_env.step_once()
 
 
-def test_too_little_shared_memory_is_fatal_with_the_size_that_docker_needs():
+def test_too_little_shared_memory_is_fatal_and_names_the_size_for_docker():
     check = shared_memory_check(10**6 * GIB)
-    assert check.verdict == "fatal" and check.remedy.endswith(f"--shm-size {1024 * 10**6}m")
+    assert check.verdict == "fatal" and f"--shm-size {1024 * 10**6}m" in check.remedy
     assert shared_memory_check(1).verdict == "ok"
 
 
-def test_no_shared_memory_at_all_is_fatal(monkeypatch):
+def test_missing_shared_memory_is_fatal(monkeypatch):
     def missing(_path):
         raise OSError(errno.ENOENT, "No such file or directory")
 
@@ -79,7 +78,7 @@ def test_no_shared_memory_at_all_is_fatal(monkeypatch):
     assert check.verdict == "fatal" and "No such file" in check.found
 
 
-def test_little_memory_is_a_warning_with_what_the_actors_need(monkeypatch):
+def test_too_little_memory_is_a_warning_with_the_size_that_actors_need(monkeypatch):
     memory = collections.namedtuple("memory", "available total")(3 * GIB, 8 * GIB)
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
     assert memory_check(actors=1).verdict == "ok"
@@ -87,7 +86,7 @@ def test_little_memory_is_a_warning_with_what_the_actors_need(monkeypatch):
     assert check.verdict == "warning" and check.remedy.startswith("5.0 GiB are needed")
 
 
-def test_a_gpu_that_torch_does_not_see_is_a_warning(monkeypatch):
+def test_gpu_that_torch_cannot_use_is_a_warning(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert torch_check().verdict == "ok"
     monkeypatch.setattr(machine_checks.Path, "exists", lambda path: str(path) == "/dev/nvidia0")
