@@ -16,7 +16,6 @@ from actors.rollout_actor import RolloutActor
 from benchmarks.processes import machine
 from common.config import Config, resolve
 from common.policy_network import PolicyNetwork
-from common.precision import choose_precision
 from common.process import prepare_process
 from evaluator.levels.level_sets import draw_level_sets
 from evaluator.scores.play import play
@@ -36,12 +35,12 @@ def main() -> None:
 def measure(rounds: int, num_levels: int) -> dict[str, object]:
     """Medians over `rounds` and their ratios."""
     given = {"num_levels": num_levels, "held_out_levels": num_levels, "num_actors": 1, "envs_per_actor": 64}
-    config = resolve("easy", given, available_cores=1)
+    config = resolve("easy", given)
     policy = PolicyNetwork(config.network).eval()
-    import torch
-
-    own = choose_precision("auto", torch.device("cpu"))
-    actors = {name: RolloutActor(_with_precision(given, name), 0) for name in dict.fromkeys(("float32", own))}
+    actors = {
+        name: RolloutActor(_with_precision(given, name), 0)
+        for name in dict.fromkeys(("float32", config.actor_precision))
+    }
     slots = draw_level_sets(config)[0].slots(("train", "validation"))
     figures: dict[str, list[float]] = {"evaluator": [], **{f"actor {name}": [] for name in actors}}
     for _ in range(rounds):
@@ -64,7 +63,7 @@ def measure(rounds: int, num_levels: int) -> dict[str, object]:
 
 
 def _with_precision(given: dict[str, int], precision: str) -> Config:
-    return resolve("easy", {**given, "precision": precision}, available_cores=1)
+    return resolve("easy", {**given, "precision": precision})
 
 
 if __name__ == "__main__":

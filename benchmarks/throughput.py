@@ -38,7 +38,7 @@ from common.config import Config, resolve
 from common.games import NUM_ACTIONS
 from common.messages import Rollout
 from common.policy_network import PolicyNetwork
-from common.precision import autocast, choose_precision
+from common.precision import autocast
 from common.process import prepare_process
 from common.procgen_env import make_envs, observe
 from common.storage.jsonl import read_jsonl
@@ -87,14 +87,13 @@ def env_stepping(config: Config, cores: int, seconds: float) -> float:
 
 def inference(config: Config, cores: int, seconds: float) -> float:
     """b: one policy a core, each with its share of the environments as the batch."""
-    precision = choose_precision(config.precision, CPU)
 
     def make_work(core: int) -> Callable[[], int]:
         policy = PolicyNetwork(config.network).eval()
         frames = torch.randint(0, 256, (config.num_envs // cores, 64, 64, 3), dtype=torch.uint8)
 
         def work() -> int:
-            with torch.inference_mode(), autocast(CPU, precision):
+            with torch.inference_mode(), autocast(CPU, config.actor_precision):
                 for _ in range(16):
                     policy(frames)
             return 16 * len(frames)
@@ -118,8 +117,8 @@ def random_batch(config: Config, device: torch.device) -> StagedBatch:
 
 def updating(config: Config, cores: int) -> float:
     """c: samples/s of one epoch over a batch, after one to warm up."""
-    config = dataclasses.replace(config, update_epochs=1)
-    learner = PPOLearner(config, CPU, cores)
+    config = dataclasses.replace(config, update_epochs=1, learner_threads=cores)
+    learner = PPOLearner(config)
     staged = random_batch(config, CPU)
     learner.update(staged, lambda: None)
     started = time.perf_counter()
@@ -132,7 +131,7 @@ def updating(config: Config, cores: int) -> float:
 def parts_in_one_process(config: Config, cores: int) -> float:
     """p: the same actors and learner without Ray; rollouts are collected on threads."""
     actors = [RolloutActor(config, actor_id) for actor_id in range(config.num_actors)]
-    learner = PPOLearner(config, CPU, cores)
+    learner = PPOLearner(dataclasses.replace(config, learner_threads=cores))
     staged = StagedBatch(config, CPU)
 
     def one_update() -> None:
@@ -157,7 +156,7 @@ def parts_in_one_process(config: Config, cores: int) -> float:
 def service(updates: int, *flags: str) -> dict[str, Any]:
     """d: `python -m learner` from outside, without evaluator; frames/s over the updates after the first."""
     given = command_line.parse(list(flags))
-    frames = resolve(given.preset or "lab", given.given).batch_size * (updates + 1)
+    frames = resolve(given.preset or "lab", given.overrides).batch_size * (updates + 1)
     with tempfile.TemporaryDirectory() as directory:
         run_dir = Path(directory) / "run"
         arguments = [*flags, "--no-evaluator", "--run-dir", str(run_dir), "--total-frames", str(frames)]
@@ -181,7 +180,7 @@ def notebook(environment: Mapping[str, str]) -> dict[str, Any]:
 def measure(updates: int, seconds: float) -> dict[str, Any]:
     """Everything, one after the other."""
     cores = len(os.sched_getaffinity(0))
-    config = resolve("lab", {})
+    config = resolve("lab", {"device": "cpu"})
     prepare_process(num_threads=1, sees_gpu=False)
     a = env_stepping(config, cores, seconds)
     b = inference(config, cores, seconds)
@@ -197,7 +196,7 @@ def measure(updates: int, seconds: float) -> dict[str, Any]:
     speed = d["frames_per_second"]
     return {
         "machine": machine(cores),
-        "precision": choose_precision(config.precision, CPU),
+        "precision": config.precision,
         "a_env_stepping": a,
         "b_inference": b,
         "c_update_samples": c,

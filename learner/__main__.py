@@ -1,7 +1,8 @@
 """`python -m learner`: reads the flags, wires actors, learner and evaluator together, and ends in order."""
 
-import os
 import sys
+
+import torch
 
 from common.config import ConfigError
 from common.process import keep_files_private, prepare_process
@@ -17,7 +18,7 @@ from learner.rollouts.stream import NoRollouts, RolloutStream, StreamCounters
 from learner.run_state import RunState
 from learner.startup import flags
 from learner.startup.flags import CommandLine
-from learner.startup.preparation import PreparedRun, prepare_run
+from learner.startup.preparation import PreparedRun, ResumedRun, prepare_run
 from learner.stopping import StopRequested, StopSignals
 from learner.training import Diverged, RunDirectoryFailed, Training
 
@@ -79,20 +80,20 @@ def train(prepared: PreparedRun, stop: StopSignals, where: str, has_operators: b
 
     With `has_operators`, of a cluster that was joined, the run's numbers are on Ray's Prometheus endpoint too.
     """
-    config, run, device = prepared.config, prepared.run, prepared.device
-    num_threads = config.learner_threads or len(os.sched_getaffinity(0))
+    config, run, device = prepared.config, prepared.run, torch.device(prepared.config.device)
     # On a CPU the gradients have threads of their own: torch must not spread each operator as well.
     prepare_process(num_threads=1 if device.type == "cpu" else None, sees_gpu=device.type == "cuda")
-    overlap = config.mode == "overlap" or (config.mode == "auto" and device.type == "cuda")
-    learner = PPOLearner(config, device, num_threads)
-    resumed, state = prepared.resumed, _restore(prepared, learner)
+    overlap = config.mode == "overlap"
+    learner = PPOLearner(config)
+    resumed = prepared.checkpoint if isinstance(prepared, ResumedRun) else None
+    state = _restore(prepared, learner)
     progress = Progress(config)
     progress.note(
         f"{config.env_name} {config.distribution_mode}, preset {config.preset}, "
-        f"{'overlap' if overlap else 'sync'} mode, learner on {device} in {learner.precision}, {where}"
+        f"{config.mode} mode, learner on {device} in {config.precision}, {where}"
     )
     progress.note(f"run directory {run.path}")
-    if resumed is not None:
+    if isinstance(prepared, ResumedRun):
         progress.note(
             f"resumed at policy_version {learner.policy_version}, {learner.frames:,} frames; "
             f"{_continuation(prepared, state, overlap)}"
@@ -102,7 +103,7 @@ def train(prepared: PreparedRun, stop: StopSignals, where: str, has_operators: b
     evaluator, stream = None, None
     try:
         if resumed is not None:
-            prepared.store()  # before the evaluator reads which versions are scored
+            prepared.begin()  # before the evaluator reads which versions are scored
         # While actors start: on two cores that brings the first score several seconds forward.
         evaluator = RemoteEvaluator.start(run.path, config) if config.evaluator else None
         placed = fleet.wait_until_placed(config.cluster_timeout, stop.check)
@@ -121,7 +122,7 @@ def train(prepared: PreparedRun, stop: StopSignals, where: str, has_operators: b
             counters=StreamCounters.of(state.counters),
         )
         if resumed is None:
-            prepared.store()
+            prepared.begin()
         resumed_from = None if resumed is None else resumed.path
         metrics = None
         if has_operators:
@@ -148,21 +149,21 @@ def train(prepared: PreparedRun, stop: StopSignals, where: str, has_operators: b
 
 def _restore(prepared: PreparedRun, learner: PPOLearner) -> RunState:
     """Brings the learner to where the run stood; returns what else there is to go on from."""
-    if prepared.resumed is None or prepared.resumed.learner_state is None:
+    if not isinstance(prepared, ResumedRun) or prepared.checkpoint.learner_state is None:
         return RunState()
-    learner.load_state_dict(prepared.resumed.learner_state["learner"])
-    state = RunState.from_state_dict(prepared.resumed.learner_state["run"])
+    learner.load_state_dict(prepared.checkpoint.learner_state["learner"])
+    state = RunState.from_state_dict(prepared.checkpoint.learner_state["run"])
     if not prepared.environments_continue:
         state.actors.clear()
     return state
 
 
-def _continuation(prepared: PreparedRun, state: RunState, overlap: bool) -> str:
+def _continuation(prepared: ResumedRun, state: RunState, overlap: bool) -> str:
     """How faithfully a resumed run goes on."""
     if not prepared.environments_continue:
         return "environments begin anew (another number of actors or environments)"
     there, needed = len(state.actors), prepared.config.num_actors
-    if prepared.resumed is not None and prepared.resumed.policy_version and there < needed:
+    if prepared.checkpoint.policy_version and there < needed:
         return f"environments of {there} of {needed} actors continue, the others begin anew"
     if overlap:
         return "environments continue; not bit for bit, since in overlap mode rollouts were under way"

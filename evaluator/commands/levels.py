@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
                 **{key: getattr(options, key) for key in ("start_level", "num_levels", "held_out", "held_out_levels")},
             }
             try:
-                contents = audited_level_sets(resolve("easy", given, available_cores=1))[1]
+                contents = audited_level_sets(resolve("easy", given))[1]
             except ConfigError as error:
                 raise UsageError(str(error)) from error
             if options.json:

@@ -39,7 +39,7 @@ def advice(times: Sequence[UpdateTimes], num_actors: int, envs_per_actor: int, o
         bytes_per_frame = sum(t.bytes_per_frame for t in counted) / len(counted)
         remedy = "put actors nearer to the learner or on a faster link"
         if bytes_per_frame >= RAW_FRAME_BYTES:
-            remedy = f"--compress zstd sends less, or {remedy}"
+            remedy = f"--compression zstd sends less, or {remedy}"
         return (
             f"bound by transfer: learner idle {idle:.0%}; a rollout took {collecting / len(counted):.2f} s to collect "
             f"and {transfer / len(counted):.2f} s to arrive, {bytes_per_frame:,.0f} bytes a frame; {remedy}"

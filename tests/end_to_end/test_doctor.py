@@ -39,11 +39,11 @@ def two_nodes():
 
 
 @pytest.fixture
-def node_with_another_lz4(two_nodes, tmp_path):
-    """A third node on which lz4 says that it is 9.9.9."""
-    there = tmp_path / "lz4-9.9.9.dist-info"
+def node_with_another_zstandard(two_nodes, tmp_path):
+    """A third node on which zstandard says that it is 9.9.9."""
+    there = tmp_path / "zstandard-9.9.9.dist-info"
     there.mkdir()
-    (there / "METADATA").write_text("Metadata-Version: 2.1\nName: lz4\nVersion: 9.9.9\n")
+    (there / "METADATA").write_text("Metadata-Version: 2.1\nName: zstandard\nVersion: 9.9.9\n")
     node = two_nodes.add_node(**NODE, env_vars={"PYTHONPATH": str(tmp_path)})
     yield node
     two_nodes.remove_node(node)
@@ -113,16 +113,16 @@ def test_nodes_get_our_code_from_the_learner(two_nodes):
 
 
 def test_a_node_with_other_software_is_named_by_doctor_and_learner(
-    two_nodes, node_with_another_lz4, run_learner, tiny, tmp_path
+    two_nodes, node_with_another_zstandard, run_learner, tiny, tmp_path
 ):
     result = doctor("--address", two_nodes.address, OPEN)
     assert result.returncode == 1, result.stdout + result.stderr
-    assert "lz4 9.9.9 (the learner has 4.4.5)" in result.stdout
+    assert "zstandard 9.9.9 (the learner has 0.25.0)" in result.stdout
     assert result.stdout.count("software as here, Procgen steps") == 2
 
     result = run_learner(*tiny, "--run-dir", tmp_path / "run", "--address", two_nodes.address, OPEN)
     assert result.returncode == 2, result.stdout + result.stderr
     error = result.stderr.splitlines()[-1]
     assert error.startswith("learner: nodes that cannot be used: node ")
-    assert error.endswith("lz4 9.9.9 (the learner has 4.4.5)") and error.count("node ") == 1
+    assert error.endswith("zstandard 9.9.9 (the learner has 0.25.0)") and error.count("node ") == 1
     assert not (tmp_path / "run").exists()

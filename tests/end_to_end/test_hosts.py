@@ -139,7 +139,7 @@ def test_a_slow_link_bounds_the_run_and_the_last_line_says_what_to_do(network, s
     learners_host = network.hosts[0]
     network.limit(learners_host, 400_000)
     try:
-        process = start("--total-frames", 6 * 64, "--compress", "none")
+        process = start("--total-frames", 6 * 64, "--compression", "none")
         assert process.wait(100) == 0, (tmp_path / "learner.log").read_text()
     finally:
         network.limit(learners_host, None)
@@ -147,7 +147,7 @@ def test_a_slow_link_bounds_the_run_and_the_last_line_says_what_to_do(network, s
     assert all(row["bytes_per_frame"] == 12288 for row in metrics)
     assert all(row["seconds_transfer"] > row["seconds_collecting"] for row in metrics)
     said = (tmp_path / "learner.log").read_text()
-    assert "bound by transfer" in said and "--compress zstd sends less" in said
+    assert "bound by transfer" in said and "--compression zstd sends less" in said
 
 
 def test_processes_network_and_shared_memory_are_gone_when_who_built_them_is_killed():

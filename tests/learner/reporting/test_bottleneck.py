@@ -40,7 +40,7 @@ def test_slow_arrival_is_transfer_not_actors():
 
 
 def test_raw_frames_on_a_slow_way_are_to_be_compressed_and_compressed_ones_are_not():
-    assert "12,288 bytes a frame; --compress zstd sends less, or put" in told(6, 4, 1, 5)
+    assert "12,288 bytes a frame; --compression zstd sends less, or put" in told(6, 4, 1, 5)
     small = advice([START_UP, UpdateTimes(6, 4, 1, 5, bytes_per_frame=1000.4)], 2, 64, overlap=True)
     assert small.endswith("1,000 bytes a frame; put actors nearer to the learner or on a faster link")
 
