@@ -5,6 +5,7 @@
 
 import dataclasses
 import difflib
+import functools
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -52,12 +53,15 @@ def setting(
     free: bool = False,
     has_flag: bool = True,
 ) -> Any:
-    """Declares a setting: its section and text in `--help`, preset lab's value, bounds, and its resume rule.
+    """Declares a setting: its section and text in `--help`, preset lab's value, and bounds.
 
     Choices come from the field's `Literal`, unless given. A `free` setting may differ when a run is resumed.
     """
     return dataclasses.field(metadata=locals())
 
+
+# How a run is carried out, not what it computes.
+option = functools.partial(setting, free=True)
 
 RUN, GAME, COLLECT = "run", "game and levels", "collecting rollouts"
 PPO, NETWORK, EVALUATE = "PPO", "network and arithmetic", "evaluation"
@@ -70,21 +74,17 @@ class Config:
 
     preset: Literal["lab", "easy", "hard"] = setting(RUN, "default values of all other settings", "lab")
     seed: int = setting(RUN, "seed of every random number in the run", 0, at_least=0, at_most=LAST_LEVEL)
-    total_frames: int = setting(
-        RUN, "train for at least this many environment steps", 10_000_000, unit="frames", at_least=1, free=True
+    total_frames: int = option(
+        RUN, "train for at least this many environment steps", 10_000_000, unit="frames", at_least=1
     )
     checkpoint_interval: int = setting(
         RUN, "updates between checkpoints; the evaluator scores checkpoints", 10, unit="updates", at_least=1
     )
-    keep_checkpoints: int = setting(
-        RUN, "keep only the newest N checkpoints and the best one; 0: keep all", 0, at_least=0, free=True
+    keep_checkpoints: int = option(
+        RUN, "keep only the newest N checkpoints and the best one; 0: keep all", 0, at_least=0
     )
-    keep_every: int = setting(
-        RUN, "also keep every checkpoint whose version is a multiple of N; 0: off", 0, at_least=0, free=True
-    )
-    device: Literal["cpu", "cuda"] = setting(
-        RUN, "where the learner trains; auto: a GPU if there is one", AUTO, free=True
-    )
+    keep_every: int = option(RUN, "also keep every checkpoint whose version is a multiple of N; 0: off", 0, at_least=0)
+    device: Literal["cpu", "cuda"] = option(RUN, "where the learner trains; auto: a GPU if there is one", AUTO)
 
     env_name: str = setting(GAME, "Procgen game", "coinrun", choices=tuple(GAMES))
     distribution_mode: str = setting(GAME, "difficulty of the levels", "easy", choices=DISTRIBUTION_MODES)
@@ -103,36 +103,35 @@ class Config:
         at_least=1,
     )
 
-    num_actors: int = setting(
+    num_actors: int = option(
         COLLECT,
         "Ray actors; LOW:HIGH and max follow the size of the cluster; they share the environments, so that the batch "
         "stays the same (one per core, up to 16)",
         None,
         at_least=1,
-        free=True,
     )
-    min_actors: int = setting(COLLECT, "LOW of --num-actors", 0, at_least=1, free=True, has_flag=False)
-    envs_per_actor: int = setting(
-        COLLECT, "environments per actor (lab 64, easy 64, hard 256 for all actors)", None, at_least=1, free=True
+    min_actors: int = option(COLLECT, "LOW of --num-actors", 0, at_least=1, has_flag=False)
+    envs_per_actor: int = option(
+        COLLECT, "environments per actor (lab 64, easy 64, hard 256 for all actors)", None, at_least=1
     )
     unroll_length: int = setting(COLLECT, "steps of each environment in one rollout", 256, unit="steps", at_least=1)
-    half_batches: bool = setting(
-        COLLECT, "step half of the environments while the policy acts; auto: with --actor-gpus", AUTO, free=True
+    half_batches: bool = option(
+        COLLECT, "step half of the environments while the policy acts; auto: with --actor-gpus", AUTO
     )
-    actor_gpus: float = setting(
-        COLLECT, "share of a GPU per actor; 0: actors act on the CPU", 0.0, at_least=0, at_most=1, free=True
+    actor_gpus: float = option(
+        COLLECT, "share of a GPU per actor; 0: actors act on the CPU", 0.0, at_least=0, at_most=1
     )
-    compression: Literal["none", "remote", "zstd"] = setting(
-        COLLECT, "compress frames sent to the learner; remote: from other nodes, with zstd", "remote", free=True
+    compression: Literal["none", "remote", "zstd"] = option(
+        COLLECT, "compress frames sent to the learner; remote: from other nodes, with zstd", "remote"
     )
-    mode: Literal["sync", "overlap"] = setting(
-        COLLECT, "sync: collect, then train; overlap: in parallel (lag 1); auto: overlap with a GPU", AUTO, free=True
+    mode: Literal["sync", "overlap"] = option(
+        COLLECT, "sync: collect, then train; overlap: in parallel (lag 1); auto: overlap with a GPU", AUTO
     )
-    actor_timeout: float = setting(
-        COLLECT, "time without a rollout after which an actor is replaced", 600.0, unit="seconds", above=0, free=True
+    actor_timeout: float = option(
+        COLLECT, "time without a rollout after which an actor is replaced", 600.0, unit="seconds", above=0
     )
-    cluster_timeout: float = setting(
-        COLLECT, "time to wait for the Ray cluster and for actors to start", 60.0, unit="seconds", above=0, free=True
+    cluster_timeout: float = option(
+        COLLECT, "time to wait for the Ray cluster and for actors to start", 60.0, unit="seconds", above=0
     )
 
     learning_rate: float = setting(PPO, "step size of Adam", 5e-4, above=0)
@@ -158,37 +157,29 @@ class Config:
     observation_scale: int = setting(NETWORK, "pixel values are divided by this", 256, at_least=1)
     relu_before_linear: bool = setting(NETWORK, "ReLU between the last residual block and the 256-unit layer", False)
     orthogonal_heads: bool = setting(NETWORK, "orthogonal initialization of both heads, gains .01 and 1", False)
-    precision: Literal["float32", "bfloat16"] = setting(
-        NETWORK, "arithmetic of the convolutions; auto: bfloat16 where the hardware has it", AUTO, free=True
+    precision: Literal["float32", "bfloat16"] = option(
+        NETWORK, "arithmetic of the convolutions; auto: bfloat16 where the hardware has it", AUTO
     )
-    actor_precision: Literal["float32", "bfloat16"] = setting(
-        NETWORK, "--precision on the actors' device", AUTO, free=True, has_flag=False
+    actor_precision: Literal["float32", "bfloat16"] = option(
+        NETWORK, "--precision on the actors' device", AUTO, has_flag=False
     )
-    micro_batch: int = setting(
-        NETWORK, "frames per forward pass; 0: chosen for the device", 0, at_least=1, at_most=LAST_LEVEL, free=True
+    micro_batch: int = option(
+        NETWORK, "frames per forward pass; 0: chosen for the device", 0, at_least=1, at_most=LAST_LEVEL
     )
-    cuda_graphs: bool = setting(
-        NETWORK, "run actor inference and the learner's optimizer steps as CUDA graphs", False, free=True
-    )
-    compile: bool = setting(
-        NETWORK, "torch.compile the learner's network (needs a GPU and a C compiler)", False, free=True
-    )
-    learner_threads: int = setting(
-        NETWORK, "CPU threads of the learner; 0: one per core", 0, unit="threads", at_least=1, free=True
-    )
+    cuda_graphs: bool = option(NETWORK, "run actor inference and the learner's optimizer steps as CUDA graphs", False)
+    compile: bool = option(NETWORK, "torch.compile the learner's network (needs a GPU and a C compiler)", False)
+    learner_threads: int = option(NETWORK, "CPU threads of the learner; 0: one per core", 0, unit="threads", at_least=1)
 
-    evaluator: bool = setting(EVALUATE, "score checkpoints during training, in a separate process", True, free=True)
+    evaluator: bool = option(EVALUATE, "score checkpoints during training, in a separate process", True)
     eval_episodes_per_level: int = setting(
         EVALUATE, "episodes on each training level and each held-out level", 1, unit="episodes", at_least=1
     )
     live_split: Literal["validation", "test"] = setting(
         EVALUATE, "held-out levels scored during training; test: biases the final score on test levels", "test"
     )
-    backfill: bool = setting(
-        EVALUATE, "after training, score the checkpoints that were skipped during training", False, free=True
-    )
-    eval_timeout: float = setting(
-        EVALUATE, "time to wait for the score of the last checkpoint", 600.0, unit="seconds", above=0, free=True
+    backfill: bool = option(EVALUATE, "after training, score the checkpoints that were skipped during training", False)
+    eval_timeout: float = option(
+        EVALUATE, "time to wait for the score of the last checkpoint", 600.0, unit="seconds", above=0
     )
 
     def __post_init__(self) -> None:
@@ -410,28 +401,22 @@ def _check_requested(values: Mapping[str, Any]) -> None:
 def _check(field: dataclasses.Field, value: Any) -> None:
     """Raises ConfigError unless `value` has the type of `field`, is one of its choices and within its bounds."""
     name, choices = flag(field.name), choices_of(field)
-    types, expected = _TYPES.get(field.type, ((str,), "a word"))
-    if type(value) not in types:
-        expected = f"one of {', '.join(choices)}" if choices else expected
+    kind: Any = field.type if field.type in (bool, int, float) else str
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        words: dict[Any, str] = {bool: "yes or no", int: "a whole number", float: "a number"}
+        expected = f"one of {', '.join(choices)}" if choices else words[field.type]
         raise ConfigError(f"{name}: expected {expected}, got {value!r}")
-    if isinstance(value, str):
+    if kind is str:
         if value == AUTO or value not in choices:
             near = difflib.get_close_matches(value, choices, n=1, cutoff=0.7)
             hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(choices)}"
             raise ConfigError(f"{name}: unknown value {value!r}; {hint}")
-    elif not math.isfinite(value):
+        return
+    at_least, at_most, above = (field.metadata[bound] for bound in ("at_least", "at_most", "above"))
+    if kind is float and not math.isfinite(value):
         raise ConfigError(f"{name}: must be a finite number, got {value}")
-    else:
-        at_least, at_most, above = (field.metadata[bound] for bound in ("at_least", "at_most", "above"))
-        if above is not None and value <= above:
-            raise ConfigError(f"{name}: must be greater than {above}, got {value}")
-        if (at_least is not None and value < at_least) or (at_most is not None and value > at_most):
-            condition = f"at least {at_least}" if at_most is None else f"between {at_least} and {at_most}"
-            raise ConfigError(f"{name}: must be {condition}, got {value}")
-
-
-_TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
-    bool: ((bool,), "yes or no"),
-    int: ((int,), "a whole number"),
-    float: ((float, int), "a number"),
-}
+    if above is not None and value <= above:
+        raise ConfigError(f"{name}: must be greater than {above}, got {value}")
+    if (at_least is not None and value < at_least) or (at_most is not None and value > at_most):
+        condition = f"at least {at_least}" if at_most is None else f"between {at_least} and {at_most}"
+        raise ConfigError(f"{name}: must be {condition}, got {value}")

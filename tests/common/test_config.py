@@ -134,6 +134,8 @@ WRONG = [
     ("--gae-lambda", {"gae_lambda": -0.1}, "-0.1", "between 0 and 1"),
     ("--num-minibatches", {"num_minibatches": 16_384}, "16384", "at least 2 are needed to normalize advantages"),
     ("--gamma", {"gamma": "x"}, "'x'", "expected a number"),
+    ("--seed", {"seed": 10**400}, "1000", "between 0 and 2147483646"),
+    ("--env-name", {"env_name": 3}, "3", "one of bigfish"),
     ("--seed", {"seed": 0.5}, "0.5", "expected a whole number"),
     ("--backfill", {"backfill": "maybe"}, "'maybe'", "expected yes or no"),
     ("--half-batches", {"half_batches": "maybe"}, "'maybe'", "expected one of auto, yes, no"),

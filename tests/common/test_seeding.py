@@ -8,11 +8,11 @@ from common.seeding import derive_seed
 
 
 def test_equal_arguments_give_equal_seeds_in_every_process():
-    # Literal: a run that is resumed by a later version must draw the same numbers, and hash() differs per process.
-    here = derive_seed(3, "levels", 1, 2)
+    # hash() differs per process, and a resumed run must draw the same numbers.
+    expected = derive_seed(3, "levels", 1, 2)
     program = "from common.seeding import derive_seed; print(derive_seed(3, 'levels', 1, 2))"
-    there = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
-    assert int(there.stdout) == here == derive_seed(3, "levels", 1, 2)
+    other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert int(other.stdout) == expected == derive_seed(3, "levels", 1, 2)
 
 
 def test_different_arguments_give_different_seeds():
