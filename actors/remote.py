@@ -50,9 +50,9 @@ class RemoteRolloutActor:
         end_with_parent()
         prepare_process(num_threads=1, sees_gpu=config.actor_gpus > 0)
         self.actor = RolloutActor(config, actor_id, incarnation, started_at, state)
-        self.codec = config.compress
-        if config.compress == "auto":  # within a node nothing is sent: the object store is shared memory
-            self.codec = "none" if learner.node_id == ray.get_runtime_context().get_node_id() else "zstd"
+        # Within a node nothing is sent: the object store is shared memory.
+        is_remote = learner.node_id != ray.get_runtime_context().get_node_id()
+        self.compresses = config.compression == "zstd" or (config.compression == "remote" and is_remote)
 
     def place(self) -> Place:
         """Where it lives; answering proves that the code is the learner's and the environments were built."""
@@ -61,6 +61,6 @@ class RemoteRolloutActor:
     def collect(self, weights: Weights, policy_version: int) -> Rollout:
         """Returned, not put: the value then belongs to the learner and survives this process."""
         rollout = self.actor.collect(weights, policy_version)
-        if self.codec == "none":
+        if not self.compresses:
             return rollout
-        return dataclasses.replace(rollout, observations=compress_frames(rollout.observations, self.codec))
+        return dataclasses.replace(rollout, observations=compress_frames(rollout.observations))

@@ -11,7 +11,7 @@ from common.config import Config
 from common.games import OBSERVATION_SHAPE
 from common.messages import ActorState, FinishedEpisodes, Rollout, Weights, weights_sha256
 from common.policy_network import PolicyNetwork
-from common.precision import autocast, choose_precision
+from common.precision import autocast
 from common.procgen_env import observe
 from common.seeding import derive_seed
 
@@ -38,11 +38,10 @@ class RolloutActor:
         self.unroll_length = config.unroll_length
         self.num_envs = config.envs_per_actor
         self.device = torch.device("cuda" if config.actor_gpus else "cpu")
-        self.precision = choose_precision(config.precision, self.device)
+        self.precision = config.actor_precision
         self.policy = PolicyNetwork(config.network).to(self.device).eval()
         life = (actor_id, incarnation, started_at)
-        halves = config.half_batches == "yes" or (config.half_batches == "auto" and self.device.type == "cuda")
-        self.groups = make_env_groups(config, derive_seed(config.seed, "levels", *life), halves, state)
+        self.groups = make_env_groups(config, derive_seed(config.seed, "levels", *life), config.half_batches, state)
         self.inferences = [
             make_inference(self.policy, len(group.running_length), self.precision, config.cuda_graphs)
             for group in self.groups

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from actors.rollout_actor import RolloutActor
-from benchmarks.report import available_cores, machine, make_parser, median_seconds
+from benchmarks.report import machine, make_parser, median_seconds
 from common.config import resolve
 from common.process import prepare_process
 from common.storage.checkpoints import save_checkpoint
@@ -29,9 +29,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20, help="repeats of everything but the rollout and the update")
     options = parser.parse_args()
     prepare_process(num_threads=1, sees_gpu=False)
-    config = resolve("lab", {"num_actors": 1})
+    config = resolve("lab", {"num_actors": 1, "device": "cpu"})
     actor = RolloutActor(config, 0)
-    learner = PPOLearner(config, torch.device("cpu"), available_cores())
+    learner = PPOLearner(config)
     rollout = actor.collect(learner.weights(), 0)
     staged, state = StagedBatch(config, torch.device("cpu")), RunState()
     staged.stage(0, rollout)

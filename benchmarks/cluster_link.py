@@ -73,7 +73,7 @@ def run_learner(network: Network, case: Case, bytes_per_second: float) -> dict[s
     network.limit(host, bytes_per_second if case.limited else None)
     with tempfile.TemporaryDirectory() as directory:
         run_dir = Path(directory) / "run"
-        command = (sys.executable, "-m", "learner", *SETTINGS, "--compress", case.codec, "--run-dir", run_dir)
+        command = (sys.executable, "-m", "learner", *SETTINGS, "--compression", case.codec, "--run-dir", run_dir)
         sent_before = network.bytes_to(host)
         host.run(
             *(*command, "--address", cluster_address(host), "--total-frames", BATCH * (1 + case.updates)), timeout=300
@@ -107,7 +107,7 @@ def measure_link(bytes_per_second: float, rounds: int, console: Console) -> list
 
 def bytes_beside_frames() -> float:
     """Bytes per frame that a rollout with these settings carries besides its frames."""
-    config = resolve("lab", {**command_line.parse(SETTINGS).given, "num_actors": 1})
+    config = resolve("lab", {**command_line.parse(SETTINGS).overrides, "num_actors": 1})
     rollout = RolloutActor(config, 0).collect(PolicyNetwork(config.network).weights(), 0)
     return len(pickle.dumps(dataclasses.replace(rollout, observations=np.empty(0, np.uint8)))) / (ENVS * STEPS)
 
@@ -140,10 +140,10 @@ def random_play(game: str) -> np.ndarray:
 def measure_codec(game: str) -> dict[str, Any]:
     """zstd with random play of a game: ratio, and MB of raw frames per second on one core (medians)."""
     frames = random_play(game)
-    packed = compress_frames(frames, "zstd")
+    packed = compress_frames(frames)
     assert np.array_equal(decompress_frames(packed), frames)
     megabytes = frames.nbytes / 1e6
-    compress_seconds = median_seconds(lambda: compress_frames(frames, "zstd"), CODEC_REPEATS)
+    compress_seconds = median_seconds(lambda: compress_frames(frames), CODEC_REPEATS)
     decompress_seconds = median_seconds(lambda: decompress_frames(packed), CODEC_REPEATS)
     return {
         "game": game,

@@ -5,20 +5,16 @@ validation levels of preset `easy`, one episode each, as the evaluator does, and
 actor is measured in float32, the evaluator's precision, and in the precision it would choose on this machine.
 """
 
-import dataclasses
 import json
 import os
 import statistics
 import sys
 import time
 
-import torch
-
 from actors.rollout_actor import RolloutActor
 from benchmarks.report import machine, make_parser
 from common.config import resolve
 from common.policy_network import PolicyNetwork
-from common.precision import choose_precision
 from common.process import prepare_process
 from evaluator.levels.level_sets import draw_level_sets
 from evaluator.scores.play import play
@@ -38,11 +34,11 @@ def main() -> None:
 def measure(rounds: int, num_levels: int) -> dict[str, object]:
     """Medians over the rounds, and their ratios."""
     overrides = {"num_levels": num_levels, "held_out_levels": num_levels, "num_actors": 1, "envs_per_actor": 64}
-    config = resolve("easy", overrides, available_cores=1)
+    config = resolve("easy", overrides)
     policy = PolicyNetwork(config.network).eval()
-    own = choose_precision("auto", torch.device("cpu"))
     actors = {
-        name: RolloutActor(dataclasses.replace(config, precision=name), 0) for name in dict.fromkeys(("float32", own))
+        name: RolloutActor(resolve("easy", {**overrides, "precision": name}), 0)
+        for name in dict.fromkeys(("float32", config.actor_precision))
     }
     slots = draw_level_sets(config)[0].slots(("train", "validation"))
     figures: dict[str, list[float]] = {"evaluator": [], **{f"actor {name}": [] for name in actors}}

@@ -48,10 +48,10 @@ class Lever:
     compile: bool = False
     cuda_graphs: bool = False
 
-    def config(self, sizes: dict[str, int]) -> Config:
+    def config(self, sizes: dict[str, int], device: torch.device) -> Config:
         """Preset easy with this lever; `sizes` overrides its sizes."""
         own = {"precision": self.precision, "compile": self.compile, "cuda_graphs": self.cuda_graphs}
-        return resolve("easy", {**sizes, **own})
+        return resolve("easy", {**sizes, **own, "device": device.type, "learner_threads": 1})
 
 
 LEVERS = (
@@ -66,7 +66,7 @@ LEVERS = (
 
 def make_learner(lever: Lever, sizes: dict[str, int], device: torch.device) -> PPOLearner:
     """A learner with this lever on `device`; without channels-last all tensors are first copied to NCHW."""
-    learner = PPOLearner(lever.config(sizes), device, num_threads=1)
+    learner = PPOLearner(lever.config(sizes, device))
     if not lever.channels_last:
         for network in (learner.policy, *replicas(learner)):
             for parameter in network.parameters():
@@ -96,7 +96,7 @@ def correctness(lever: Lever, sizes: dict[str, int], device: torch.device) -> di
     indices = torch.arange(min(256, learner.config.minibatch_size), device=device)
 
     def loss_of(policy: PolicyNetwork, part: Tensor) -> tuple[Tensor, Tensor]:
-        with autocast(device, learner.precision, cache=False):
+        with autocast(device, learner.config.precision, cache=False):
             logits, values = policy(batch.observations[part])
         return smooth_loss(logits, values, batch, part), torch.cat([logits.detach().flatten(), values.detach()])
 

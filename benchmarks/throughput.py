@@ -32,7 +32,7 @@ from common.config import Config, resolve
 from common.games import NUM_ACTIONS
 from common.messages import Rollout
 from common.policy_network import PolicyNetwork
-from common.precision import autocast, choose_precision
+from common.precision import autocast
 from common.process import prepare_process
 from common.procgen_env import make_envs, observe
 from learner.ppo.learner import PPOLearner
@@ -64,13 +64,12 @@ def env_stepping(config: Config, cores: int, seconds: float) -> float:
 
 def inference(config: Config, cores: int, seconds: float) -> float:
     """b: one policy per core, all running in parallel; each policy's batch is its share of the environments."""
-    precision = choose_precision(config.precision, CPU)
 
     def rate_of_one(policy: PolicyNetwork) -> float:
         frames = torch.randint(0, 256, (config.num_envs // cores, 64, 64, 3), dtype=torch.uint8)
 
         def work() -> int:
-            with torch.inference_mode(), autocast(CPU, precision):
+            with torch.inference_mode(), autocast(CPU, config.actor_precision):
                 for _ in range(16):
                     policy(frames)
             return 16 * len(frames)
@@ -95,8 +94,8 @@ def random_batch(config: Config, device: torch.device) -> StagedBatch:
 
 def updating(config: Config, cores: int) -> float:
     """c: samples/s of one epoch over a batch, after a first one to warm up."""
-    config = dataclasses.replace(config, update_epochs=1)
-    learner = PPOLearner(config, CPU, cores)
+    config = dataclasses.replace(config, update_epochs=1, learner_threads=cores)
+    learner = PPOLearner(config)
     staged = random_batch(config, CPU)
     seconds = seconds_of_second_call(lambda: learner.update(staged, lambda: None))
     learner.close()
@@ -114,7 +113,7 @@ def seconds_of_second_call(work: Callable[[], object]) -> float:
 def parts_in_one_process(config: Config, cores: int) -> float:
     """p: the service's actors and learner without Ray; rollouts are collected on threads."""
     actors = [RolloutActor(config, actor_id) for actor_id in range(config.num_actors)]
-    learner = PPOLearner(config, CPU, cores)
+    learner = PPOLearner(dataclasses.replace(config, learner_threads=cores))
     staged = StagedBatch(config, CPU)
 
     def one_update() -> None:
@@ -136,7 +135,7 @@ def parts_in_one_process(config: Config, cores: int) -> float:
 def service(updates: int, *flags: str) -> dict[str, Any]:
     """d: `python -m learner` as a process, without the evaluator; frames/s over the updates after the first."""
     parsed = command_line.parse(list(flags))
-    frames = resolve(parsed.preset or "lab", parsed.given).batch_size * (updates + 1)
+    frames = resolve(parsed.preset or "lab", parsed.overrides).batch_size * (updates + 1)
     rows, peaks = run_learner(*flags, "--no-evaluator", "--total-frames", frames)
     names = ("seconds_waiting", "seconds_staging", "seconds_training", "seconds_publishing", "seconds_collecting")
     return {**summarize(rows, names), "peak_memory_mib": peaks}
@@ -150,7 +149,7 @@ def notebook(environment: Mapping[str, str]) -> dict[str, Any]:
 def measure(updates: int, seconds: float) -> dict[str, Any]:
     """Measures everything, one part after the other."""
     cores = available_cores()
-    config = resolve("lab", {})
+    config = resolve("lab", {"device": "cpu"})
     prepare_process(num_threads=1, sees_gpu=False)
     a = env_stepping(config, cores, seconds)
     b = inference(config, cores, seconds)
@@ -166,7 +165,7 @@ def measure(updates: int, seconds: float) -> dict[str, Any]:
     others = {"ideal": ideal, "p": p, "e": e["frames_per_second"], "e_keeping_memory": e_keeping["frames_per_second"]}
     return {
         "machine": machine(),
-        "precision": choose_precision(config.precision, CPU),
+        "precision": config.precision,
         "a_env_stepping": a,
         "b_inference": b,
         "c_update_samples": c,

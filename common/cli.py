@@ -20,7 +20,7 @@ class OneLineParser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are `PROG: message` on stderr, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}", file=sys.stderr)
+        print(f"{self.prog}: {message.removeprefix('argument ')}", file=sys.stderr)
         sys.exit(USAGE_EXIT_CODE)
 
 

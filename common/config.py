@@ -1,182 +1,222 @@
-"""Every setting of a run, its presets, and the one place that refuses wrong values.
+"""Every setting of a run, declared once, its presets, and the checks that refuse wrong values.
 
-`Config` holds resolved values only. `resolve` builds one from a preset and what the user gave.
+`Config` holds resolved values only. `resolve` builds one from a preset, the user's overrides and the machine.
 """
 
 import dataclasses
 import difflib
+import functools
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
+
+import torch
 
 from common.cli import UsageError
 from common.games import DISTRIBUTION_MODES, GAMES, MAX_LEVEL_SEED, Game
 from common.policy_network import NetworkSettings
+from common.precision import Precision, fastest_precision
+
+# What the user may ask for instead of a value: `resolve` chooses.
+AUTO = "auto"
 
 
 class ConfigError(UsageError):
-    """A setting the user gave cannot be used; the message is one line for them to read."""
+    """A setting cannot be used; the message is one line for the user."""
 
 
-def setting(group: str, help: str, choices: tuple[str, ...] = (), **options: Any) -> Any:
-    """A dataclass field that knows its section of `--help`, its words there and its permitted values."""
-    return dataclasses.field(metadata={"group": group, "help": help, "choices": choices}, **options)
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The hardware that automatic values are chosen for. `precision_on` gives the best for "cpu" or "cuda"."""
+
+    cores: int = 1
+    has_gpu: bool = False
+    precision_on: Callable[[str], Precision] = lambda device: "float32"
+
+    @staticmethod
+    def here() -> "Machine":
+        """This machine; `cores` are those the process may use."""
+        return Machine(len(os.sched_getaffinity(0)), torch.cuda.is_available(), fastest_precision)
 
 
-RUN, GAME, COLLECT, PPO, NETWORK, EVALUATE = (
-    "run",
-    "game and levels",
-    "collecting rollouts",
-    "PPO",
-    "network and arithmetic",
-    "evaluation",
-)
+def setting(
+    group: str,
+    help: str,
+    default: Any,
+    *,
+    unit: str = "",
+    choices: tuple[str, ...] = (),
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    free: bool = False,
+    has_flag: bool = True,
+) -> Any:
+    """Declares a setting: its section and text in `--help`, preset lab's value, and bounds.
+
+    Choices come from the field's `Literal`, unless given. A `free` setting may differ when a run is resumed.
+    """
+    return dataclasses.field(metadata=locals())
+
+
+# How a run is carried out, not what it computes.
+option = functools.partial(setting, free=True)
+
+RUN, GAME, COLLECT = "run", "game and levels", "collecting rollouts"
+PPO, NETWORK, EVALUATE = "PPO", "network and arithmetic", "evaluation"
+LAST_LEVEL = MAX_LEVEL_SEED - 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A complete, validated description of what a run computes; stored as the run's config.json."""
+    """A complete, validated description of a run; stored in config.json and in every checkpoint."""
 
-    preset: str = setting(RUN, "starting values of all other settings", ("lab", "easy", "hard"))
-    seed: int = setting(RUN, "every generator of the run derives from it")
-    total_frames: int = setting(RUN, "environment steps to train for; the last update may pass it")
-    checkpoint_interval: int = setting(RUN, "updates between checkpoints, each of which is scored")
-    keep_checkpoints: int = setting(RUN, "newest checkpoints that stay, the best one always does; 0 keeps all")
-    keep_every: int = setting(RUN, "of older checkpoints those stay whose version it divides; 0: none")
-    device: str = setting(RUN, "where the learner trains; auto takes a GPU when there is one", ("auto", "cpu", "cuda"))
+    preset: Literal["lab", "easy", "hard"] = setting(RUN, "default values of all other settings", "lab")
+    seed: int = setting(RUN, "seed of every random number in the run", 0, at_least=0, at_most=LAST_LEVEL)
+    total_frames: int = option(
+        RUN, "train for at least this many environment steps", 10_000_000, unit="frames", at_least=1
+    )
+    checkpoint_interval: int = setting(
+        RUN, "updates between checkpoints; the evaluator scores checkpoints", 10, unit="updates", at_least=1
+    )
+    keep_checkpoints: int = option(
+        RUN, "keep only the newest N checkpoints and the best one; 0: keep all", 0, at_least=0
+    )
+    keep_every: int = option(RUN, "also keep every checkpoint whose version is a multiple of N; 0: off", 0, at_least=0)
+    device: Literal["cpu", "cuda"] = option(RUN, "where the learner trains; auto: a GPU if there is one", AUTO)
 
-    env_name: str = setting(GAME, "Procgen game")
-    distribution_mode: str = setting(GAME, "difficulty")
-    start_level: int = setting(GAME, "first training level")
-    num_levels: int = setting(GAME, "number of training levels; 0 trains on every level there is")
-    held_out: str = setting(
+    env_name: str = setting(GAME, "Procgen game", "coinrun", choices=tuple(GAMES))
+    distribution_mode: str = setting(GAME, "difficulty of the levels", "easy", choices=DISTRIBUTION_MODES)
+    start_level: int = setting(GAME, "seed of the first training level", 0, at_least=0, at_most=LAST_LEVEL)
+    num_levels: int = setting(
+        GAME, "number of training levels; 0: every level", 20, unit="levels", at_least=0, at_most=LAST_LEVEL
+    )
+    held_out: Literal["next", "sample"] = setting(
+        GAME, "next: after the training levels (test, then validation); sample: drawn from all other levels", "next"
+    )
+    held_out_levels: int = setting(
         GAME,
-        "held-out levels: those after the training levels (test, then validation), or fixed samples of all others",
-        ("next", "sample"),
-    )
-    held_out_levels: int = setting(GAME, "number of validation levels, and of test levels")
-
-    num_actors: int = setting(
-        COLLECT,
-        "Ray actors: N, a range LOW:HIGH that follows the cluster's size, or max; an update's batch stays the same",
-    )
-    min_actors: int = setting(COLLECT, "fewest actors to start with; 0: num_actors, as far as the cluster has room")
-    envs_per_actor: int = setting(COLLECT, "environments stepped by each actor")
-    unroll_length: int = setting(COLLECT, "steps of every environment in one rollout")
-    half_batches: str = setting(
-        COLLECT,
-        "Procgen steps half of an actor's environments while the policy acts for the others; auto: with --actor-gpus",
-        ("auto", "yes", "no"),
-    )
-    actor_gpus: float = setting(COLLECT, "share of a GPU that each actor's policy runs on; 0: on its CPU")
-    compress: str = setting(
-        COLLECT,
-        "frames on their way to the learner; auto: zstd from other nodes, none on its own",
-        ("auto", "none", "lz4", "zstd"),
-    )
-    mode: str = setting(
-        COLLECT,
-        "sync: collect, then train (lag 0); overlap: collect while training (lag 1); auto: overlap with a GPU",
-        ("auto", "sync", "overlap"),
-    )
-    actor_timeout: float = setting(COLLECT, "seconds without a rollout after which an actor counts as lost")
-    cluster_timeout: float = setting(COLLECT, "seconds to wait for the Ray cluster and for actors to be placed")
-
-    learning_rate: float = setting(PPO, "Adam's step size")
-    learning_rate_schedule: str = setting(PPO, "linear falls to 0 at total-frames", ("constant", "linear"))
-    adam_eps: float = setting(PPO, "Adam's epsilon")
-    gamma: float = setting(PPO, "discount per step")
-    gae_lambda: float = setting(PPO, "lambda of generalised advantage estimation")
-    clip_coef: float = setting(PPO, "clipping range of the probability ratio and of the value change")
-    ent_coef: float = setting(PPO, "weight of the entropy bonus")
-    vf_coef: float = setting(PPO, "weight of the value loss")
-    max_grad_norm: float = setting(PPO, "the gradient's norm is clipped to it")
-    num_minibatches: int = setting(PPO, "minibatches, so optimizer steps, in an epoch")
-    update_epochs: int = setting(PPO, "passes over each batch")
-    reward_transform: str = setting(
-        PPO,
-        "reward given to PPO: its sign, or divided by the running deviation of the discounted return, within 10",
-        ("sign", "running_return", "raw"),
-    )
-    advantage_normalization: str = setting(
-        PPO, "advantages get mean 0 and deviation 1 over this", ("batch", "minibatch")
+        "number of test levels and of validation levels (next: as many as training levels; sample: 200)",
+        None,
+        unit="levels",
+        at_least=1,
     )
 
-    observation_scale: int = setting(NETWORK, "pixel values are divided by it")
-    relu_before_linear: bool = setting(NETWORK, "a relu between the last residual block and the 256-unit layer")
-    orthogonal_heads: bool = setting(NETWORK, "orthogonal initialisation of the two heads, gains .01 and 1")
-    precision: str = setting(
-        NETWORK,
-        "arithmetic of the convolutions; auto is bfloat16 where the hardware has it",
-        ("auto", "float32", "bfloat16"),
+    num_actors: int = option(
+        COLLECT,
+        "Ray actors; LOW:HIGH and max follow the size of the cluster; they share the environments, so that the batch "
+        "stays the same (one per core, up to 16)",
+        None,
+        at_least=1,
     )
-    micro_batch: int = setting(
-        NETWORK, "samples in one forward and backward pass; gradients of a minibatch add up; 0: device's best"
+    min_actors: int = option(COLLECT, "LOW of --num-actors", 0, at_least=1, has_flag=False)
+    envs_per_actor: int = option(
+        COLLECT, "environments per actor (lab 64, easy 64, hard 256 for all actors)", None, at_least=1
     )
-    cuda_graphs: bool = setting(NETWORK, "replay actors' inference and the learner's optimizer step as CUDA graphs")
-    compile: bool = setting(NETWORK, "torch.compile the learner's network (GPU only, needs a C compiler)")
-    learner_threads: int = setting(NETWORK, "CPU threads of the learner; 0: all cores")
+    unroll_length: int = setting(COLLECT, "steps of each environment in one rollout", 256, unit="steps", at_least=1)
+    half_batches: bool = option(
+        COLLECT, "step half of the environments while the policy acts; auto: with --actor-gpus", AUTO
+    )
+    actor_gpus: float = option(
+        COLLECT, "share of a GPU per actor; 0: actors act on the CPU", 0.0, at_least=0, at_most=1
+    )
+    compression: Literal["none", "remote", "zstd"] = option(
+        COLLECT, "compress frames sent to the learner; remote: from other nodes, with zstd", "remote"
+    )
+    mode: Literal["sync", "overlap"] = option(
+        COLLECT, "sync: collect, then train; overlap: in parallel (lag 1); auto: overlap with a GPU", AUTO
+    )
+    actor_timeout: float = option(
+        COLLECT, "time without a rollout after which an actor is replaced", 600.0, unit="seconds", above=0
+    )
+    cluster_timeout: float = option(
+        COLLECT, "time to wait for the Ray cluster and for actors to start", 60.0, unit="seconds", above=0
+    )
 
-    evaluator: bool = setting(EVALUATE, "score checkpoints while training, in a process of its own")
-    eval_episodes_per_level: int = setting(EVALUATE, "episodes on each training and each held-out level")
-    live_split: str = setting(
-        EVALUATE, "held-out levels shown while training; test spoils them for a last judgement", ("validation", "test")
+    learning_rate: float = setting(PPO, "step size of Adam", 5e-4, above=0)
+    learning_rate_schedule: Literal["constant", "linear"] = setting(
+        PPO, "linear: decrease to 0 at --total-frames", "constant"
     )
-    backfill: bool = setting(EVALUATE, "at the end, score the checkpoints that were skipped while training")
-    eval_timeout: float = setting(EVALUATE, "seconds to wait at the end for the last checkpoint's score")
+    adam_eps: float = setting(PPO, "epsilon of Adam", 1e-8, above=0)
+    gamma: float = setting(PPO, "discount factor per step", 0.999, at_least=0, at_most=1)
+    gae_lambda: float = setting(PPO, "lambda of generalized advantage estimation", 0.95, at_least=0, at_most=1)
+    clip_coef: float = setting(PPO, "clipping range of the probability ratio and of the value change", 0.2, above=0)
+    ent_coef: float = setting(PPO, "weight of the entropy bonus", 0.01, at_least=0)
+    vf_coef: float = setting(PPO, "weight of the value loss", 1.0, at_least=0)
+    max_grad_norm: float = setting(PPO, "clip the norm of the gradient to this value", 40.0, above=0)
+    num_minibatches: int = setting(PPO, "minibatches (optimizer steps) per epoch", 8, at_least=1)
+    update_epochs: int = setting(PPO, "passes over each batch", 3, unit="epochs", at_least=1)
+    reward_transform: Literal["sign", "running_return", "raw"] = setting(
+        PPO, "reward for PPO; running_return: divided by the running std of returns, clipped to +-10", "sign"
+    )
+    advantage_normalization: Literal["batch", "minibatch"] = setting(
+        PPO, "normalize advantages per batch or per minibatch", "batch"
+    )
+
+    observation_scale: int = setting(NETWORK, "pixel values are divided by this", 256, at_least=1)
+    relu_before_linear: bool = setting(NETWORK, "ReLU between the last residual block and the 256-unit layer", False)
+    orthogonal_heads: bool = setting(NETWORK, "orthogonal initialization of both heads, gains .01 and 1", False)
+    precision: Literal["float32", "bfloat16"] = option(
+        NETWORK, "arithmetic of the convolutions; auto: bfloat16 where the hardware has it", AUTO
+    )
+    actor_precision: Literal["float32", "bfloat16"] = option(
+        NETWORK, "--precision on the actors' device", AUTO, has_flag=False
+    )
+    micro_batch: int = option(
+        NETWORK, "frames per forward pass; 0: chosen for the device", 0, at_least=1, at_most=LAST_LEVEL
+    )
+    cuda_graphs: bool = option(NETWORK, "run actor inference and the learner's optimizer steps as CUDA graphs", False)
+    compile: bool = option(NETWORK, "torch.compile the learner's network (needs a GPU and a C compiler)", False)
+    learner_threads: int = option(NETWORK, "CPU threads of the learner; 0: one per core", 0, unit="threads", at_least=1)
+
+    evaluator: bool = option(EVALUATE, "score checkpoints during training, in a separate process", True)
+    eval_episodes_per_level: int = setting(
+        EVALUATE, "episodes on each training level and each held-out level", 1, unit="episodes", at_least=1
+    )
+    live_split: Literal["validation", "test"] = setting(
+        EVALUATE, "held-out levels scored during training; test: biases the final score on test levels", "test"
+    )
+    backfill: bool = option(EVALUATE, "after training, score the checkpoints that were skipped during training", False)
+    eval_timeout: float = option(
+        EVALUATE, "time to wait for the score of the last checkpoint", 600.0, unit="seconds", above=0
+    )
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value, kinds = getattr(self, field.name), (float, int) if field.type is float else (field.type,)
-            if type(value) not in kinds:
-                raise ConfigError(f"{flag(field.name)} {value!r} is no {getattr(field.type, '__name__', field.type)}")
-            _check_choice(flag(field.name), value, field.metadata["choices"])
-        _check_choice("--env-name", self.env_name, tuple(GAMES))
-        _check_choice("--distribution-mode", self.distribution_mode, DISTRIBUTION_MODES)
-        for name in _AT_LEAST_ONE:
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("learning_rate", "adam_eps", "clip_coef", "max_grad_norm", *_SECONDS):
-            self._require(name, 0 < getattr(self, name) < float("inf"), "more than 0")
-        for name in ("gamma", "gae_lambda"):
-            self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
-        self._require("actor_gpus", 0 <= self.actor_gpus <= 1, "between 0 and 1")
-        for name in ("ent_coef", "vf_coef"):
-            self._require(name, 0 <= getattr(self, name) < float("inf"), "0 or more")
-        for name in (
-            *("seed", "start_level", "num_levels", "micro_batch", "learner_threads"),
-            *("keep_checkpoints", "keep_every"),
-        ):
-            self._require(name, 0 <= getattr(self, name) < MAX_LEVEL_SEED, "0 or more and less than 2147483647")
-        if not 0 <= self.min_actors <= self.num_actors:
+        for field in SETTINGS.values():
+            _check(field, getattr(self, field.name))
+        end = self.start_level + self.num_levels
+        if self.min_actors > self.num_actors:
             raise ConfigError(
-                f"--num-actors {self.min_actors}:{self.num_actors} must be LOW:HIGH with 1 <= LOW <= HIGH"
+                f"--num-actors: must be LOW:HIGH with 1 <= LOW <= HIGH, got {self.min_actors}:{self.num_actors}"
             )
-        if self.num_levels and self.start_level + self.num_levels > MAX_LEVEL_SEED:
+        if end > MAX_LEVEL_SEED:
             raise ConfigError(
-                f"--start-level {self.start_level} and --num-levels {self.num_levels} pass Procgen's last level "
-                f"{MAX_LEVEL_SEED - 1}"
+                f"--num-levels: {self.num_levels} levels from --start-level {self.start_level} exceed Procgen's last "
+                f"level {LAST_LEVEL}"
             )
-        next_level = self.start_level + self.num_levels
-        if self.held_out == "next" and next_level + 2 * self.held_out_levels > MAX_LEVEL_SEED:
+        if self.held_out == "next" and not self.num_levels:
+            raise ConfigError("--num-levels: 0 trains on every level, so no level comes next; use --held-out sample")
+        if self.held_out == "next" and end + 2 * self.held_out_levels > MAX_LEVEL_SEED:
             raise ConfigError(
-                f"--held-out next: 2 x {self.held_out_levels} levels from {next_level} on pass Procgen's last level "
-                f"{MAX_LEVEL_SEED - 1}; give fewer --held-out-levels or --held-out sample"
+                f"--held-out: 2 x {self.held_out_levels} levels from {end} exceed Procgen's last level {LAST_LEVEL}; "
+                "use fewer --held-out-levels or --held-out sample"
             )
-        if self.num_levels == 0 and self.held_out == "next":
-            raise ConfigError("--num-levels 0 trains on every level, none comes next; give --held-out sample")
         if self.batch_size % self.num_minibatches:
             raise ConfigError(
-                f"--num-minibatches {self.num_minibatches} does not divide the batch of {self.batch_size} frames "
+                f"--num-minibatches: {self.num_minibatches} does not divide the batch of {self.batch_size} frames "
                 f"({self.num_actors} actors x {self.envs_per_actor} environments x {self.unroll_length} steps)"
             )
-
         if self.minibatch_size < 2:
-            raise ConfigError(f"--num-minibatches {self.num_minibatches} leaves minibatches of 1 frame: no deviation")
-
-    def _require(self, name: str, holds: bool, condition: str) -> None:
-        if not holds:
-            raise ConfigError(f"{flag(name)} {getattr(self, name)} must be {condition}")
+            raise ConfigError(
+                f"--num-minibatches: {self.num_minibatches} gives minibatches of 1 frame; at least 2 are needed to "
+                "normalize advantages"
+            )
+        if self.compile and self.device != "cuda":
+            raise ConfigError("--compile: the learner uses no GPU; leave it out")
+        if self.cuda_graphs and self.device != "cuda" and not self.actor_gpus:
+            raise ConfigError("--cuda-graphs: the learner and the actors (--actor-gpus) use no GPU; leave it out")
 
     @property
     def game(self) -> Game:
@@ -200,101 +240,18 @@ class Config:
 
     @property
     def num_updates(self) -> int:
-        """Updates until total_frames are reached or passed."""
+        """Updates until total_frames is reached or exceeded."""
         return -(-self.total_frames // self.batch_size)
 
     @property
     def network(self) -> NetworkSettings:
-        """What the policy network needs to know."""
+        """The settings of the policy network."""
         return NetworkSettings(self.observation_scale, self.relu_before_linear, self.orthogonal_heads)
 
 
-_SECONDS = ("actor_timeout", "cluster_timeout", "eval_timeout")
-_AT_LEAST_ONE = (
-    "total_frames",
-    "checkpoint_interval",
-    "held_out_levels",
-    "num_actors",
-    "envs_per_actor",
-    "unroll_length",
-    "num_minibatches",
-    "update_epochs",
-    "observation_scale",
-    "eval_episodes_per_level",
-)
+SETTINGS = {field.name: field for field in dataclasses.fields(Config)}
+DEFAULTS = {name: field.metadata["default"] for name, field in SETTINGS.items()}
 
-# How a run is carried out, not what it computes: free to differ when it is resumed.
-FREE_ON_RESUME = frozenset(
-    {
-        "total_frames",
-        "device",
-        "mode",
-        "num_actors",
-        "min_actors",
-        "envs_per_actor",
-        "keep_checkpoints",
-        "keep_every",
-        "precision",
-        "half_batches",
-        "actor_gpus",
-        "compress",
-        "micro_batch",
-        "cuda_graphs",
-        "compile",
-        "learner_threads",
-        "evaluator",
-        "backfill",
-        *_SECONDS,
-    }
-)
-
-_LAB: dict[str, Any] = {
-    "seed": 0,
-    "total_frames": 10_000_000,
-    "checkpoint_interval": 10,
-    "keep_checkpoints": 0,
-    "keep_every": 0,
-    "device": "auto",
-    "env_name": "coinrun",
-    "distribution_mode": "easy",
-    "start_level": 0,
-    "num_levels": 20,
-    "held_out": "next",
-    "min_actors": 0,
-    "unroll_length": 256,
-    "half_batches": "auto",
-    "actor_gpus": 0.0,
-    "compress": "auto",
-    "mode": "auto",
-    "actor_timeout": 600.0,
-    "cluster_timeout": 60.0,
-    "learning_rate": 5e-4,
-    "learning_rate_schedule": "constant",
-    "adam_eps": 1e-8,
-    "gamma": 0.999,
-    "gae_lambda": 0.95,
-    "clip_coef": 0.2,
-    "ent_coef": 0.01,
-    "vf_coef": 1.0,
-    "max_grad_norm": 40.0,
-    "num_minibatches": 8,
-    "update_epochs": 3,
-    "reward_transform": "sign",
-    "advantage_normalization": "batch",
-    "observation_scale": 256,
-    "relu_before_linear": False,
-    "orthogonal_heads": False,
-    "precision": "auto",
-    "micro_batch": 0,
-    "cuda_graphs": False,
-    "compile": False,
-    "learner_threads": 0,
-    "evaluator": True,
-    "eval_episodes_per_level": 1,
-    "live_split": "test",
-    "backfill": False,
-    "eval_timeout": 600.0,
-}
 _PUBLISHED: dict[str, Any] = {
     "held_out": "sample",
     "live_split": "validation",
@@ -307,97 +264,165 @@ _PUBLISHED: dict[str, Any] = {
     "relu_before_linear": True,
     "orthogonal_heads": True,
 }
-# lab is the teaching notebook; easy and hard follow Cobbe et al. 2020, appendix D.
+# What differs from the defaults, which are the teaching notebook's; easy and hard follow Cobbe et al. 2020, appendix D.
 PRESETS: dict[str, dict[str, Any]] = {
-    "lab": _LAB,
-    "easy": {**_LAB, **_PUBLISHED, "num_levels": 200, "total_frames": 25_000_000},
-    "hard": {
-        **_LAB,
-        **_PUBLISHED,
-        "num_levels": 500,
-        "total_frames": 200_000_000,
-        "distribution_mode": "hard",
-    },
+    "lab": {},
+    "easy": {**_PUBLISHED, "num_levels": 200, "total_frames": 25_000_000},
+    "hard": {**_PUBLISHED, "num_levels": 500, "total_frames": 200_000_000, "distribution_mode": "hard"},
 }
 PRESET_NUM_ENVS = {"lab": 64, "easy": 64, "hard": 256}
 SAMPLED_HELD_OUT_LEVELS = 200
 MAX_DEFAULT_ACTORS = 16
-# With --num-actors max: fewer environments in an actor would leave its policy to run for almost nothing.
-FEWEST_ENVS_PER_ACTOR = 4
+# For --num-actors max: with fewer environments per actor, inference would cost too much per frame.
+MIN_ENVS_PER_ACTOR = 4
+# On a CPU the activations of this many frames fit in the caches.
+CPU_MICRO_BATCH = 128
+
+# How automatic values are chosen, in this order: later rules read what earlier rules chose.
+AUTOMATIC: dict[str, Callable[[dict[str, Any], Machine], Any]] = {
+    "device": lambda values, machine: "cuda" if machine.has_gpu else "cpu",
+    "mode": lambda values, _: "overlap" if values["device"] == "cuda" else "sync",
+    "actor_precision": lambda values, machine: (
+        machine.precision_on("cuda" if values["actor_gpus"] else "cpu")
+        if values["precision"] == AUTO
+        else values["precision"]
+    ),
+    "precision": lambda values, machine: machine.precision_on(values["device"]),
+    "half_batches": lambda values, _: values["actor_gpus"] > 0,
+    "min_actors": lambda values, _: values["num_actors"],
+    "micro_batch": lambda values, _: _minibatch_size(values) if values["device"] == "cuda" else CPU_MICRO_BATCH,
+    "learner_threads": lambda _, machine: machine.cores,
+}
+
+
+def _minibatch_size(values: Mapping[str, Any]) -> int:
+    batch_size = values["num_actors"] * values["envs_per_actor"] * values["unroll_length"]
+    return max(1, batch_size // values["num_minibatches"])
 
 
 def flag(name: str) -> str:
-    """The command line's name of a setting: `num_actors` is `--num-actors`."""
+    """The name of a setting on the command line: `num_actors` is `--num-actors`."""
     return "--" + name.replace("_", "-")
 
 
-def resolve(preset: str, given: Mapping[str, Any], available_cores: int | None = None) -> Config:
-    """The preset's values with the user's over them, and what follows from both.
+def choices_of(field: dataclasses.Field) -> tuple[str, ...]:
+    """What the user may write for a setting that is a choice; empty for other settings."""
+    automatic = (AUTO,) if field.metadata["default"] == AUTO else ()
+    if field.type is bool:
+        return (*automatic, "yes", "no") if automatic else ()
+    return (*automatic, *(field.metadata["choices"] or get_args(field.type)))
 
-    Args:
-        preset: a name in `PRESETS`.
-        given: settings by field name.
-        available_cores: of this machine, for the default number of actors; None asks the system.
+
+def resolve(preset: str, overrides: Mapping[str, Any], machine: Machine | None = None) -> Config:
+    """The settings of a new run: the preset's values, the user's `overrides` by field name, and automatic values.
+
+    `machine` is the one automatic values are chosen for; None: this one.
 
     Raises:
-        ConfigError: a value is wrong; the message names the flag, the value and what would do.
+        ConfigError: a value is wrong; the message names the flag, the value and what to do.
     """
-    _check_choice("--preset", preset, tuple(PRESETS))
-    values = {**PRESETS[preset], **given, "preset": preset}
-    if "held_out_levels" not in given:
+    _check(SETTINGS["preset"], preset)
+    machine = machine or Machine.here()
+    values = {**DEFAULTS, **PRESETS[preset], **overrides, "preset": preset}
+    _check_requested(values)
+    if values["held_out_levels"] is None:
         sampled = values["held_out"] == "sample"
         values["held_out_levels"] = SAMPLED_HELD_OUT_LEVELS if sampled else max(1, values["num_levels"])
-    values |= _split_of_environments(PRESET_NUM_ENVS[preset], preset, given, available_cores)
-    return Config(**values)
+    num_envs = PRESET_NUM_ENVS[preset]
+    default_actors = _largest_divisor(num_envs, min(machine.cores, MAX_DEFAULT_ACTORS))
+    values |= _share_environments(num_envs, f"preset {preset}", overrides, default_actors)
+    return _resolved(values, machine)
 
 
-def _split_of_environments(
-    num_envs: int, preset: str, given: Mapping[str, Any], available_cores: int | None
-) -> dict[str, int]:
-    """num_actors and envs_per_actor: as given, or so that they share the preset's environments."""
-    names = ("num_actors", "envs_per_actor")
-    chosen = {name: given[name] for name in names if name in given}
-    if len(chosen) == 2:
-        return chosen
-    if not chosen and given.get("min_actors"):
-        chosen["envs_per_actor"] = envs_of_smallest_actor(num_envs)
-    if not chosen:
-        cores = available_cores or len(os.sched_getaffinity(0))
-        chosen["num_actors"] = max(n for n in range(1, min(cores, MAX_DEFAULT_ACTORS) + 1) if num_envs % n == 0)
-    ((name, number),) = chosen.items()
-    if number < 1:
-        raise ConfigError(f"{flag(name)} {number} must be at least 1")
-    other = names[1 - names.index(name)]
-    if num_envs % number:
-        raise ConfigError(
-            f"{flag(name)} {number} does not divide the {num_envs} environments of preset {preset}; "
-            f"give {flag(other)} too, or a number that does"
-        )
-    return {name: number, other: num_envs // number}
+def resolve_resumed(
+    stored: Config, requested: Mapping[str, Any], overrides: Mapping[str, Any], machine: Machine | None = None
+) -> Config:
+    """The settings of a resumed run: the stored ones with the user's `overrides`.
+
+    What was chosen automatically for the machine is chosen again, unless `requested`, what the user has asked for
+    since the run began, says otherwise. Another number of actors shares the same environments.
+
+    Raises:
+        ConfigError: a value is wrong.
+    """
+    automatic = {name: requested.get(name, DEFAULTS[name]) for name in AUTOMATIC}
+    values = {**dataclasses.asdict(stored), **automatic, **overrides}
+    _check_requested(values)
+    values |= _share_environments(stored.num_envs, "the run", overrides, stored.num_actors)
+    return _resolved(values, machine or Machine.here())
 
 
-def envs_of_smallest_actor(num_envs: int) -> int:
-    """`envs_per_actor` where as many actors as are useful share `num_envs` environments."""
-    return max(n for n in range(1, FEWEST_ENVS_PER_ACTOR + 1) if num_envs % n == 0)
-
-
-def contradictions(stored: Config, requested: Config, given: Mapping[str, Any]) -> list[str]:
-    """Settings in `given` that a resumed run cannot change, each as `--flag (run has A, asked for B)`."""
+def contradictions(stored: Config, config: Config, overrides: Mapping[str, Any]) -> list[str]:
+    """Settings in `overrides` that a resumed run cannot change, each as `--flag (run has A, asked for B)`."""
     changed = [
         f"{flag(name)} (run has {getattr(stored, name)}, asked for {value})"
-        for name, value in given.items()
-        if name not in FREE_ON_RESUME and getattr(stored, name) != value
+        for name, value in overrides.items()
+        if not SETTINGS[name].metadata["free"] and getattr(stored, name) != value
     ]
-    if requested.num_envs != stored.num_envs:
+    if config.num_envs != stored.num_envs:
         changed.append(
-            f"--num-actors x --envs-per-actor (run has {stored.num_envs} environments, asked for {requested.num_envs})"
+            f"--num-actors x --envs-per-actor (run has {stored.num_envs} environments, asked for {config.num_envs})"
         )
     return changed
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if not choices or value in choices:
+def _resolved(values: dict[str, Any], machine: Machine) -> Config:
+    if values["device"] == "cuda" and not machine.has_gpu:
+        raise ConfigError("--device: cuda is not available, torch finds no GPU on this machine; use cpu or auto")
+    for name, rule in AUTOMATIC.items():
+        if values[name] == DEFAULTS[name]:
+            values[name] = rule(values, machine)
+    return Config(**values)
+
+
+def _share_environments(num_envs: int, owner: str, overrides: Mapping[str, Any], default_actors: int) -> dict[str, int]:
+    """num_actors and envs_per_actor: both as given, or such that the actors share `num_envs` environments."""
+    names = ("num_actors", "envs_per_actor")
+    given = {name: overrides[name] for name in names if name in overrides}
+    if len(given) == 2:
+        return given
+    if not given and overrides.get("min_actors"):  # --num-actors max
+        given = {"envs_per_actor": _largest_divisor(num_envs, MIN_ENVS_PER_ACTOR)}
+    ((name, number),) = (given or {"num_actors": default_actors}).items()
+    other = names[1 - names.index(name)]
+    if num_envs % number:
+        raise ConfigError(
+            f"{flag(name)}: {number} does not divide the {num_envs} environments of {owner}; use a divisor, or give "
+            f"{flag(other)} too"
+        )
+    return {name: number, other: num_envs // number}
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return max(n for n in range(1, limit + 1) if number % n == 0)
+
+
+def _check_requested(values: Mapping[str, Any]) -> None:
+    """Checks each value by itself, except automatic ones."""
+    for name, field in SETTINGS.items():
+        if values[name] != DEFAULTS[name]:
+            _check(field, values[name])
+
+
+def _check(field: dataclasses.Field, value: Any) -> None:
+    """Raises ConfigError unless `value` has the type of `field`, is one of its choices and within its bounds."""
+    name, choices = flag(field.name), choices_of(field)
+    kind: Any = field.type if field.type in (bool, int, float) else str
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        words: dict[Any, str] = {bool: "yes or no", int: "a whole number", float: "a number"}
+        expected = f"one of {', '.join(choices)}" if choices else words[field.type]
+        raise ConfigError(f"{name}: expected {expected}, got {value!r}")
+    if kind is str:
+        if value == AUTO or value not in choices:
+            near = difflib.get_close_matches(value, choices, n=1, cutoff=0.7)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(choices)}"
+            raise ConfigError(f"{name}: unknown value {value!r}; {hint}")
         return
-    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.7)
-    hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(choices)}"
-    raise ConfigError(f"{name} {value!r} is unknown; {hint}")
+    at_least, at_most, above = (field.metadata[bound] for bound in ("at_least", "at_most", "above"))
+    if kind is float and not math.isfinite(value):
+        raise ConfigError(f"{name}: must be a finite number, got {value}")
+    if above is not None and value <= above:
+        raise ConfigError(f"{name}: must be greater than {above}, got {value}")
+    if (at_least is not None and value < at_least) or (at_most is not None and value > at_most):
+        condition = f"at least {at_least}" if at_most is None else f"between {at_least} and {at_most}"
+        raise ConfigError(f"{name}: must be {condition}, got {value}")

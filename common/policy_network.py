@@ -19,7 +19,7 @@ HIDDEN_UNITS = 256
 
 @dataclass(frozen=True, slots=True)
 class NetworkSettings:
-    """What differs between presets; stored in every checkpoint, enough to rebuild the network."""
+    """The settings of the network that differ between presets; enough to rebuild it."""
 
     observation_scale: int  # observations are divided by this
     relu_before_linear: bool  # the notebook has no relu between the last block and the 256-unit layer
@@ -75,8 +75,8 @@ class PolicyNetwork(nn.Module):
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 `[N, 64, 64, 3]` to float32 logits `[N, 15]` and values `[N]`.
 
-        Procgen's bytes are NHWC: seen as NCHW they are channels-last already, so nothing is copied or moved.
-        The heads run in the parameters' own type, float32, whatever autocast says: log-probabilities must not be
+        Procgen's bytes are NHWC; viewed as NCHW they are already channels-last, so nothing is copied.
+        The heads always run in the parameters' type, float32, even under autocast: log-probabilities must not be
         rounded.
         """
         x = observations.permute(0, 3, 1, 2)
@@ -94,30 +94,30 @@ class PolicyNetwork(nn.Module):
     def weights(self) -> Weights:
         """A copy of every parameter as float32 numpy arrays, by name."""
         tensors = self.state_dict()
-        # One tensor, so that leaving a GPU takes one copy.
+        # One tensor, so that a single copy leaves the GPU.
         flat = torch.cat([tensor.flatten() for tensor in tensors.values()]).cpu().numpy()
         parts = np.split(flat, np.cumsum([tensor.numel() for tensor in tensors.values()])[:-1])
         return {name: part.reshape(tensors[name].shape) for name, part in zip(tensors, parts, strict=True)}
 
     def load_weights(self, weights: Weights) -> None:
-        """Copies `weights` in; RuntimeError names what is missing or has another shape."""
+        """Copies `weights` into the network; RuntimeError names missing parameters and wrong shapes."""
         # Ray's arrays are read-only views: copy before torch sees them.
         self.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
 
 
 def sample_actions(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Draws actions by inverting the distribution function.
+    """Draws actions by inverting the cumulative distribution function.
 
     Args:
         logits: float32 `[N, 15]`.
-        uniform: float32 `[N]` in [0, 1), one random number a row.
+        uniform: float32 `[N]` in [0, 1), one random number per row.
 
     Returns:
         int64 actions `[N]` and their float32 log-probabilities `[N]`.
     """
     log_probs = F.log_softmax(logits, dim=1)
     cumulative = log_probs.exp().cumsum(dim=1)
-    # Rounding may leave the last entry below 1: scale, so that every uniform falls inside.
+    # Rounding may leave the last entry below 1: scale the uniform so that it always falls inside.
     threshold = (uniform * cumulative[:, -1]).unsqueeze(1)
     actions = (cumulative <= threshold).sum(dim=1).clamp_(max=logits.shape[1] - 1)
     return actions, log_probs.gather(1, actions.unsqueeze(1)).squeeze(1)

@@ -1,4 +1,4 @@
-"""The arithmetic of the network: float32, or bfloat16 where the hardware computes it natively."""
+"""The arithmetic of the network: float32 or bfloat16."""
 
 import contextlib
 from typing import Literal
@@ -8,19 +8,19 @@ import torch
 Precision = Literal["float32", "bfloat16"]
 
 
-def choose_precision(requested: str, device: torch.device) -> Precision:
-    """`auto` is bfloat16 where the hardware computes it natively, else float32."""
-    if requested in ("float32", "bfloat16"):
-        return requested  # type: ignore[return-value]
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+def fastest_precision(device: str) -> Precision:
+    """bfloat16 where the hardware of `device`, "cpu" or "cuda", has it. On a GPU this creates a CUDA context."""
+    if device == "cuda":
+        has_it = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_it = torch.cpu._is_avx512_bf16_supported()
+    return "bfloat16" if has_it else "float32"
 
 
 def autocast(device: torch.device, precision: Precision, cache: bool = True) -> contextlib.AbstractContextManager:
-    """Convolutions and large matrix products in `precision`; the network keeps its heads in float32.
+    """Runs convolutions and large matrix products in `precision`; the network keeps its heads in float32.
 
-    With `cache` each parameter is rounded once in the whole region, without it at each use.
+    With `cache`, each parameter is rounded once per region; without it, at each use.
     """
     if precision == "float32":
         return contextlib.nullcontext()

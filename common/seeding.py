@@ -1,4 +1,4 @@
-"""Independent streams of random numbers from the run's one seed."""
+"""Independent streams of random numbers, all derived from the seed of the run."""
 
 import zlib
 
@@ -8,9 +8,9 @@ import numpy as np
 def derive_seed(seed: int, role: str, *index: int) -> int:
     """A 31-bit seed for `role` ("actor", "permutations", ...) and its indices.
 
-    Equal arguments give equal seeds; any difference gives an unrelated one (numpy's SeedSequence hashing).
+    Equal arguments give equal seeds; any difference gives an unrelated seed (numpy's SeedSequence hashing).
     31 bits because Procgen's rand_seed is a signed int.
     """
-    # The number of indices is part of it: SeedSequence cannot tell [1] from [1, 0].
+    # Include the number of indices: SeedSequence cannot tell [1] from [1, 0].
     entropy = [seed, zlib.crc32(role.encode()), len(index), *index]
     return int(np.random.SeedSequence(entropy).generate_state(1)[0]) & 0x7FFFFFFF

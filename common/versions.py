@@ -11,7 +11,7 @@ from pathlib import Path
 
 PACKAGES = ("actors", "common", "evaluator", "learner")
 # What decides how an actor acts and how it talks to the learner. Only one of Procgen's two distributions is installed.
-LIBRARIES = ("ray", "torch", "numpy", "procgen", "procgen-mirror", "gym3", "lz4", "zstandard")
+LIBRARIES = ("ray", "torch", "numpy", "procgen", "procgen-mirror", "gym3", "zstandard")
 
 
 class CodeDiffers(RuntimeError):

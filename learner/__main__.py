@@ -1,10 +1,10 @@
 """`python -m learner`: reads the flags, wires actors, learner and evaluator together, and ends them in order."""
 
 import logging
-import os
 import sys
 from contextlib import ExitStack
 
+import torch
 from rich.console import Console
 
 from common.config import ConfigError
@@ -25,7 +25,7 @@ from learner.rollouts.stream import NoRollouts, RolloutStream
 from learner.run_state import RunState
 from learner.startup import flags
 from learner.startup.flags import CommandLine
-from learner.startup.preparation import PreparedRun, prepare_run
+from learner.startup.preparation import PreparedRun, ResumedRun, prepare_run
 from learner.stopping import StopRequested, StopSignals
 from learner.training import Diverged, RunDirectoryFailed, Training
 
@@ -87,23 +87,23 @@ def fail(message: str, exit_code: int) -> int:
     return exit_code
 
 
-def train(prepared: PreparedRun, stop: StopSignals, logs: RunLogging, progress: Progress, where: str) -> int:
+def train(prepared: PreparedRun, stop: StopSignals, logs: RunLogging, progress: Progress, connection_text: str) -> int:
     """Starts the three roles, trains to the end and says where the results are."""
-    config, run, device, resumed = prepared.config, prepared.run, prepared.device, prepared.resumed
-    num_threads = config.learner_threads or len(os.sched_getaffinity(0))
+    config, run, device = prepared.config, prepared.run, torch.device(prepared.config.device)
+    resumed = prepared.checkpoint if isinstance(prepared, ResumedRun) else None
     # On a CPU the gradients have their own threads: torch must not spread each operator as well.
     prepare_process(num_threads=1 if device.type == "cpu" else None, sees_gpu=device.type == "cuda")
-    overlap = config.mode == "overlap" or (config.mode == "auto" and device.type == "cuda")
+    overlap = config.mode == "overlap"
     with ExitStack() as stack:
-        learner = PPOLearner(config, device, num_threads)
+        learner = PPOLearner(config)
         stack.callback(learner.close)
         state = _restore(prepared, learner)
         progress.note(
-            f"{config.env_name} {config.distribution_mode}, preset {config.preset}, "
-            f"{'overlap' if overlap else 'sync'} mode, learner on {device} in {learner.precision}, {where}"
+            f"{config.game}, preset {config.preset}, {config.mode} mode, learner on {device} in {config.precision}, "
+            f"{connection_text}"
         )
         progress.note(f"run directory {run.path}")
-        if resumed is not None:
+        if isinstance(prepared, ResumedRun):
             progress.note(
                 f"resumed at policy_version {learner.policy_version}, {learner.frames:,} frames; "
                 f"{_continuation(prepared, state, overlap)}"
@@ -111,7 +111,7 @@ def train(prepared: PreparedRun, stop: StopSignals, logs: RunLogging, progress: 
         fleet = Fleet(config, learner.policy_version, state.actors, counters=state.counters)
         stack.callback(fleet.stop)
         if resumed is not None:
-            _store(prepared, logs)  # before the evaluator reads which versions are scored
+            _begin(prepared, logs)  # before the evaluator reads which versions are scored
         # Started together with the actors: on two cores the first score comes several seconds earlier.
         evaluator = RemoteEvaluator(run.path, config)
         stack.callback(evaluator.stop)
@@ -133,7 +133,7 @@ def train(prepared: PreparedRun, stop: StopSignals, logs: RunLogging, progress: 
         )
         stack.callback(stream.close)
         if resumed is None:
-            _store(prepared, logs)
+            _begin(prepared, logs)
         totals = {**state.state_dict()["counters"], "frames": learner.frames, "policy_version": learner.policy_version}
         reporter = Reporter(
             RunLog(run, purge_step=learner.frames or None),
@@ -155,28 +155,28 @@ def train(prepared: PreparedRun, stop: StopSignals, logs: RunLogging, progress: 
     return 0
 
 
-def _store(prepared: PreparedRun, logs: RunLogging) -> None:
-    prepared.store()
+def _begin(prepared: PreparedRun, logs: RunLogging) -> None:
+    prepared.begin()
     logs.open(prepared.run.learner_log)
 
 
 def _restore(prepared: PreparedRun, learner: PPOLearner) -> RunState:
     """Restores the learner of a resumed run; returns the rest of the run's state."""
-    if prepared.resumed is None or prepared.resumed.learner_state is None:
+    if not isinstance(prepared, ResumedRun) or prepared.checkpoint.learner_state is None:
         return RunState()
-    learner.load_state_dict(prepared.resumed.learner_state["learner"])
-    state = RunState.from_state_dict(prepared.resumed.learner_state["run"])
+    learner.load_state_dict(prepared.checkpoint.learner_state["learner"])
+    state = RunState.from_state_dict(prepared.checkpoint.learner_state["run"])
     if not prepared.environments_continue:
         state.actors.clear()
     return state
 
 
-def _continuation(prepared: PreparedRun, state: RunState, overlap: bool) -> str:
+def _continuation(prepared: ResumedRun, state: RunState, overlap: bool) -> str:
     """How exactly a resumed run continues."""
     if not prepared.environments_continue:
         return "environments start anew (the number of actors or environments changed)"
     restored, needed = len(state.actors), prepared.config.num_actors
-    if prepared.resumed is not None and prepared.resumed.policy_version and restored < needed:
+    if prepared.checkpoint.policy_version and restored < needed:
         return f"environments of {restored} of {needed} actors continue, the others start anew"
     if overlap:
         return "environments continue; not bit for bit, because rollouts were in flight in overlap mode"

@@ -1,119 +1,66 @@
-"""Where everything of a run lies, and who may write there."""
+"""The files of a run: where they are, and whether a run can be written there."""
 
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common.config import Config, ConfigError
+from common.config import SETTINGS, Config, ConfigError
 from common.storage.atomic_files import write_atomically
 
 
-@dataclass(frozen=True, slots=True)
 class RunDirectory:
     """The paths of one run; the layout is part of the public contract."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def learner_log(self) -> Path:
-        return self.path / "learner.log"
-
-    @property
-    def evaluations(self) -> Path:
-        return self.path / "evaluations.jsonl"
-
-    @property
-    def levels(self) -> Path:
-        return self.path / "levels.csv"
-
-    @property
-    def level_sets(self) -> Path:
-        return self.path / "levels.json"
-
-    @property
-    def test_uses(self) -> Path:
-        return self.path / "test_uses.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
-    def scores_plot(self) -> Path:
-        return self.path / "scores.png"
-
-    @property
-    def levels_plot(self) -> Path:
-        return self.path / "levels.png"
-
-    @property
-    def best(self) -> Path:
-        """A link to the checkpoint that is best on the validation levels."""
-        return self.checkpoints / "best"
-
-    @property
-    def evaluator_log(self) -> Path:
-        return self.path / "evaluator.log"
-
-    @property
-    def evaluator_lock(self) -> Path:
-        return self.path / ".evaluator.lock"
-
-    @property
-    def learner_lock(self) -> Path:
-        return self.path / ".learner.lock"
-
-    @property
-    def diagnosis(self) -> Path:
-        """Batches whose loss or gradient was not finite, with the state they met."""
-        return self.path / "diagnosis"
-
-    @property
-    def videos(self) -> Path:
-        return self.path / "videos"
+    def __init__(self, path: Path):
+        self.path = path
+        self.config = path / "config.json"
+        self.metrics = path / "metrics.jsonl"
+        self.evaluations = path / "evaluations.jsonl"
+        self.levels = path / "levels.csv"
+        self.level_sets = path / "levels.json"
+        self.test_uses = path / "test_uses.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.best = self.checkpoints / "best"  # a link to the checkpoint that is best on the validation levels
+        self.tensorboard = path / "tensorboard"
+        self.scores_plot = path / "scores.png"
+        self.levels_plot = path / "levels.png"
+        self.videos = path / "videos"
+        self.learner_log = path / "learner.log"
+        self.evaluator_log = path / "evaluator.log"
+        self.diagnosis = path / "diagnosis"  # batches whose loss or gradient was not finite, with the learner's state
+        self.learner_lock = path / ".learner.lock"
+        self.evaluator_lock = path / ".evaluator.lock"
 
     def require_unused(self) -> None:
-        """Raises ConfigError if there is a run here, or no directory can be made."""
+        """Raises ConfigError if the directory holds a run or cannot be created."""
         try:
             holds_run = self.config.exists() or self.checkpoints.exists() or self.metrics.exists()
         except OSError as error:
-            raise ConfigError(f"--run-dir {self.path} cannot be made: {error.strerror}") from error
+            raise ConfigError(f"--run-dir: cannot create {self.path}: {error.strerror}") from error
         if holds_run:
-            raise ConfigError(f"--run-dir {self.path} already holds a run; continue it with --resume {self.path}")
+            raise ConfigError(f"--run-dir: {self.path} already holds a run; continue it with --resume {self.path}")
         existing = next(path for path in (self.path, *self.path.parents) if path.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            raise ConfigError(f"--run-dir {self.path} cannot be made: {existing} is no directory we may write to")
+            raise ConfigError(f"--run-dir: cannot create {self.path}: {existing} is not a writable directory")
 
-    def create(self, may_hold_run: bool = False) -> None:
-        """Makes the directory for a new run.
+    def create(self) -> None:
+        """Creates the directory of a new run.
 
         Raises:
-            ConfigError: it already holds a run, unless it may, or cannot be written.
+            ConfigError: it already holds a run or cannot be written.
         """
-        if not may_hold_run:
-            self.require_unused()
+        self.require_unused()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"--run-dir {self.path} cannot be made: {error.strerror}") from error
+            raise ConfigError(f"--run-dir: cannot create {self.path}: {error.strerror}") from error
         self.require_writable()
 
     def require_writable(self) -> None:
-        """Raises ConfigError unless a file can be made here."""
+        """Raises ConfigError unless files can be created in the directory."""
         probe = self.path / f".write-test-{os.getpid()}"
         try:
             probe.write_bytes(b"x")
@@ -121,30 +68,44 @@ class RunDirectory:
         except OSError as error:
             raise ConfigError(f"run directory {self.path} is not writable: {error.strerror}") from error
 
-    def write_config(self, config: Config, versions: dict[str, str]) -> None:
-        """config.json: the settings and the versions they ran with."""
-        text = json.dumps({"settings": asdict(config), "versions": versions}, indent=2) + "\n"
-        write_atomically(self.config, text.encode())
+    def write_config(
+        self, config: Config, versions: Mapping[str, str], requested: Mapping[str, Any] | None = None
+    ) -> None:
+        """Writes config.json: what the user asked for, the resolved settings, and the software versions."""
+        contents = {"requested": dict(requested or {}), "settings": asdict(config), "versions": dict(versions)}
+        write_atomically(self.config, (json.dumps(contents, indent=2) + "\n").encode())
 
     def read_config(self) -> Config:
-        """The stored settings.
+        """The stored, resolved settings.
 
         Raises:
-            ConfigError: there is no run here, or config.json cannot be read.
+            ConfigError: the directory holds no run, or config.json cannot be read.
         """
+        return config_from_dict(self._read("settings"), str(self.config))
+
+    def read_requested(self) -> dict[str, Any]:
+        """The settings that the user named when the run was started or resumed, by field name.
+
+        Raises:
+            ConfigError: as for `read_config`.
+        """
+        requested = self._read("requested")
+        if not isinstance(requested, dict) or not requested.keys() <= SETTINGS.keys():
+            raise ConfigError(f"{self.config} was written by another version of heldout (requested: {requested})")
+        return requested
+
+    def _read(self, part: str) -> Any:
         try:
-            settings = json.loads(self.config.read_bytes())["settings"]
+            return json.loads(self.config.read_bytes())[part]
         except FileNotFoundError as error:
-            raise ConfigError(f"{self.path} holds no run (there is no config.json)") from error
+            raise ConfigError(f"{self.path} holds no run: config.json is missing") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{self.config} cannot be read: {error}") from error
-        return config_from_dict(settings, str(self.config))
+            raise ConfigError(f"cannot read {self.config}: {error}") from error
 
 
-def config_from_dict(settings: dict[str, Any], source: str) -> Config:
-    """A Config from stored settings; ConfigError names `source` when a field is missing or unknown."""
-    names = {field.name for field in fields(Config)}
-    if not isinstance(settings, dict) or set(settings) != names:
-        differing = sorted(names ^ set(settings)) if isinstance(settings, dict) else "no settings"
+def config_from_dict(settings: Any, source: str) -> Config:
+    """A Config from stored settings; ConfigError names `source` if a setting is missing or unknown."""
+    if not isinstance(settings, dict) or settings.keys() != SETTINGS.keys():
+        differing = sorted(SETTINGS.keys() ^ settings.keys()) if isinstance(settings, dict) else "no settings"
         raise ConfigError(f"{source} was written by another version of heldout ({differing})")
     return Config(**settings)

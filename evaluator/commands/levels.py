@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> None:
     for mode in options.distribution_mode:
         for game in GAMES if "all" in options.env_name else options.env_name:
             overrides = {"env_name": game, "distribution_mode": mode, **sets}
-            contents = audited_level_sets(resolve("easy", overrides, available_cores=1))[1]
+            contents = audited_level_sets(resolve("easy", overrides))[1]
             if options.json:
                 print(json.dumps(contents), flush=True)
             rows.append(_summary(game, mode, contents["audit"]))

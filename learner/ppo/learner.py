@@ -11,7 +11,7 @@ from torch import Tensor
 from common.config import Config
 from common.messages import Weights
 from common.policy_network import PolicyNetwork
-from common.precision import autocast, choose_precision
+from common.precision import autocast
 from common.seeding import derive_seed
 from learner.ppo.batch import TrainingBatch, normalize
 from learner.ppo.captured_step import CapturedStep
@@ -26,8 +26,6 @@ from learner.ppo.losses import (
 from learner.ppo.reward_transform import RewardTransform
 from learner.rollouts.staging import StagedBatch
 
-# The activations of this many frames fit into a CPU's caches.
-CPU_MICRO_BATCH = 128
 STATISTICS = ("policy_objective", "value_loss", "entropy", "approx_kl", "clip_fraction", "ratio_error", "grad_norm")
 
 
@@ -45,13 +43,12 @@ class PPOLearner:
     Called by the main thread; `MicroBatchGradients` adds threads on a CPU.
     """
 
-    def __init__(self, config: Config, device: torch.device, num_threads: int):
+    def __init__(self, config: Config):
         self.config = config
-        self.device = device
-        self.precision = choose_precision(config.precision, device)
+        self.device = torch.device(config.device)
         torch.manual_seed(derive_seed(config.seed, "initial weights"))
-        self.policy = PolicyNetwork(config.network).to(device)
-        on_gpu = device.type == "cuda"
+        self.policy = PolicyNetwork(config.network).to(self.device)
+        on_gpu = self.device.type == "cuda"
         self.uses_graph = on_gpu and config.cuda_graphs
         self.optimizer = torch.optim.Adam(
             self.policy.parameters(),
@@ -64,8 +61,7 @@ class PPOLearner:
         self.reward_transform = RewardTransform(config.reward_transform, config.num_envs, config.gamma)
         self.policy_version = 0
         self.frames = 0
-        self.gradients = MicroBatchGradients(self.policy, 1 if on_gpu else num_threads, config.compile)
-        self.micro_batch = config.micro_batch or (config.minibatch_size if on_gpu else CPU_MICRO_BATCH)
+        self.gradients = MicroBatchGradients(self.policy, 1 if on_gpu else config.learner_threads, config.compile)
         self.captured_step: CapturedStep | None = None
         if on_gpu:
             torch.backends.cudnn.benchmark = True  # shapes never change
@@ -158,7 +154,7 @@ class PPOLearner:
         def loss_and_statistics(policy: PolicyNetwork, part: Tensor) -> tuple[Tensor, Tensor]:
             share = len(part) / len(indices)
             # Each parameter is used once, so there is nothing to cache, and a graph must not cache anything.
-            with autocast(self.device, self.precision, cache=False):
+            with autocast(self.device, config.precision, cache=False):
                 logits, values = policy(batch.observations[part])
             log_probs = torch.log_softmax(logits, dim=1).gather(1, batch.actions[part].unsqueeze(1)).squeeze(1)
             behavior_log_probs = batch.behavior_log_probs[part]
@@ -170,7 +166,7 @@ class PPOLearner:
             statistics = torch.cat([torch.stack([objective, value_loss, mean_entropy]).detach(), diagnostics])
             return share * loss, share * statistics
 
-        statistics = self.gradients.accumulate(indices.split(self.micro_batch), loss_and_statistics)
+        statistics = self.gradients.accumulate(indices.split(config.micro_batch), loss_and_statistics)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), config.max_grad_norm)
         return torch.cat([statistics, grad_norm.reshape(1)])
 

@@ -71,7 +71,7 @@ class Fleet:
         self.config_ref = ray.put(config)
         self.learner = Learner(software(), ray.get_runtime_context().get_node_id())
         self.gpus_each = config.actor_gpus
-        self.fewest = config.min_actors or config.num_actors
+        self.fewest = config.min_actors
         self.is_elastic = self.fewest < config.num_actors
         self.counters = counters or RunCounters()
         self._has_worked = False

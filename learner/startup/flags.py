@@ -6,47 +6,45 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import OneLineParser, number, parse_whole_number, whole_number
-from common.config import PRESETS, Config, flag
-
-COMPUTED_DEFAULTS = {
-    "num_actors": "one a core, as far as they divide the preset's environments: lab 64, easy 64, hard 256",
-    "envs_per_actor": "the preset's environments divided by --num-actors",
-    "held_out_levels": "as many as training levels where they come next, 200 where they are sampled",
-}
+from common.config import DEFAULTS, PRESETS, SETTINGS, choices_of, flag
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CommandLine:
-    """What the user typed. `given` holds only the settings they named."""
+    """What the user typed. `overrides` holds only the settings they named."""
 
     preset: str | None
-    given: dict[str, Any]
+    overrides: dict[str, Any]
     run_dir: Path | None
-    resume: Path | None  # the run to continue; Path("auto"): the one in run_dir, if there is one
+    resume: Path | None  # the run to continue; Path("auto"): the run in run_dir if there is one
     address: str | None
-    allow_unauthenticated: bool = False  # a cluster that anyone who reaches it can use
+    allow_unauthenticated: bool = False  # join a cluster that anyone who reaches it can use
 
 
 def parse(argv: list[str] | None) -> CommandLine:
-    """Reads the flags; wrong ones end the process with one line and exit code 2."""
+    """Parses the flags; a wrong flag ends the process with one line and exit code 2."""
     parsed = vars(_parser().parse_args(argv))
-    if (actors := parsed.pop("num_actors", None)) is not None:
-        parsed |= actors
-    own = {name: parsed.pop(name, None) for name in ("preset", "run_dir", "resume", "address")}
+    parsed |= parsed.pop("num_actors", {})
+    where = {name: parsed.pop(name, None) for name in ("preset", "run_dir", "resume", "address")}
     allow_unauthenticated = parsed.pop("allow_unauthenticated", False)
-    return CommandLine(given=parsed, allow_unauthenticated=allow_unauthenticated, **own)
+    return CommandLine(overrides=parsed, allow_unauthenticated=allow_unauthenticated, **where)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="learner",
-        usage="python -m learner [flags]",
-        description="Trains a PPO agent on a Procgen game and has it scored on levels it never trained on.",
-        epilog="Exit codes: 0 finished, 1 training could not go on, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM (both after "
-        "a checkpoint).",
+        usage="python -m learner [flags]\n       python -m learner doctor [flags]",
+        description="Trains a PPO agent on a Procgen game and scores it on levels it never trained on.",
+        epilog="Exit codes: 0 finished, 1 training could not continue, 2 wrong usage or configuration, 130 Ctrl-C, "
+        "143 SIGTERM (both after a checkpoint).",
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=110),
         allow_abbrev=False,
+    )
+    parser.add_argument_group(
+        "commands",
+        "doctor: check this machine, and with --address a Ray cluster, before training (python -m learner doctor "
+        "--help). Without a command: train.",
     )
     where = parser.add_argument_group("where")
     where.add_argument("--run-dir", type=Path, metavar="DIR", help="directory of a new run (runs/GAME-PRESET-TIME)")
@@ -54,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         "--resume",
         type=Path,
         metavar="{DIR,auto}",
-        help="continue this run from its newest complete checkpoint; auto: the run in --run-dir, new if there is none",
+        help="continue this run from its newest complete checkpoint; auto: continue the run in --run-dir, or start it",
     )
     where.add_argument(
         "--address",
@@ -66,54 +64,55 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="join a cluster without authentication: anyone who reaches its ports can run code on it (no)",
     )
-    settings = dataclasses.fields(Config)
-    groups = {name: parser.add_argument_group(name) for name in dict.fromkeys(s.metadata["group"] for s in settings)}
-    for field in settings:
-        if field.name == "min_actors":  # part of --num-actors
-            continue
-        help_text = f"{field.metadata['help']} ({_defaults(field.name)})"
-        groups[field.metadata["group"]].add_argument(flag(field.name), help=help_text, **_type(field))
+    groups: dict[str, Any] = {}
+    for name, field in SETTINGS.items():
+        if (title := field.metadata["group"]) not in groups:
+            groups[title] = parser.add_argument_group(title)
+        if field.metadata["has_flag"]:
+            help_text = field.metadata["help"] + _defaults(name)
+            groups[title].add_argument(flag(name), help=help_text, **_value(field))
     return parser
 
 
-def _type(field: dataclasses.Field) -> dict[str, Any]:
+def _value(field: dataclasses.Field) -> dict[str, Any]:
+    """How argparse reads the flag of a setting, and how its value is shown in the help."""
     if field.name == "num_actors":
         return {"type": actor_range, "metavar": "{N,LOW:HIGH,max}"}
+    if choices := choices_of(field):
+        words = {"yes": True, "no": False} if field.type is bool else {}
+        metavar = "NAME" if len(choices) > 9 else "{" + ",".join(choices) + "}"
+        return {"type": lambda text: words.get(text, text), "metavar": metavar}
     if field.type is bool:
         return {"action": argparse.BooleanOptionalAction}
-    if field.type is int:
-        return {"type": whole_number, "metavar": "N"}
-    if field.type is float:
-        return {"type": number, "metavar": "X"}
-    choices = field.metadata["choices"]
-    return {"metavar": "{" + ",".join(choices) + "}" if choices else "NAME"}
+    unit = field.metadata["unit"].upper()
+    return (
+        {"type": whole_number, "metavar": unit or "N"}
+        if field.type is int
+        else {"type": number, "metavar": unit or "X"}
+    )
 
 
 def actor_range(text: str) -> dict[str, int]:
     """The settings that `8`, `4:64` or `max` stand for."""
-    if text == "max":
-        return {"min_actors": 1}
-    if ":" not in text:
-        return {"num_actors": parse_whole_number(text), "min_actors": 0}
-    low, high = map(int, text.split(":"))
-    if not 1 <= low <= high:
-        raise ValueError
-    return {"num_actors": high, "min_actors": low}
-
-
-actor_range.__name__ = "number of actors (N, LOW:HIGH with 1 <= LOW <= HIGH, or max)"
+    try:
+        if text == "max":
+            return {"min_actors": 1}
+        if ":" not in text:
+            return {"num_actors": parse_whole_number(text), "min_actors": 0}
+        low, high = map(int, text.split(":"))
+        if 1 <= low <= high:
+            return {"num_actors": high, "min_actors": low}
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected N, LOW:HIGH with 1 <= LOW <= HIGH, or max, got {text!r}")
 
 
 def _defaults(name: str) -> str:
-    """The preset values, as `lab 20, easy 200, hard 500`, or one value where all presets agree."""
-    if name == "preset":
-        return "lab"
-    if name in COMPUTED_DEFAULTS:
-        return COMPUTED_DEFAULTS[name]
-    values = {preset: settings[name] for preset, settings in PRESETS.items()}
-    if len(set(values.values())) == 1:
-        return _show(next(iter(values.values())))
-    return ", ".join(f"{preset} {_show(value)}" for preset, value in values.items())
+    """The presets' values, as ` (lab 20, easy 200, hard 500)` or ` (20)`; "" if computed, which the help describes."""
+    values = {preset: _show(overrides.get(name, DEFAULTS[name])) for preset, overrides in PRESETS.items()}
+    if len(set(values.values())) > 1:
+        return " (" + ", ".join(f"{preset} {value}" for preset, value in values.items()) + ")"
+    return "" if DEFAULTS[name] is None else f" ({values['lab']})"
 
 
 def _show(value: Any) -> str:

@@ -237,7 +237,7 @@ def test_bfloat16_changes_the_values_a_little_and_the_types_not_at_all(policy):
     assert 0 < difference.max() < 0.1
 
 
-@pytest.mark.parametrize("half_batches", ["no", "yes"])
+@pytest.mark.parametrize("half_batches", [False, True])
 def test_an_actor_made_from_a_saved_state_goes_on_exactly_where_the_other_stood(policy, rollouts, half_batches):
     # The state travels as Ray hands it out: arrays that cannot be written.
     state = copy.deepcopy(rollouts[1].next_state)
@@ -262,7 +262,7 @@ def test_a_rollout_says_which_weights_really_acted(policy, rollouts):
 
 
 def test_half_batches_play_the_same_rollouts(policy, rollouts):
-    for whole, halved in zip(rollouts, collect(tiny_config(half_batches="yes"), policy, ROLLOUTS), strict=True):
+    for whole, halved in zip(rollouts, collect(tiny_config(half_batches=True), policy, ROLLOUTS), strict=True):
         for name in ("observations", "actions", "rewards", "dones"):
             np.testing.assert_array_equal(getattr(halved, name), getattr(whole, name), name)
         for name in ("behavior_log_probs", "values", "bootstrap_value"):
@@ -273,7 +273,7 @@ def test_half_batches_play_the_same_rollouts(policy, rollouts):
 
 def test_half_batches_step_on_threads_of_their_own_and_an_odd_environment_is_not_lost(policy):
     sizes = {"envs_per_actor": 5, "unroll_length": 8}
-    actor = RolloutActor(tiny_config(**sizes, half_batches="yes"), 0)
+    actor = RolloutActor(tiny_config(**sizes, half_batches=True), 0)
     assert [group.columns for group in actor.groups] == [slice(0, 2), slice(2, 5)]
     halved = copy.deepcopy(actor.collect(policy.weights(), 0))
     actor.close()

@@ -1,4 +1,4 @@
-"""Frames survive compression bit for bit; damaged ones are found."""
+"""Frames survive compression bit for bit; damage is detected."""
 
 import dataclasses
 
@@ -25,39 +25,32 @@ def frames():
     return played
 
 
-@pytest.mark.parametrize("codec", ["lz4", "zstd"])
-def test_frames_come_back_bit_for_bit_from_fewer_bytes(frames, codec):
-    sent = compress_frames(frames, codec)
-    assert isinstance(sent, CompressedFrames) and sent.codec == codec
+def test_frames_survive_compression_bit_for_bit(frames):
+    sent = compress_frames(frames)
+    assert isinstance(sent, CompressedFrames)
     assert sent.nbytes < frames.nbytes / 2
     received = decompress_frames(sent)
     assert received.dtype == np.uint8
     np.testing.assert_array_equal(received, frames)
 
 
-@pytest.mark.parametrize("codec", ["lz4", "zstd"])
-def test_noise_that_cannot_be_compressed_comes_back_too(codec):
+def test_incompressible_noise_survives_compression():
     noise = np.random.default_rng(0).integers(0, 256, (3, 2, 64, 64, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(decompress_frames(compress_frames(noise, codec)), noise)
+    np.testing.assert_array_equal(decompress_frames(compress_frames(noise)), noise)
 
 
-def test_without_a_codec_nothing_is_copied(frames):
-    assert compress_frames(frames, "none") is frames
+def test_frames_that_need_no_work_are_not_copied(frames):
     assert decompress_frames(frames) is frames
+    sent = compress_frames(frames)
+    assert compress_frames(sent) is sent
 
 
-def test_an_unknown_codec_is_refused(frames):
-    with pytest.raises(ValueError, match="unknown codec 'gzip'"):
-        compress_frames(frames, "gzip")
-
-
-@pytest.mark.parametrize("codec", ["lz4", "zstd"])
-def test_damage_and_a_wrong_size_are_found(frames, codec):
-    sent = compress_frames(frames, codec)
+def test_damage_and_a_wrong_size_are_detected(frames):
+    sent = compress_frames(frames)
     assert isinstance(sent, CompressedFrames)
     torn = dataclasses.replace(sent, data=sent.data[: len(sent.data) // 2])
     garbage = dataclasses.replace(sent, data=np.zeros(100, np.uint8))
     other_shape = dataclasses.replace(sent, shape=(STEPS - 1, ENVS, 64, 64, 3))
     for damaged in (torn, garbage, other_shape):
-        with pytest.raises(DamagedFrames, match=f"^{codec} frames"):
+        with pytest.raises(DamagedFrames, match="frames"):
             decompress_frames(damaged)

@@ -1,4 +1,4 @@
-"""The network against numbers worked out by hand and a numpy twin; sampling against probabilities."""
+"""The network against literal numbers and a numpy twin; sampling against probabilities."""
 
 import numpy as np
 import pytest
@@ -74,7 +74,7 @@ def slow_forward(weights, frame, scale, relu_before_linear):
     return logits, (w["value_head.weight"] @ hidden + w["value_head.bias"])[0]
 
 
-def test_there_are_626256_parameters():
+def test_network_has_626256_parameters():
     def conv(inputs, outputs):
         return inputs * outputs * 3 * 3 + outputs
 
@@ -92,7 +92,7 @@ def test_there_are_626256_parameters():
 
 
 @pytest.mark.parametrize("settings", [LAB, EASY], ids=["lab", "easy"])
-def test_the_output_equals_the_network_written_out_in_numpy(settings):
+def test_output_equals_the_network_written_in_numpy(settings):
     network = random_network(settings)
     with torch.no_grad():  # larger than the initial ones, so that every relu and every bias matters
         for parameter in network.parameters():
@@ -119,7 +119,7 @@ def test_each_setting_changes_the_output(changed):
     assert (one - two).abs().max() > 1e-5
 
 
-def test_frames_of_a_batch_do_not_touch_each_other():
+def test_frames_of_a_batch_are_independent():
     network, frames = random_network(LAB), random_frames(3)
     with torch.no_grad():
         together = network(frames)
@@ -129,7 +129,7 @@ def test_frames_of_a_batch_do_not_touch_each_other():
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
-def test_logits_and_values_are_float32_also_under_autocast(bfloat16):
+def test_logits_and_values_are_float32_even_under_autocast(bfloat16):
     network, frames = random_network(LAB), random_frames(2)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         logits, values = network(frames)
@@ -143,7 +143,7 @@ def test_logits_and_values_are_float32_also_under_autocast(bfloat16):
     torch.testing.assert_close(logits, exact, rtol=0.05, atol=0.02)
 
 
-def test_the_observations_are_left_as_they_were():
+def test_observations_are_not_modified():
     network, frames = random_network(LAB), random_frames(1)
     before = frames.clone()
     with torch.no_grad():
@@ -151,7 +151,7 @@ def test_the_observations_are_left_as_they_were():
     assert torch.equal(frames, before)
 
 
-def test_lab_keeps_pytorchs_default_heads():
+def test_lab_keeps_the_default_initialization_of_heads():
     weights = random_network(LAB).weights()
     for head in ("policy_head", "value_head"):
         # PyTorch's default is uniform in +-1/sqrt(256), bias too.
@@ -159,7 +159,7 @@ def test_lab_keeps_pytorchs_default_heads():
         assert 0 < np.abs(weights[f"{head}.bias"]).max() <= 1 / 16
 
 
-def test_easy_has_orthogonal_heads_of_gains_a_hundredth_and_one():
+def test_easy_has_orthogonal_heads_with_gains_of_a_hundredth_and_one():
     weights = random_network(EASY).weights()
     policy, value = weights["policy_head.weight"], weights["value_head.weight"]
     np.testing.assert_allclose(policy @ policy.T, 0.01**2 * np.eye(15), atol=1e-9)
@@ -182,7 +182,7 @@ def test_weights_are_a_copy():
     assert network.value_head.bias.item() != 77
 
 
-def test_loaded_weights_make_an_equal_network_that_shares_nothing_with_them():
+def test_loaded_weights_give_an_equal_network_without_shared_memory():
     source, target = random_network(LAB, seed=0), random_network(LAB, seed=1)
     weights = source.weights()
     for array in weights.values():
@@ -206,7 +206,7 @@ def test_weights_of_another_shape_or_name_are_refused_and_named():
         network.load_weights({**weights, "extra": np.zeros(1, np.float32)})
 
 
-def test_actions_are_drawn_as_often_as_their_probabilities_say():
+def test_action_frequencies_match_their_probabilities():
     n = 50_000
     logits = torch.randn(15, generator=torch.Generator().manual_seed(1)) * 1.5
     uniform = torch.rand(n, generator=torch.Generator().manual_seed(2))
@@ -218,13 +218,13 @@ def test_actions_are_drawn_as_often_as_their_probabilities_say():
     assert ((counts - expected) ** 2 / expected).sum() < 36.1
 
 
-def test_an_action_is_where_its_uniform_falls_in_the_distribution_function():
+def test_action_is_where_its_uniform_falls_in_the_cumulative_distribution():
     logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(6, 4)
     uniform = torch.tensor([0.05, 0.15, 0.29, 0.31, 0.59, 0.61])
     assert sample_actions(logits, uniform)[0].tolist() == [0, 1, 1, 2, 2, 3]
 
 
-def test_the_smallest_and_the_largest_uniform_draw_actions_that_are_possible():
+def test_smallest_and_largest_uniform_draw_possible_actions():
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(2000, 15, generator=generator) * torch.rand(2000, 1, generator=generator) * 20
     logits[:, [0, 14]] = -200.0  # impossible: exp underflows to 0
@@ -238,7 +238,7 @@ def test_the_smallest_and_the_largest_uniform_draw_actions_that_are_possible():
     assert sample_actions(flat, torch.tensor([0.99999994]))[0].item() == 14
 
 
-def test_the_log_probabilities_are_those_of_the_actions_drawn():
+def test_log_probabilities_are_those_of_the_drawn_actions():
     generator = torch.Generator().manual_seed(4)
     logits, uniform = torch.randn(100, 15, generator=generator) * 3, torch.rand(100, generator=generator)
     actions, log_probs = sample_actions(logits, uniform)
@@ -250,7 +250,7 @@ def test_the_log_probabilities_are_those_of_the_actions_drawn():
 
 
 @pytest.mark.parametrize("settings", [LAB, EASY])
-def test_the_network_can_be_compiled_as_one_graph_and_then_computes_the_same(settings):
+def test_network_compiles_as_one_graph_with_the_same_output(settings):
     network, frames = random_network(settings), random_frames(3)
     compiled = torch.compile(network, backend="eager", fullgraph=True)  # raises at the first break
     for precision in (torch.autocast("cpu", torch.bfloat16), torch.autocast("cpu", enabled=False)):

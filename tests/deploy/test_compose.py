@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from common.config import resolve
+from common.config import Machine, resolve
 from learner.cluster.connection import object_store_bytes_needed
 from learner.startup.flags import parse
 
@@ -55,7 +55,7 @@ def test_default_commands_are_accepted_by_the_learner(services: dict[str, Any]) 
     assert script == "head.sh"
     for command in (services["head"]["command"], compose_file("docker-compose.gpu.yml")["services"]["head"]["command"]):
         parsed = parse(["--address", "auto", *flags, *shlex.split(command)])
-        config = resolve(parsed.preset or "lab", parsed.given)
+        config = resolve(parsed.preset or "lab", parsed.overrides, Machine(has_gpu=True))
         assert config.min_actors == 1  # the run starts with the first actor that is ready
         assert str(parsed.resume) == "auto"
         assert f"runs:{parsed.run_dir.parent}" in services["head"]["volumes"]  # type: ignore[union-attr]
@@ -64,7 +64,7 @@ def test_default_commands_are_accepted_by_the_learner(services: dict[str, Any]) 
 def test_default_object_stores_hold_the_rollouts_of_the_default_run(services: dict[str, Any]) -> None:
     parsed = parse(shlex.split(services["head"]["command"]))
     for preset in ("lab", "easy"):
-        needed = object_store_bytes_needed(resolve(preset, parsed.given))
+        needed = object_store_bytes_needed(resolve(preset, parsed.overrides))
         assert int(services["head"]["environment"]["OBJECT_STORE_MEMORY"]) >= needed
 
 

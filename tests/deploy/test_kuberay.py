@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from common.config import Config, resolve
+from common.config import Config, Machine, resolve
 from learner.cluster.connection import object_store_bytes_needed
 from learner.startup.flags import CommandLine, parse
 
@@ -49,7 +49,7 @@ def command(job: dict[str, Any]) -> CommandLine:
 
 @pytest.fixture(scope="module")
 def config(command: CommandLine) -> Config:
-    return resolve(command.preset or "lab", command.given)
+    return resolve(command.preset or "lab", command.overrides, Machine(has_gpu=True))
 
 
 def pods(job: dict[str, Any]) -> list[dict[str, Any]]:
@@ -103,7 +103,7 @@ def test_entrypoint_runs_on_the_node_with_gpu_and_run_directory(
 ) -> None:
     # A job that requests resources may start on any node; one without requests runs on the head.
     assert not {"entrypointNumCpus", "entrypointNumGpus", "entrypointResources"} & set(job)
-    assert command.address == "auto" and command.given["device"] == "cuda"
+    assert command.address == "auto" and command.overrides["device"] == "cuda"
     (container,) = head["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert head["rayStartParams"]["num-cpus"] == "0"

@@ -1,4 +1,4 @@
-"""Every wrong input: one clear line on stderr, exit code 2, nothing lost."""
+"""Wrong input gives one clear line on stderr and exit code 2, and changes no file."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from learner.__main__ import main
 from learner.ppo.learner import PPOLearner
 from learner.run_state import RunState
 
-SMALL = {"num_actors": 1, "envs_per_actor": 2, "unroll_length": 8, "num_minibatches": 2}
+SMALL = {"num_actors": 1, "envs_per_actor": 2, "unroll_length": 8, "num_minibatches": 2, "device": "cpu"}
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ def stored_run(tmp_path):
     run = RunDirectory(tmp_path / "stored")
     config = resolve("lab", SMALL)
     run.create()
-    run.write_config(config, {})
-    learner = PPOLearner(config, torch.device("cpu"), num_threads=1)
+    run.write_config(config, {}, SMALL)
+    learner = PPOLearner(config)
     for version in (0, 1):
         stored = {"learner": learner.state_dict(), "run": RunState().state_dict()}
         save_checkpoint(run.checkpoints, config, version, 16 * version, learner.weights(), stored)
@@ -56,53 +56,58 @@ def stored_run(tmp_path):
         (["--distribution-mode", "esay"], "did you mean 'easy'?"),
         (["--mode", "synk"], "did you mean 'sync'?"),
         (["--preset", "labs"], "did you mean 'lab'?"),
-        (["--num-actors", "0"], "--num-actors 0 must be at least 1"),
-        (["--num-actors", "-3"], "--num-actors -3 must be at least 1"),
-        (["--envs-per-actor", "-1"], "--envs-per-actor -1 must be at least 1"),
-        (["--total-frames", "0"], "--total-frames 0 must be at least 1"),
-        (["--eval-episodes-per-level", "-1"], "--eval-episodes-per-level -1 must be at least 1"),
-        (["--checkpoint-interval", "0"], "--checkpoint-interval 0 must be at least 1"),
-        (["--num-actors", "3"], "--num-actors 3 does not divide the 64 environments"),
-        (["--num-minibatches", "7"], "--num-minibatches 7 does not divide the batch of 16384 frames"),
-        (["--gamma", "1.5"], "--gamma 1.5 must be between 0 and 1"),
-        (["--actor-gpus", "-0.5"], "--actor-gpus -0.5 must be between 0 and 1"),
-        (["--actor-gpus", "2"], "--actor-gpus 2.0 must be between 0 and 1"),
-        (["--half-batches", "maybe"], "--half-batches 'maybe' is unknown; choose from auto, yes, no"),
+        (["--num-actors", "0"], "--num-actors: must be at least 1, got 0"),
+        (["--num-actors", "-3"], "--num-actors: must be at least 1, got -3"),
+        (["--envs-per-actor", "-1"], "--envs-per-actor: must be at least 1, got -1"),
+        (["--total-frames", "0"], "--total-frames: must be at least 1, got 0"),
+        (["--eval-episodes-per-level", "-1"], "--eval-episodes-per-level: must be at least 1, got -1"),
+        (["--checkpoint-interval", "0"], "--checkpoint-interval: must be at least 1, got 0"),
+        (["--num-actors", "3"], "--num-actors: 3 does not divide the 64 environments"),
+        (["--num-minibatches", "7"], "--num-minibatches: 7 does not divide the batch of 16384 frames"),
+        (["--gamma", "1.5"], "--gamma: must be between 0 and 1, got 1.5"),
+        (["--actor-gpus", "-0.5"], "--actor-gpus: must be between 0 and 1, got -0.5"),
+        (["--actor-gpus", "2"], "--actor-gpus: must be between 0 and 1, got 2.0"),
+        (["--half-batches", "maybe"], "--half-batches: expected one of auto, yes, no, got 'maybe'"),
         (["--device", "cpu", "--compile"], "--compile: the learner uses no GPU"),
-        (["--device", "cpu", "--cuda-graphs"], "--cuda-graphs: neither the learner nor the actors"),
-        (["--num-actors", "many"], "or max) value: 'many'"),
-        (["--num-actors", "4:2"], "LOW:HIGH with 1 <= LOW <= HIGH, or max) value: '4:2'"),
-        (["--num-actors", "4:12"], "--num-actors 12 does not divide the 64 environments"),
-        (["--keep-checkpoints", "-1"], "--keep-checkpoints -1 must be 0 or more"),
-        (["--keep-every", "-1"], "--keep-every -1 must be 0 or more"),
-        (["--learning-rate", "nan"], "--learning-rate nan must be more than 0"),
+        (["--device", "cpu", "--cuda-graphs"], "--cuda-graphs: the learner and the actors"),
+        (["--num-actors", "many"], "--num-actors: expected N, LOW:HIGH with 1 <= LOW <= HIGH, or max, got 'many'"),
+        (["--num-actors", "4:2"], "--num-actors: expected N, LOW:HIGH with 1 <= LOW <= HIGH, or max, got '4:2'"),
+        (["--num-actors", "4:12"], "--num-actors: 12 does not divide the 64 environments"),
+        (["--keep-checkpoints", "-1"], "--keep-checkpoints: must be at least 0, got -1"),
+        (["--keep-every", "-1"], "--keep-every: must be at least 0, got -1"),
+        (["--learning-rate", "nan"], "--learning-rate: must be a finite number, got nan"),
+        (["--gamma", "x"], "--gamma: expected a number, got 'x'"),
+        (["--seed", "1.5"], "--seed: expected a whole number, got '1.5'"),
+        (["--compression", "lz4"], "--compression: unknown value 'lz4'; choose from none, remote, zstd"),
         (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
     ],
 )
-def test_a_wrong_setting_is_named_with_what_would_do(refused, tmp_path, args, said):
+def test_wrong_setting_is_named_with_the_remedy(refused, tmp_path, args, said):
     run_dir = tmp_path / "run"
     assert said in refused("--run-dir", run_dir, *args)
     assert not run_dir.exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_cuda_without_a_gpu(refused, tmp_path):
-    assert "--device cuda: torch finds no CUDA GPU here" in refused("--run-dir", tmp_path / "run", "--device", "cuda")
+def test_cuda_without_a_gpu_is_refused(refused, tmp_path):
+    assert "--device: cuda is not available, torch finds no GPU on this machine" in refused(
+        "--run-dir", tmp_path / "run", "--device", "cuda"
+    )
     assert not (tmp_path / "run").exists()
 
 
-def test_a_directory_that_holds_a_run_is_not_touched(refused, stored_run):
+def test_directory_that_holds_a_run_is_refused_and_unchanged(refused, stored_run):
     before = {path: path.read_bytes() for path in stored_run.path.rglob("*") if path.is_file()}
     assert f"already holds a run; continue it with --resume {stored_run.path}" in refused("--run-dir", stored_run.path)
     assert {path: path.read_bytes() for path in stored_run.path.rglob("*") if path.is_file()} == before
 
 
-def test_a_run_directory_that_cannot_be_made(refused, tmp_path):
+def test_run_directory_that_cannot_be_created_is_refused(refused, tmp_path):
     (tmp_path / "file").write_text("")
-    assert "is no directory we may write to" in refused("--run-dir", tmp_path / "file" / "run")
+    assert "is not a writable directory" in refused("--run-dir", tmp_path / "file" / "run")
 
 
-def test_resuming_what_is_no_run(refused, tmp_path):
+def test_resuming_a_directory_without_a_run_is_refused(refused, tmp_path):
     assert "holds no run" in refused("--resume", tmp_path / "nowhere")
 
 
@@ -113,35 +118,35 @@ def test_resuming_with_contradicting_settings_lists_them(refused, stored_run):
     assert "--preset (run has lab, asked for easy)" in line
 
 
-def test_resuming_with_another_number_of_environments(refused, stored_run):
+def test_resuming_with_another_number_of_environments_is_refused(refused, stored_run):
     assert "run has 2 environments, asked for 8" in refused(
         "--resume", stored_run.path, "--num-actors", "2", "--envs-per-actor", "4"
     )
 
 
-def test_resuming_without_checkpoints(refused, stored_run):
+def test_resuming_without_checkpoints_is_refused(refused, stored_run):
     shutil.rmtree(stored_run.checkpoints)
-    assert "there is no complete checkpoint" in refused("--resume", stored_run.path)
+    assert "has no complete checkpoint" in refused("--resume", stored_run.path)
 
 
-def test_auto_without_a_directory(refused):
-    assert "--resume auto needs --run-dir DIR" in refused("--resume", "auto")
+def test_resume_auto_without_a_directory_is_refused(refused):
+    assert "--resume: auto needs --run-dir DIR" in refused("--resume", "auto")
 
 
-def test_auto_never_begins_anew_where_checkpoints_are_damaged(stored_run, capsys):
+def test_resume_auto_never_restarts_a_run_with_damaged_checkpoints(stored_run, capsys):
     for path in stored_run.checkpoints.glob("*/learner.pt"):
         path.write_bytes(b"")
     assert main(["--resume", "auto", "--run-dir", str(stored_run.path)]) == 2
-    assert "there is no complete checkpoint" in capsys.readouterr().err
+    assert "has no complete checkpoint" in capsys.readouterr().err
 
 
-def test_auto_contradicting_the_run_is_refused(refused, stored_run):
+def test_resume_auto_contradicting_the_run_is_refused(refused, stored_run):
     line = refused("--resume", "auto", "--run-dir", stored_run.path, "--gamma", "0.9")
     assert "--gamma (run has 0.999, asked for 0.9)" in line
 
 
 @pytest.mark.parametrize("auto", [False, True])
-def test_a_run_that_another_learner_holds_is_refused_with_its_process(refused, stored_run, auto):
+def test_run_in_use_by_another_learner_is_refused_naming_its_process(refused, stored_run, auto):
     import os
     import socket
 
@@ -154,37 +159,37 @@ def test_a_run_that_another_learner_holds_is_refused_with_its_process(refused, s
     lock.close()
 
 
-def test_resuming_when_every_checkpoint_is_broken_names_the_files(stored_run, capsys):
+def test_resuming_with_only_damaged_checkpoints_names_the_files(stored_run, capsys):
     damaged = [stored_run.checkpoints / name / "learner.pt" for name in ("00000000", "00000001")]
     for path in damaged:
         path.write_bytes(path.read_bytes()[:100])
     assert main(["--resume", str(stored_run.path)]) == 2
     err = capsys.readouterr().err
-    assert all(str(path) in err for path in damaged) and "there is no complete checkpoint" in err
+    assert all(str(path) in err for path in damaged) and "has no complete checkpoint" in err
 
 
-def test_a_config_of_another_version_is_named(refused, stored_run):
+def test_config_of_another_version_is_refused_and_named(refused, stored_run):
     stored = json.loads(stored_run.config.read_text())
     del stored["settings"]["gamma"]
     stored_run.config.write_text(json.dumps(stored))
     assert "was written by another version of heldout (['gamma'])" in refused("--resume", stored_run.path)
 
 
-def test_no_cluster_at_the_address_within_the_deadline(refused, tmp_path):
+def test_address_without_a_cluster_is_refused_after_the_deadline(refused, tmp_path):
     line = refused("--run-dir", tmp_path / "run", "--address", "127.0.0.1:1", "--cluster-timeout", "1")
     assert "no Ray cluster answers at --address 127.0.0.1:1 within 1 s" in line
 
 
-def test_an_address_that_is_none(refused, tmp_path):
+def test_malformed_address_is_refused(refused, tmp_path):
     assert "neither auto nor HOST:PORT" in refused("--run-dir", tmp_path / "run", "--address", "somewhere")
 
 
 @pytest.mark.skipif(bool(find_gcs_addresses()), reason="a Ray cluster runs on this machine: auto would join it")
-def test_address_auto_without_a_cluster(refused, tmp_path):
+def test_address_auto_without_a_cluster_is_refused(refused, tmp_path):
     assert "no Ray cluster" in refused("--run-dir", tmp_path / "run", "--address", "auto")
 
 
-def test_shared_memory_too_small_for_the_rollouts_in_flight(refused, tmp_path):
+def test_too_little_shared_memory_for_the_rollouts_is_refused(refused, tmp_path):
     # 64 environments x 2^21 steps x 12 kB: more than any machine's shared memory
     line = refused("--run-dir", tmp_path / "run", "--unroll-length", 2**21)
     assert "/dev/shm has " in line and "the rollouts in flight need " in line

@@ -139,7 +139,7 @@ def test_slow_link_limits_the_run_and_the_last_line_says_what_to_do(network, sta
     learners_host = network.hosts[0]
     network.limit(learners_host, 400_000)
     try:
-        process = start("--total-frames", 6 * 64, "--compress", "none")
+        process = start("--total-frames", 6 * 64, "--compression", "none")
         assert process.wait(100) == 0, (tmp_path / "learner.log").read_text()
     finally:
         network.limit(learners_host, None)

@@ -212,7 +212,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     (tmp_path / "old.gif").write_bytes(b"mine")
     (save(tmp_path / "broken", 10) / "policy.safetensors").write_bytes(b"abc")
-    maze = resolve("lab", {"env_name": "maze"}, available_cores=1)
+    maze = resolve("lab", {"env_name": "maze"})
     save_checkpoint(tmp_path / "maze" / "checkpoints", maze, 0, 0, PolicyNetwork(maze.network).weights(), {})
     try:
         code = main([part.format(tmp=tmp_path, run=run.path) for part in arguments])

@@ -16,7 +16,7 @@ from evaluator.levels.level_file import audited_level_sets, read_level_sets, sto
 
 
 def easy(env_name: str, **given: Any) -> Config:
-    return resolve("easy", {"env_name": env_name, "held_out_levels": 3, **given}, available_cores=1)
+    return resolve("easy", {"env_name": env_name, "held_out_levels": 3, **given})
 
 
 def first_frame(env_name: str, level: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from evaluator.output.plot import draw_levels, draw_scores, levels_figure, score
 from evaluator.output.scoreboard import LevelHistory
 from evaluator.scores.statistics import LevelScore
 
-EASY = resolve("easy", {}, available_cores=1)
+EASY = resolve("easy", {})
 
 
 def row(frames: int, width: float = 1.0) -> dict[str, Any]:
@@ -37,9 +37,9 @@ def test_lines_are_named_with_their_split() -> None:
 def test_published_score_is_drawn_only_for_matching_settings() -> None:
     assert "published PPO, 25M frames, train 9.5" in words(EASY)
     for given in ({"num_levels": 100}, {"distribution_mode": "hard"}, {"start_level": 5}):
-        assert "published" not in words(resolve("easy", given, available_cores=1))
-    assert "published" not in words(resolve("lab", {}, available_cores=1))
-    assert "train 9.3" in words(resolve("easy", {"env_name": "maze"}, available_cores=1))
+        assert "published" not in words(resolve("easy", given))
+    assert "published" not in words(resolve("lab", {}))
+    assert "train 9.3" in words(resolve("easy", {"env_name": "maze"}))
 
 
 def test_published_points_do_not_stretch_the_axis_of_a_short_run() -> None:

@@ -36,7 +36,8 @@ def tiny_config(preset="lab", **given):
 
 
 def new_learner(config, num_threads=1, device=CPU):
-    learner = PPOLearner(config, device, num_threads)
+    graphs = config.cuda_graphs and device.type == "cuda"
+    learner = PPOLearner(replace(config, learner_threads=num_threads, device=device.type, cuda_graphs=graphs))
     if config.orthogonal_heads:  # gain .01 makes every action equally likely: a test would see too little
         with torch.no_grad():
             learner.policy.policy_head.weight.mul_(100)
@@ -280,7 +281,7 @@ def test_learner_continues_bit_exactly_from_its_checkpoint(tmp_path):
         tmp_path, config, learner.policy_version, learner.frames, learner.weights(), learner.state_dict()
     )
     loaded = load_checkpoint(path)
-    resumed = PPOLearner(replace(config, learner_threads=1), CPU, 1)
+    resumed = PPOLearner(replace(config, device="cpu", learner_threads=1))
     resumed.load_state_dict(loaded.learner_state)
     assert_same_state(resumed.state_dict(), learner.state_dict())
 
@@ -448,7 +449,7 @@ def test_weights_made_infinite_by_the_last_step_are_noticed():
     with torch.no_grad():  # one more step of 1e38 exceeds float32
         learner.policy.value_head.bias.fill_(3.4e38)
     before = copy.deepcopy(learner.state_dict())
-    staged = staged_batch(config, PPOLearner(config, CPU, 1).policy)
+    staged = staged_batch(config, new_learner(config).policy)
     with pytest.raises(NotFinite):
         learner.update(staged, never)
     assert_same_state(learner.state_dict(), before)

@@ -14,8 +14,9 @@ CPU = torch.device("cpu")
 
 
 def test_batch_and_state_are_saved_for_at_most_three_updates(tmp_path):
-    config = resolve("lab", {"num_actors": 1, "envs_per_actor": 2, "unroll_length": 4, "num_minibatches": 2})
-    learner, staged = PPOLearner(config, CPU, 1), StagedBatch(config, CPU)
+    sizes = {"num_actors": 1, "envs_per_actor": 2, "unroll_length": 4, "num_minibatches": 2}
+    config = resolve("lab", {**sizes, "device": "cpu"})
+    learner, staged = PPOLearner(config), StagedBatch(config, CPU)
     staged.rewards[1, 1] = 7.0
     for version in range(MAX_SAVED + 1):
         learner.policy_version = version
@@ -25,7 +26,7 @@ def test_batch_and_state_are_saved_for_at_most_three_updates(tmp_path):
     assert [int(path.name) for path in kept] == list(range(MAX_SAVED))
     checkpoint = load_checkpoint(kept[1])
     assert checkpoint.policy_version == 1
-    again = PPOLearner(config, CPU, 1)
+    again = PPOLearner(config)
     again.load_state_dict(checkpoint.learner_state["learner"])
     for name, array in again.weights().items():
         np.testing.assert_array_equal(array, learner.weights()[name])

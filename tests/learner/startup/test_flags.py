@@ -1,4 +1,4 @@
-"""The command line: every setting has a flag that says its default; a wrong one is one line and exit code 2."""
+"""The command line: the help of every flag shows its default; a wrong flag gives one line and exit code 2."""
 
 import dataclasses
 import re
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.config import PRESETS, Config, flag, resolve
+from common.config import DEFAULTS, PRESETS, SETTINGS, Config, choices_of, flag, resolve
 from learner.startup.flags import parse
 
 
@@ -30,16 +30,19 @@ def section(help_text, flag_name):
     return " ".join(" ".join(lines[starts[0] : end]).split())
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Config) if field.name != "min_actors"])
-def test_every_setting_has_a_flag_whose_help_shows_its_default(help_text, name):
+WITHOUT_FLAG = {"min_actors", "actor_precision"}
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name not in WITHOUT_FLAG])
+def test_help_shows_every_setting_with_its_default(help_text, name):
     words = section(help_text, flag(name))
     shown = re.search(r"\(([^()]*)\)$", words)
     assert shown, words
-    if name in ("num_actors", "envs_per_actor", "held_out_levels", "preset"):
+    if DEFAULTS[name] is None:  # computed; the help says how
         assert len(shown[1]) >= 3
         return
     for preset in PRESETS:
-        value = PRESETS[preset][name]
+        value = PRESETS[preset].get(name, DEFAULTS[name])
         written = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
         numbers = {str(written), f"{written:,}" if isinstance(written, int) else str(written)}
         assert any(re.search(rf"(^|[ ,]){re.escape(text)}($|[ ,])", shown[1]) for text in numbers), words
@@ -54,12 +57,12 @@ def test_every_setting_has_a_flag_whose_help_shows_its_default(help_text, name):
         ("max", {"min_actors": 1}),
     ],
 )
-def test_the_number_of_actors_is_one_number_a_range_or_max(text, settings):
-    assert parse(["--num-actors", text]).given == settings
+def test_number_of_actors_is_a_number_a_range_or_max(text, settings):
+    assert parse(["--num-actors", text]).overrides == settings
 
 
 @pytest.mark.parametrize("text", ["0:4", "5:4", "4:", ":4", "1:2:3", "most", "1.5:4", "-1:4"])
-def test_what_is_no_number_of_actors_is_refused(text, capsys):
+def test_malformed_number_of_actors_is_refused(text, capsys):
     with pytest.raises(SystemExit) as exit_:
         parse([f"--num-actors={text}"])
     assert exit_.value.code == 2
@@ -67,58 +70,72 @@ def test_what_is_no_number_of_actors_is_refused(text, capsys):
 
 
 @pytest.mark.parametrize("name", ["--run-dir", "--resume", "--address", "--preset"])
-def test_the_flags_that_say_where_have_help_too(help_text, name):
+def test_flags_that_are_not_settings_have_help(help_text, name):
     assert len(section(help_text, name).split()) > 4
 
 
-def test_help_says_the_exit_codes(help_text):
+def test_help_shows_the_doctor_command(help_text):
+    assert "python -m learner doctor [flags]" in help_text
+    assert "doctor: check this machine" in help_text
+
+
+def test_help_shows_units(help_text):
+    assert "--total-frames FRAMES" in help_text and "--actor-timeout SECONDS" in help_text
+
+
+def test_help_lists_the_exit_codes(help_text):
     for code in ("0", "2", "130", "143"):
         assert re.search(rf"\b{code}\b", help_text[help_text.index("Exit codes") :])
 
 
-def test_nothing_given_is_nothing_given():
+def test_empty_command_line_overrides_nothing():
     command_line = parse([])
-    assert command_line.given == {}
+    assert command_line.overrides == {}
     assert (command_line.preset, command_line.run_dir, command_line.resume, command_line.address) == (None,) * 4
 
 
-VALUES = {bool: ("--{}", True), int: ("7", 7), float: ("0.25", 0.25), str: ("word", "word")}
+VALUES = {int: ("7", 7), float: ("0.25", 0.25)}
 
 
 @pytest.mark.parametrize(
     "field",
-    [f for f in dataclasses.fields(Config) if f.name not in ("preset", "num_actors", "min_actors")],
+    [f for f in dataclasses.fields(Config) if f.name not in WITHOUT_FLAG | {"preset", "num_actors"}],
     ids=lambda f: f.name,
 )
-def test_each_flag_sets_its_setting_with_the_settings_type(field):
+def test_each_flag_sets_its_setting_with_the_right_type(field):
+    if choices := choices_of(field):
+        words = {"yes": True, "no": False} if field.type is bool else {}
+        for choice in choices:
+            assert parse([flag(field.name), choice]).overrides == {field.name: words.get(choice, choice)}
+        return
     if field.type is bool:
-        assert parse([flag(field.name)]).given == {field.name: True}
-        assert parse(["--no-" + flag(field.name)[2:]]).given == {field.name: False}
+        assert parse([flag(field.name)]).overrides == {field.name: True}
+        assert parse(["--no-" + flag(field.name)[2:]]).overrides == {field.name: False}
         return
     text, value = VALUES[field.type]
-    given = parse([flag(field.name), text]).given
-    assert given == {field.name: value}
-    assert type(given[field.name]) is field.type
+    overrides = parse([flag(field.name), text]).overrides
+    assert overrides == {field.name: value}
+    assert type(overrides[field.name]) is field.type
 
 
-def test_where_to_run_is_kept_apart_from_the_settings():
+def test_flags_that_are_not_settings_are_kept_apart():
     command_line = parse(["--preset", "easy", "--run-dir", "a/b", "--resume", "c", "--address", "auto", "--seed", "3"])
     assert command_line.preset == "easy"
     assert (command_line.run_dir, command_line.resume, command_line.address) == (Path("a/b"), Path("c"), "auto")
-    assert command_line.given == {"seed": 3}
+    assert command_line.overrides == {"seed": 3}
 
 
 @pytest.mark.parametrize(
     ("text", "number"), [("200000", 200_000), ("200_000", 200_000), ("10e6", 10_000_000), ("1.5e3", 1500)]
 )
-def test_whole_numbers_may_be_written_short(text, number):
-    given = parse(["--total-frames", text]).given["total_frames"]
-    assert given == number and type(given) is int
+def test_whole_numbers_accept_short_notation(text, number):
+    overrides = parse(["--total-frames", text]).overrides["total_frames"]
+    assert overrides == number and type(overrides) is int
 
 
-def test_what_was_typed_makes_a_config():
+def test_command_line_resolves_to_a_config():
     command_line = parse(["--num-actors", "2", "--gamma", "0.9", "--no-evaluator", "--env-name", "leaper"])
-    config = resolve("lab", command_line.given)
+    config = resolve("lab", command_line.overrides)
     assert (config.num_actors, config.gamma, config.evaluator, config.env_name) == (2, 0.9, False, "leaper")
 
 
@@ -130,16 +147,16 @@ def test_what_was_typed_makes_a_config():
         (["--num-actors", "two"], "--num-actors"),
         (["--num-actors", "2.5"], "--num-actors"),
         (["--num-actors"], "--num-actors"),
-        (["--gamma", "much"], "--gamma"),
-        (["--total-frames", ""], "--total-frames"),
-        (["--total-frames", "nan"], "--total-frames"),
+        (["--gamma", "much"], "--gamma: expected a number, got 'much'"),
+        (["--total-frames", ""], "--total-frames: expected a whole number, got ''"),
+        (["--total-frames", "nan"], "--total-frames: expected a whole number, got 'nan'"),
         (["--total-frames", "inf"], "--total-frames"),
         (["--total-frames", "1e999"], "--total-frames"),
         (["stray"], "stray"),
         (["--evaluator=yes"], "--evaluator"),
     ],
 )
-def test_wrong_usage_is_one_line_that_names_the_flag_and_exit_code_2(capsys, arguments, named):
+def test_wrong_usage_gives_one_line_naming_the_flag_and_exit_code_2(capsys, arguments, named):
     with pytest.raises(SystemExit) as exit_:
         parse(arguments)
     assert exit_.value.code == 2

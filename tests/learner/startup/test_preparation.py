@@ -1,0 +1,114 @@
+"""New and resumed runs: what they are prepared from, when files are written, and who may use the directory."""
+
+import json
+
+import pytest
+
+from common.config import ConfigError
+from common.storage.checkpoints import list_checkpoints, save_checkpoint
+from common.storage.run_directory import RunDirectory
+from learner.ppo.learner import PPOLearner
+from learner.startup.flags import parse
+from learner.startup.preparation import NewRun, ResumedRun, prepare_run
+
+SMALL = ["--num-actors", "2", "--envs-per-actor", "2", "--unroll-length", "8", "--num-minibatches", "2"]
+
+
+@pytest.fixture
+def prepare():
+    """Prepares a run from flags and releases its lock at the end of the test."""
+    prepared = []
+
+    def prepare(*flags):
+        prepared.append(prepare_run(parse([str(flag) for flag in flags])))
+        return prepared[-1]
+
+    yield prepare
+    for run in prepared:
+        run.close()
+
+
+@pytest.fixture
+def run(prepare, tmp_path):
+    """A stored run with checkpoints 0 and 1, two rows of metrics and no lock."""
+    new = prepare(*SMALL, "--device", "cpu", "--run-dir", tmp_path / "run")
+    new.begin()
+    learner = PPOLearner(new.config)
+    for version in (0, 1):
+        state = {"learner": learner.state_dict()}
+        save_checkpoint(new.run.checkpoints, new.config, version, 32 * version, learner.weights(), state)
+    learner.close()
+    new.run.metrics.write_text('{"policy_version": 1}\n{"policy_version": 2}\n')
+    new.close()
+    return new.run
+
+
+def stored(run: RunDirectory):
+    return json.loads(run.config.read_text())
+
+
+def test_new_run_writes_nothing_before_it_begins(prepare, tmp_path):
+    new = prepare("--run-dir", tmp_path / "run")
+    assert isinstance(new, NewRun) and not new.run.path.exists()
+    new.begin()
+    assert new.run.read_config() == new.config
+
+
+def test_config_json_keeps_the_request_beside_the_resolved_settings(run):
+    contents = stored(run)
+    requested = {"num_actors": 2, "min_actors": 0, "envs_per_actor": 2, "unroll_length": 8, "num_minibatches": 2}
+    assert contents["requested"] == {**requested, "device": "cpu"}
+    assert contents["settings"]["mode"] == "sync" and contents["settings"]["min_actors"] == 2
+    assert contents["settings"]["learner_threads"] >= 1 and contents["versions"]["torch"]
+
+
+def test_resumed_run_continues_from_the_newest_checkpoint_with_the_stored_config(run, prepare):
+    before = stored(run)
+    resumed = prepare("--resume", run.path)
+    assert isinstance(resumed, ResumedRun) and resumed.environments_continue
+    assert resumed.checkpoint.policy_version == 1
+    assert resumed.config == run.read_config()
+    resumed.begin()
+    assert stored(run) == before
+    assert run.metrics.read_text() == '{"policy_version": 1}\n'
+
+
+def test_resumed_run_adds_new_flags_to_the_stored_request(run, prepare):
+    resumed = prepare("--resume", run.path, "--mode", "overlap", "--num-actors", "4")
+    assert not resumed.environments_continue
+    assert (resumed.config.mode, resumed.config.envs_per_actor, resumed.config.device) == ("overlap", 1, "cpu")
+    before = stored(run)
+    resumed.begin()
+    after = stored(run)
+    assert after["requested"] == {**before["requested"], "mode": "overlap", "num_actors": 4}
+    assert after["settings"]["mode"] == "overlap" and after["settings"]["min_actors"] == 4
+
+
+def test_automatic_settings_are_resolved_anew_on_resume_and_requested_ones_are_kept(run, prepare):
+    contents = stored(run)
+    contents["settings"] |= {"learner_threads": 999, "mode": "overlap", "micro_batch": 7}
+    contents["requested"] |= {"micro_batch": 7}
+    run.config.write_text(json.dumps(contents))
+    config = prepare("--resume", run.path).config
+    assert config.learner_threads != 999 and config.mode == "sync" and config.micro_batch == 7
+
+
+def test_run_is_locked_before_its_checkpoint_is_chosen(run, prepare):
+    prepare("--resume", run.path)
+    with pytest.raises(ConfigError, match="in use by another learner"):
+        prepare("--resume", run.path)
+
+
+def test_resume_auto_starts_continues_and_restarts_in_one_directory(prepare, tmp_path, run):
+    assert isinstance(prepare("--resume", "auto", "--run-dir", tmp_path / "new"), NewRun)
+    resumed = prepare("--resume", "auto", "--run-dir", run.path)
+    assert isinstance(resumed, ResumedRun)
+    resumed.close()
+    for path in list_checkpoints(run.checkpoints):
+        path.rename(path.with_name(f"{path.name}.aside-1"))
+    again = prepare(*SMALL, "--seed", "5", "--resume", "auto", "--run-dir", run.path)
+    assert isinstance(again, NewRun) and again.lock is not None
+    again.begin()
+    assert run.read_config().seed == 5
+    assert run.metrics.read_text() == ""
+    assert len((run.path / "metrics.jsonl.abandoned").read_text().splitlines()) == 2
