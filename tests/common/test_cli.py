@@ -65,7 +65,7 @@ def test_parser_reports_an_error_in_one_line_with_exit_code_2(capsys: pytest.Cap
     assert raised.value.code == USAGE_EXIT_CODE == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == "program: argument --seed: expected a whole number from 0 to 2147483646, got 'x'\n"
+    assert captured.err == "program: --seed: expected a whole number from 0 to 2147483646, got 'x'\n"
 
 
 def test_config_error_is_a_usage_error() -> None:

@@ -20,11 +20,11 @@ from evaluator.__main__ import main
 from evaluator.commands import parser
 from evaluator.commands.playing import level_sets_of
 from evaluator.levels.level_sets import SPLITS, draw_level_sets, live_splits
-from evaluator.output.score_files import Report
+from evaluator.output.score_files import ScoreFiles
 from evaluator.scores.evaluation import evaluate
 
 PROJECT = Path(__file__).parents[3]
-AT_LEAST_ONE = "evaluator score: argument --episodes-per-level: expected a whole number of at least 1, "
+AT_LEAST_ONE = "evaluator score: --episodes-per-level: expected a whole number of at least 1, "
 VIDEO = ["video", "{run}", "--output", "{tmp}/new.gif"]
 
 
@@ -68,8 +68,8 @@ def test_score_json_equals_the_live_evaluators_scores(
 ) -> None:
     checkpoint = load_checkpoint(run.checkpoints / "00000010", policy_only=True)
     evaluation = evaluate(checkpoint, draw_level_sets(config)[0].slots(live_splits(config, 10)), 1, config.seed)
-    report = Report(RunDirectory(tmp_path), config)
-    live = report.add(evaluation, skipped=0)
+    report = ScoreFiles(RunDirectory(tmp_path), config)
+    live = report.add(evaluation, skipped=0, eval_seconds=0.0, updates_behind=0)
     report.close()
     assert main(["score", str(run.path), "--json", "--levels"]) == 0
     row = json.loads(capsys.readouterr().out)
@@ -118,7 +118,7 @@ def test_levels_prints_what_the_audit_removed(capsys: pytest.CaptureFixture[str]
     options = ["--env-name", "jumper", "--num-levels", "2", "--held-out-levels", "20"]
     assert main(["levels", *options]) == 0
     out = capsys.readouterr().out
-    assert "ends immediately whatever the action" in out and "train: [0, 2)" in out
+    assert "ends immediately under every action" in out and "train: [0, 2)" in out
     assert main(["levels", *options, "--json"]) == 0
     contents = json.loads(capsys.readouterr().out)
     assert f"{len(contents['audit']['removed']) / contents['audit']['judged']:.1%}" in out
@@ -171,15 +171,15 @@ def test_damaged_newest_checkpoint_is_named_and_the_previous_one_used(
         (["score", "{tmp}/nowhere"], "evaluator: {tmp}/nowhere does not exist"),
         (["score", "{tmp}"], "evaluator: {tmp} is neither a run directory nor a checkpoint"),
         (["score", "{tmp}/empty"], "evaluator: no complete checkpoint in {tmp}/empty/checkpoints"),
-        (["{tmp}/broken/00000010"], "evaluator: {tmp}/broken/00000010/policy.safetensors has 3 bytes, the manifest"),
+        (["{tmp}/broken/00000010"], "evaluator: {tmp}/broken/00000010/policy.safetensors has 3 bytes, but the manifest"),
         (["{run}", "--episodes-per-level", "0"], AT_LEAST_ONE + "got '0'"),
         (["{run}", "--episodes-per-level", "x"], AT_LEAST_ONE + "got 'x'"),
-        (["{run}", "--split", "held_out"], "evaluator score: argument --split: invalid choice: 'held_out'"),
+        (["{run}", "--split", "held_out"], "evaluator score: --split: invalid choice: 'held_out'"),
         (["score", "{tmp}", "--backfill"], "evaluator: {tmp} is not a run directory (it has no config.json)"),
-        ([*VIDEO, "--level", "2147483647"], "evaluator video: argument --level: expected a whole number from 0 to 21"),
-        ([*VIDEO, "--level", "-1"], "evaluator video: argument --level: expected a whole number from 0 to 2147483646"),
-        ([*VIDEO, "--episode", "10000"], "evaluator video: argument --episode: expected a whole number from 0 to 9999"),
-        ([*VIDEO, "--resolution", "128"], "evaluator video: argument --resolution: invalid choice: 128"),
+        ([*VIDEO, "--level", "2147483647"], "evaluator video: --level: expected a whole number from 0 to 21"),
+        ([*VIDEO, "--level", "-1"], "evaluator video: --level: expected a whole number from 0 to 2147483646"),
+        ([*VIDEO, "--episode", "10000"], "evaluator video: --episode: expected a whole number from 0 to 9999"),
+        ([*VIDEO, "--resolution", "128"], "evaluator video: --resolution: invalid choice: 128"),
         ([*VIDEO, "--level", "1", "--split", "test"], "evaluator: --split and --level exclude each other"),
         ([*VIDEO, "--output", "{tmp}/old.gif"], "evaluator: --output {tmp}/old.gif already exists and is not overwr"),
         ([*VIDEO, "--output", "{tmp}/no/n.gif"], "evaluator: --output {tmp}/no/n.gif: {tmp}/no is not a directory"),
@@ -187,8 +187,8 @@ def test_damaged_newest_checkpoint_is_named_and_the_previous_one_used(
         (["compare", "{run}", "{tmp}/nowhere"], "evaluator: {tmp}/nowhere does not exist"),
         (["compare", "{run}", "{tmp}/maze"], "evaluator: A plays leaper easy and B plays maze easy: they have no lev"),
         (["compare", "{run}"], "evaluator compare: the following arguments are required: B"),
-        (["levels", "--env-name", "pong"], "evaluator levels: argument --env-name: invalid choice: 'pong'"),
-        (["levels", "--num-levels", "-2"], "evaluator levels: argument --num-levels: expected a whole number from 0"),
+        (["levels", "--env-name", "pong"], "evaluator levels: --env-name: invalid choice: 'pong'"),
+        (["levels", "--num-levels", "-2"], "evaluator levels: --num-levels: expected a whole number from 0"),
         (["levels", "--num-levels", "2147483646", "--held-out", "next"], "evaluator: --"),
         (["report", "{run}"], "evaluator: {run} has no evaluations yet"),
         (["report", "{run}", "--output", "{tmp}/old.gif"], "evaluator: {run} has no evaluations yet"),
@@ -196,7 +196,7 @@ def test_damaged_newest_checkpoint_is_named_and_the_previous_one_used(
         (["watch", "{tmp}"], "evaluator: {tmp} is not a run directory"),
         (
             ["watch", "{run}", "--interval", "0"],
-            "evaluator watch: argument --interval: expected a number of seconds fr",
+            "evaluator watch: --interval: expected a number of seconds fr",
         ),
         ([], "evaluator: the following arguments are required: COMMAND"),
     ],
