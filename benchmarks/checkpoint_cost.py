@@ -18,6 +18,7 @@ import torch
 from actors.rollout_actor import RolloutActor
 from benchmarks.processes import machine
 from common.config import resolve
+from common.messages import ActorIdentity
 from common.process import prepare_process
 from common.storage.checkpoints import save_checkpoint
 from learner.ppo.learner import PPOLearner
@@ -33,7 +34,7 @@ def main() -> None:
     options = parser.parse_args()
     prepare_process(num_threads=1, sees_gpu=False)
     config = resolve("lab", {"num_actors": 1})
-    actor = RolloutActor(config, 0)
+    actor = RolloutActor(config, ActorIdentity(0))
     learner = PPOLearner(config, torch.device("cpu"), len(os.sched_getaffinity(0)))
     rollout = actor.collect(learner.weights(), 0)
     staged, state = StagedBatch(config, torch.device("cpu")), RunState()

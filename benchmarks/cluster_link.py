@@ -51,6 +51,7 @@ from benchmarks.processes import end_on_sigterm, machine
 from common.config import resolve
 from common.frame_compression import CODECS, compress_frames, decompress_frames
 from common.games import NUM_ACTIONS
+from common.messages import ActorIdentity
 from common.policy_network import PolicyNetwork
 from common.procgen_env import make_envs, observe
 from common.storage.jsonl import read_jsonl
@@ -144,7 +145,7 @@ def bytes_beside_frames() -> float:
     """What a rollout of these settings carries besides its frames, for each frame."""
     config = resolve("lab", {**command_line.parse(SETTINGS).given, "num_actors": 1})
     weights = {name: value.numpy() for name, value in PolicyNetwork(config.network).state_dict().items()}
-    rollout = RolloutActor(config, 0).collect(weights, 0)
+    rollout = RolloutActor(config, ActorIdentity(0)).collect(weights, 0)
     return len(pickle.dumps(dataclasses.replace(rollout, observations=np.empty(0, np.uint8)))) / (ENVS * STEPS)
 
 

@@ -15,6 +15,7 @@ import time
 from actors.rollout_actor import RolloutActor
 from benchmarks.processes import machine
 from common.config import Config, resolve
+from common.messages import ActorIdentity
 from common.policy_network import PolicyNetwork
 from common.precision import choose_precision
 from common.process import prepare_process
@@ -41,7 +42,9 @@ def measure(rounds: int, num_levels: int) -> dict[str, object]:
     import torch
 
     own = choose_precision("auto", torch.device("cpu"))
-    actors = {name: RolloutActor(_with_precision(given, name), 0) for name in dict.fromkeys(("float32", own))}
+    actors = {
+        name: RolloutActor(_with_precision(given, name), ActorIdentity(0)) for name in dict.fromkeys(("float32", own))
+    }
     slots = draw_level_sets(config)[0].slots(("train", "validation"))
     figures: dict[str, list[float]] = {"evaluator": [], **{f"actor {name}": [] for name in actors}}
     for _ in range(rounds):

@@ -47,15 +47,16 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.processes import family, machine
-from benchmarks.sleeping_actor import InFlight, SleepingFleet, make_rollout, sleep_until
+from benchmarks.sleeping_actor import SleepingFleet, make_rollout, sleep_until
 from common.config import Config, resolve
-from common.messages import Rollout, rollout_bytes
+from common.messages import rollout_bytes
 from common.policy_network import PolicyNetwork
 from common.process import prepare_process
 from learner.cluster import connection
 from learner.cluster.machine_checks import SHARED_MEMORY
+from learner.rollouts.counters import RunCounters
 from learner.rollouts.staging import StagedBatch
-from learner.rollouts.stream import Request, RolloutStream
+from learner.rollouts.stream import RolloutStream
 from learner.stopping import StopRequested, StopSignals
 
 Row = Mapping[str, Any]
@@ -104,25 +105,6 @@ class Case:
                 "actor_timeout": ROLLOUT_TIMEOUT,
             },
         )
-
-
-class CountingStream(RolloutStream):
-    """The service's stream; it also tells the fleet when a rollout is staged."""
-
-    def __init__(self, case: Case, fleet: SleepingFleet):
-        self.in_flight: InFlight = fleet.in_flight
-        super().__init__(
-            case.config(),
-            fleet,
-            max_policy_lag=LAGS[case.mode],
-            first_batch=0,
-            num_batches=case.total_updates,
-            device=CPU,
-        )
-
-    def _stage(self, request: Request, rollout: Rollout) -> None:
-        super()._stage(request, rollout)
-        self.in_flight.staged()
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +168,15 @@ def run_case(case: Case, fleet: SleepingFleet, stop: StopSignals) -> dict[str, A
     """
     fleet.arrange(case.unroll_length, case.envs_per_actor, case.collect_seconds)
     spills_before = spills_triggered()
-    stream = CountingStream(case, fleet)
+    stream = RolloutStream(
+        case.config(),
+        fleet,
+        max_policy_lag=LAGS[case.mode],
+        first_batch=0,
+        num_batches=case.total_updates,
+        device=CPU,
+        counters=RunCounters(),
+    )
     try:
         learner = SleepingLearner(stream, case.update_seconds, stop)
         learner.run(WARM_UP_UPDATES)
@@ -206,8 +196,8 @@ def run_case(case: Case, fleet: SleepingFleet, stop: StopSignals) -> dict[str, A
         "cpu_busy_percent": busy,
         "max_policy_lag": max(figures.policy_lag for figures in timed + watched),
         "rollout_bytes": case.rollout_bytes,
-        "peak_rollouts_in_flight": fleet.in_flight.peak,
-        "peak_bytes_in_flight": fleet.in_flight.peak * case.rollout_bytes,
+        "peak_rollouts_in_flight": fleet.peak_in_flight,
+        "peak_bytes_in_flight": fleet.peak_in_flight * case.rollout_bytes,
         "staging_buffer_bytes": (LAGS[case.mode] + 1) * case.actors * case.rollout_bytes,
         **memory.peaks,
         "spills_triggered": spills_triggered() - spills_before,

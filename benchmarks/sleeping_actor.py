@@ -57,7 +57,7 @@ class SleepingActor:
     def __init__(self, actor_id: int):
         self.actor_id = actor_id
 
-    def place(self) -> int:
+    def describe(self) -> int:
         """The process id; answering proves that the process is there."""
         return os.getpid()
 
@@ -91,30 +91,14 @@ class SleepingActor:
         return float(np.median(seconds[2:]))
 
 
-@dataclasses.dataclass(slots=True)
-class InFlight:
-    """Rollouts that were asked for and are not staged. Only the rollout stream's thread writes it."""
-
-    now: int = 0
-    peak: int = 0
-
-    def asked(self) -> None:
-        self.now += 1
-        self.peak = max(self.peak, self.now)
-
-    def staged(self) -> None:
-        self.now -= 1
-
-
 class SleepingFleet:
     """What the rollout stream needs of `learner.rollouts.fleet.Fleet`, with actors that sleep. It only ever grows."""
 
     def __init__(self) -> None:
-        self.restarts = 0
-        self.problem: str | None = None
+        self.last_error: str | None = None
         self.handles: list[ray.actor.ActorHandle] = []
         self.pids: set[int] = set()
-        self.in_flight = InFlight()
+        self.in_flight = self.peak_in_flight = 0  # rollouts requested and not delivered
 
     def grow_to(self, size: int, stop_check: Callable[[], None]) -> None:
         """Starts the actors that are missing, all at once, and waits for them; `stop_check` may raise meanwhile.
@@ -125,7 +109,7 @@ class SleepingFleet:
         first = len(self.handles)
         started = [SleepingActor.remote(actor_id) for actor_id in range(first, size)]  # type: ignore[attr-defined]
         self.handles += started
-        starting = [handle.place.remote() for handle in started]
+        starting = [handle.describe.remote() for handle in started]
         deadline = time.monotonic() + START_TIMEOUT
         while starting:
             stop_check()
@@ -137,7 +121,7 @@ class SleepingFleet:
     def arrange(self, unroll_length: int, num_envs: int, collect_seconds: float) -> None:
         """Gives all actors rollouts of this shape and duration, and counts rollouts in flight from zero."""
         ray.get([handle.arrange.remote(unroll_length, num_envs, collect_seconds) for handle in self.handles])
-        self.in_flight = InFlight()
+        self.in_flight = self.peak_in_flight = 0
 
     def put_seconds(self, repeats: int) -> float:
         """Seconds of one producer's copy into the object store while all producers copy."""
@@ -148,16 +132,18 @@ class SleepingFleet:
         return list(range(len(self.handles)))
 
     def collect(self, actor_id: int, weights: ray.ObjectRef, policy_version: int) -> "ray.ObjectRef[Rollout]":
-        self.in_flight.asked()
+        self.in_flight += 1
+        self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
         return self.handles[actor_id].collect.remote(weights, policy_version)
 
-    def delivered(self, actor_id: int) -> None: ...
+    def delivered(self, actor_id: int) -> None:
+        self.in_flight -= 1
 
-    def replace(self, actor_id: int, error: BaseException | str) -> None:
+    def replace(self, actor_id: int, error: BaseException) -> None:
         """A figure measured around a lost actor would mean nothing."""
         raise RuntimeError(f"actor {actor_id} was lost: {error}")
 
-    def leaving(self) -> list[int]:
+    def on_draining_nodes(self) -> list[int]:
         return []
 
-    def move(self, actor_id: int) -> None: ...
+    def relocate(self, actor_id: int) -> None: ...

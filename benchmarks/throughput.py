@@ -36,7 +36,7 @@ from benchmarks.peers import measure_peers
 from benchmarks.processes import end_on_sigterm, machine, run_and_watch
 from common.config import Config, resolve
 from common.games import NUM_ACTIONS
-from common.messages import Rollout
+from common.messages import ActorIdentity, Rollout
 from common.policy_network import PolicyNetwork
 from common.precision import autocast, choose_precision
 from common.process import prepare_process
@@ -131,7 +131,7 @@ def updating(config: Config, cores: int) -> float:
 
 def parts_in_one_process(config: Config, cores: int) -> float:
     """p: the same actors and learner without Ray; rollouts are collected on threads."""
-    actors = [RolloutActor(config, actor_id) for actor_id in range(config.num_actors)]
+    actors = [RolloutActor(config, ActorIdentity(actor_id)) for actor_id in range(config.num_actors)]
     learner = PPOLearner(config, CPU, cores)
     staged = StagedBatch(config, CPU)
 

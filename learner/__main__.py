@@ -1,5 +1,6 @@
 """`python -m learner`: reads the flags, wires actors, learner and evaluator together, and ends in order."""
 
+import dataclasses
 import os
 import sys
 
@@ -13,7 +14,7 @@ from learner.ppo.learner import PPOLearner
 from learner.reporting.operator_metrics import OperatorMetrics
 from learner.reporting.progress import Progress, scores_text
 from learner.rollouts.fleet import Fleet, FleetError
-from learner.rollouts.stream import NoRollouts, RolloutStream, StreamCounters
+from learner.rollouts.stream import NoRollouts, RolloutStream
 from learner.run_state import RunState
 from learner.startup import flags
 from learner.startup.flags import CommandLine
@@ -98,7 +99,7 @@ def train(prepared: PreparedRun, stop: StopSignals, where: str, has_operators: b
             f"{_continuation(prepared, state, overlap)}"
         )
 
-    fleet = Fleet(config, learner.policy_version, state.actors, state.counters["actor_restarts"])
+    fleet = Fleet(config, learner.policy_version, state.counters, state.actors)
     evaluator, stream = None, None
     try:
         if resumed is not None:
@@ -118,14 +119,18 @@ def train(prepared: PreparedRun, stop: StopSignals, where: str, has_operators: b
             first_batch=learner.policy_version,
             num_batches=config.num_updates,
             device=device,
-            counters=StreamCounters.of(state.counters),
+            counters=state.counters,
         )
         if resumed is None:
             prepared.store()
         resumed_from = None if resumed is None else resumed.path
         metrics = None
         if has_operators:
-            totals = {**state.counters, "frames": learner.frames, "policy_version": learner.policy_version}
+            totals = {
+                **dataclasses.asdict(state.counters),
+                "frames": learner.frames,
+                "policy_version": learner.policy_version,
+            }
             metrics = OperatorMetrics(run.path.name, config.num_actors, totals, stream.bytes_in_flight)
         training = Training(config, run, learner, stream, evaluator, progress, stop, state, resumed_from, metrics)
         score = training.run_to_end()

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from common.messages import ActorState
+from learner.rollouts.counters import RunCounters
 from learner.rollouts.staging import StagedBatch
 
 # Episodes that episode_return and episode_length are averaged over, as baselines and CleanRL do.
@@ -42,7 +43,7 @@ class RunState:
     """Part of every checkpoint. `counters` are the totals of the run, all its resumptions together."""
 
     episodes: EpisodeAverages = field(default_factory=EpisodeAverages)
-    counters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
+    counters: RunCounters = field(default_factory=RunCounters)
     # By actor_id, after the newest batch that was trained on; an actor that had no part in it is not here.
     actors: dict[int, ActorState] = field(default_factory=dict)
 
@@ -57,7 +58,7 @@ class RunState:
         return {
             "episode_returns": list(self.episodes.returns),
             "episode_lengths": list(self.episodes.lengths),
-            "counters": dict(self.counters),
+            "counters": {name: getattr(self.counters, name) for name in COUNTERS},
             "actors": {
                 actor_id: {f.name: torch.from_numpy(np.array(getattr(state, f.name))) for f in fields(ActorState)}
                 for actor_id, state in self.actors.items()
@@ -70,7 +71,7 @@ class RunState:
         restored = RunState()
         restored.episodes.returns.extend(state["episode_returns"])
         restored.episodes.lengths.extend(state["episode_lengths"])
-        restored.counters |= state["counters"]
+        restored.counters = RunCounters(**state["counters"])
         for actor_id, arrays in state["actors"].items():
             restored.actors[actor_id] = ActorState(**{name: tensor.numpy() for name, tensor in arrays.items()})
         return restored

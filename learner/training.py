@@ -25,7 +25,7 @@ from learner.reporting.progress import Progress
 from learner.reporting.run_log import RunLog
 from learner.rollouts.staging import StagedBatch
 from learner.rollouts.stream import RolloutStream
-from learner.run_state import RunState
+from learner.run_state import COUNTERS, RunState
 from learner.stopping import StopSignals
 
 # Updates in a row that were not finite; then nothing is learned any more.
@@ -190,8 +190,8 @@ class Training:
             "seconds_publishing": published - trained,
             **timing,
             "bytes_per_frame": bytes_per_frame,
-            "actors_alive": self.stream.counters.actors_ready,
-            **self._count(),
+            "actors_alive": self.state.counters.actors_ready,
+            **{name: getattr(self.state.counters, name) for name in COUNTERS},
             "time": time.time(),
         }
 
@@ -203,7 +203,7 @@ class Training:
             self._keep_for_diagnosis(staged, error.statistics)
             self.learner.pass_over()
             self.passed_over_in_a_row += 1
-            self.state.counters["skipped_updates"] += 1
+            self.state.counters.skipped_updates += 1
             return error.statistics
         self.passed_over_in_a_row = 0
         return statistics
@@ -217,15 +217,6 @@ class Training:
             self.progress.warn(f"{told}; its batch could not be stored: {error.strerror or error}")
             return
         self.progress.warn(told if path is None else f"{told}; its batch and state are in {path}")
-
-    def _count(self) -> dict[str, int]:
-        """The run's counters so far, also into its state."""
-        counters = self.state.counters
-        counters["actor_restarts"] = self.stream.fleet.restarts
-        counters["actors_hung"] = self.stream.counters.actors_hung
-        counters["lost_rollouts"] = self.stream.counters.lost_rollouts
-        counters["dropped_for_lag"] = self.stream.counters.dropped_for_lag
-        return dict(counters)
 
     def _between_steps(self) -> None:
         """Called many times in an update and while waiting for one; may raise StopRequested."""
@@ -241,7 +232,7 @@ class Training:
 
     def _show_news(self) -> None:
         """The newest score, and what stands against the evaluator or the disk."""
-        problems = [self.writer.problem, self.log.problem, self.stream.fleet.problem]
+        problems = [self.writer.problem, self.log.problem, self.stream.fleet.last_error]
         if self.evaluator is not None:
             row = self.evaluator.latest()
             if row is not None and row["policy_version"] > self.last_scored:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from common.messages import ActorState
+from learner.rollouts.counters import RunCounters
 from learner.rollouts.staging import RolloutSource, StagedBatch
 from learner.run_state import COUNTERS, RECENT_EPISODES, RunState
 
@@ -59,7 +60,7 @@ def through_a_file(state):
 def test_it_comes_back_exactly_without_running_code():
     state = RunState()
     assert state.take_in(staged((1, 1, 11, [0.1, 10.0]), (0, 0, 12, [1 / 3]))) == 3
-    state.counters["lost_rollouts"] = 3
+    state.counters.lost_rollouts = 3
     back = through_a_file(state)
     assert (
         list(back.episodes.returns)
@@ -67,7 +68,7 @@ def test_it_comes_back_exactly_without_running_code():
         == [float(np.float32(1 / 3)), *np.float32([0.1, 10])]
     )
     assert list(back.episodes.lengths) == [0, 0, 1]
-    assert back.counters == {**dict.fromkeys(COUNTERS, 0), "lost_rollouts": 3}
+    assert back.counters == RunCounters(lost_rollouts=3)
     assert back.actors.keys() == {0, 1}
     assert_same_actor(back.actors[0], actor_state(12))
     assert_same_actor(back.actors[1], actor_state(11))
@@ -88,10 +89,10 @@ def test_a_stored_state_does_not_change_with_what_comes_later():
     state.take_in(staged((0, 0, 1, [5.0])))
     stored = state.state_dict()
     state.actors[0].env_states[:] = 0
-    state.counters["actor_restarts"] = 9
+    state.counters.actor_restarts = 9
     state.take_in(staged((0, 0, 2, [7.0])))
     back = RunState.from_state_dict(stored)
-    assert list(back.episodes.returns) == [5.0] and back.counters["actor_restarts"] == 0
+    assert list(back.episodes.returns) == [5.0] and back.counters.actor_restarts == 0
     assert_same_actor(back.actors[0], actor_state(1))
 
 
@@ -105,4 +106,4 @@ def test_saved_environments_are_split_at_their_sizes():
 
 @pytest.mark.parametrize("name", COUNTERS)
 def test_every_counter_begins_at_zero(name):
-    assert RunState().counters[name] == 0
+    assert getattr(RunState().counters, name) == 0
