@@ -1,4 +1,4 @@
-"""Some of an actor's environments: one Procgen batch, its columns in the rollout, its running episodes."""
+"""The environments of one actor, as one Procgen batch or two, with the statistics of their episodes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +11,8 @@ from common.procgen_env import envs_from_states, make_envs
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """One episode that ended, as the bookkeeping collects them."""
+class FinishedEpisode:
+    """One episode that ended during a rollout."""
 
     episode_return: float
     length: int
@@ -20,7 +20,7 @@ class Finished:
 
 
 class EnvGroup:
-    """A Procgen batch that is never reset between rollouts. `columns` are its places in the actor's `[T, B]` arrays."""
+    """A Procgen batch that is never reset between rollouts; it owns `columns` of the actor's `[T, B]` arrays."""
 
     def __init__(self, envs: Any, columns: slice):
         self.envs = envs
@@ -29,8 +29,8 @@ class EnvGroup:
         self.running_return = np.zeros(num_envs, np.float64)
         self.running_length = np.zeros(num_envs, np.int32)
 
-    def count_episodes(self, rewards: np.ndarray, dones: np.ndarray, finished: list[Finished]) -> None:
-        """Takes in one step's float32 rewards and bool dones `[N]`; adds the episodes that it ended to `finished`."""
+    def count_episodes(self, rewards: np.ndarray, dones: np.ndarray, finished: list[FinishedEpisode]) -> None:
+        """Accounts for one step's float32 rewards and bool dones `[N]`; appends the episodes it ended to `finished`."""
         self.running_return += rewards
         self.running_length += 1
         if not dones.any():
@@ -38,20 +38,20 @@ class EnvGroup:
         info = self.envs.get_info()
         for i in np.flatnonzero(dones):
             level = info[i]["prev_level_seed"]
-            finished.append(Finished(float(self.running_return[i]), int(self.running_length[i]), level))
+            episode = FinishedEpisode(float(self.running_return[i]), int(self.running_length[i]), level)
+            finished.append(episode)
         self.running_return[dones] = 0
         self.running_length[dones] = 0
 
     def saved_states(self) -> list[bytes]:
-        """Procgen's saved states, one for each environment; none may have an action pending."""
+        """Procgen's saved states, one per environment. Call `observe` after the last `act` first."""
         return self.envs.callmethod("get_state")
 
 
 def make_env_groups(config: Config, rand_seed: int, halves: bool, state: ActorState | None = None) -> list[EnvGroup]:
-    """All `envs_per_actor` environments in one group that steps on the caller's thread, or in two halves that step on
-    a C++ thread each. What each environment plays is the same either way.
+    """All `envs_per_actor` environments: one group on the caller's thread, or two halves with a C++ thread each.
 
-    They go on from `state`, or begin anew with levels drawn by `rand_seed`.
+    Both play exactly the same. The environments continue from `state`, or start with levels drawn from `rand_seed`.
     """
     num_envs = config.envs_per_actor
     halves = halves and num_envs >= 2

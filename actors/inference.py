@@ -1,14 +1,12 @@
-"""The policy acting: frames and random numbers in; actions, log-probabilities and values out. Plain Python, no Ray.
+"""Policy inference: frames and random numbers in; actions, log-probabilities and values out. Plain Python, no Ray.
 
-`start` begins, `finish` waits: where the policy runs on a GPU the caller has time in between.
+`start` launches, `finish` waits. With the policy on a GPU the caller can do other work in between.
 """
 
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from common.games import OBSERVATION_SHAPE
 from common.policy_network import PolicyNetwork, sample_actions
@@ -18,38 +16,30 @@ from common.precision import Precision, autocast
 Acted = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-class Inference(Protocol):
-    """One batch of N frames at a time."""
-
-    def start(self, frames: np.ndarray, uniform: np.ndarray) -> None:
-        """uint8 `[N, 64, 64, 3]` and float32 `[N]` in [0, 1); both may be overwritten once this returns."""
-
-    def finish(self) -> Acted:
-        """What the policy did with the frames of the last `start`; valid until the next one."""
-
-
 class CpuInference:
-    """`start` does all the work."""
+    """Batches of N frames, one at a time; `start` does all the work."""
 
     def __init__(self, policy: PolicyNetwork):
         self.policy = policy
         self.acted: Acted | None = None
 
     def start(self, frames: np.ndarray, uniform: np.ndarray) -> None:
+        """Takes uint8 `[N, 64, 64, 3]` and float32 `[N]` in [0, 1); the caller may then overwrite both."""
         logits, values = self.policy(torch.from_numpy(frames))
         actions, log_probs = sample_actions(logits, torch.from_numpy(uniform))
         self.acted = actions.to(torch.int32).numpy(), log_probs.numpy(), values.numpy()
 
     def finish(self) -> Acted:
+        """Returns the result for the frames of the last `start`; valid until the next `start`."""
         assert self.acted is not None
         return self.acted
 
 
 class GpuInference:
-    """Pinned memory in and out, and between them a captured graph: one launch instead of about a hundred.
+    """The same on a GPU, with pinned buffers and, if `captured`, a CUDA graph: one launch instead of about a hundred.
 
-    Each object has a stream of its own, so that halves of an actor do not wait for each other. The parameters are
-    read at every replay: new weights copied into them count at once.
+    Each object has its own CUDA stream, so that the halves of an actor do not wait for each other. Every replay
+    reads the parameters, so new weights copied into them take effect immediately.
     """
 
     def __init__(self, policy: PolicyNetwork, batch_size: int, precision: Precision, captured: bool):
@@ -64,7 +54,7 @@ class GpuInference:
         self.acted = self.host_acted.to(device)
 
         def act() -> None:
-            # No cache: a graph must contain the rounding of the weights, or it would keep those it was captured with.
+            # No cache: the graph must round the weights itself, or it would keep those it was captured with.
             with torch.inference_mode(), autocast(device, precision, cache=False):
                 logits, values = policy(self.frames)
                 actions, log_probs = sample_actions(logits, self.uniform)
@@ -75,7 +65,7 @@ class GpuInference:
     def _capture(self, act: Callable[[], None]) -> Callable[[], None]:
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
-            for _ in range(3):  # libraries choose algorithms and allocate in the first calls
+            for _ in range(3):  # libraries choose algorithms and allocate memory in the first calls
                 act()
         self.stream.synchronize()
         graph = torch.cuda.CUDAGraph()
@@ -84,7 +74,7 @@ class GpuInference:
         return graph.replay
 
     def start(self, frames: np.ndarray, uniform: np.ndarray) -> None:
-        # The last copies have ended: `finish` was waited for.
+        # The previous copies are complete: the caller has called `finish`.
         np.copyto(self.host_frames.numpy(), frames)
         np.copyto(self.host_uniform.numpy(), uniform)
         with torch.cuda.stream(self.stream):
@@ -100,9 +90,11 @@ class GpuInference:
         return actions.astype(np.int32), log_probs, values
 
 
+Inference = CpuInference | GpuInference
+
+
 def make_inference(policy: PolicyNetwork, batch_size: int, precision: Precision, captured: bool) -> Inference:
-    """On the device that the policy is on; `captured` matters on a GPU only."""
-    tensor: Tensor = next(policy.parameters())
-    if tensor.device.type == "cuda":
+    """Inference on the device of `policy`; `captured` has no effect on a CPU."""
+    if next(policy.parameters()).is_cuda:
         return GpuInference(policy, batch_size, precision, captured)
     return CpuInference(policy)

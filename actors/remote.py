@@ -1,4 +1,4 @@
-"""The Ray actor around `RolloutActor`. It is called and returns; it never calls the learner."""
+"""The Ray actor around `RolloutActor`. The learner calls it; it never calls the learner."""
 
 import dataclasses
 import os
@@ -11,55 +11,45 @@ import ray
 from actors.rollout_actor import RolloutActor
 from common.config import Config
 from common.frame_compression import compress_frames
-from common.messages import ActorState, Rollout, Weights
+from common.messages import ActorIdentity, ActorState, Rollout, Weights
 from common.process import end_with_parent, prepare_process
-from common.versions import require_same_software
+from common.versions import software
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Location:
     """Where an actor's process runs."""
 
     host: str
     process_id: int
-    node_id: str
+    node_id: str  # Ray's, hexadecimal
 
-
-@dataclass(frozen=True, slots=True)
-class Learner:
-    """Whom the rollouts are for."""
-
-    software: Mapping[str, str]
-    node_id: str
+    def __str__(self) -> str:
+        return f"host {self.host}, process {self.process_id}, Ray node {self.node_id}"
 
 
 @ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)
 class RemoteRolloutActor:
-    """Lives in a process of its own, on any node of the cluster."""
+    """Runs in its own process on any node of the cluster. Call `describe`, then `build`, then `collect` repeatedly."""
 
-    def __init__(
-        self,
-        learner: Learner,
-        config: Config,
-        actor_id: int,
-        incarnation: int,
-        started_at: int,
-        state: ActorState | None,
-    ):
-        require_same_software(learner.software, socket.gethostname())
+    def __init__(self) -> None:
         end_with_parent()
+
+    def describe(self) -> tuple[Location, Mapping[str, str]]:
+        """Where this process runs and its software versions. It needs nothing that may fail with other versions."""
+        node_id = ray.get_runtime_context().get_node_id()
+        return Location(socket.gethostname(), os.getpid(), node_id), software()
+
+    def build(self, learner_node_id: str, config: Config, identity: ActorIdentity, state: ActorState | None) -> None:
+        """Builds environments and policy; an answer proves that they work."""
         prepare_process(num_threads=1, sees_gpu=config.actor_gpus > 0)
-        self.actor = RolloutActor(config, actor_id, incarnation, started_at, state)
+        self.actor = RolloutActor(config, identity, state)
         # Within a node nothing is sent: the object store is shared memory.
-        is_remote = learner.node_id != ray.get_runtime_context().get_node_id()
+        is_remote = learner_node_id != ray.get_runtime_context().get_node_id()
         self.compresses = config.compression == "zstd" or (config.compression == "remote" and is_remote)
 
-    def place(self) -> Place:
-        """Where it lives; answering proves that the code is the learner's and the environments were built."""
-        return Place(socket.gethostname(), os.getpid(), ray.get_runtime_context().get_node_id())
-
     def collect(self, weights: Weights, policy_version: int) -> Rollout:
-        """Returned, not put: the value then belongs to the learner and survives this process."""
+        """Returns the rollout instead of putting it: the learner then owns the object, which survives this process."""
         rollout = self.actor.collect(weights, policy_version)
         if not self.compresses:
             return rollout

@@ -1,15 +1,16 @@
 """Steps a batch of Procgen environments under a given policy and returns rollouts. Plain Python, no Ray."""
 
 import time
+from dataclasses import astuple
 
 import numpy as np
 import torch
 
-from actors.environments import EnvGroup, Finished, make_env_groups
+from actors.environments import EnvGroup, FinishedEpisode, make_env_groups
 from actors.inference import make_inference
 from common.config import Config
 from common.games import OBSERVATION_SHAPE
-from common.messages import ActorState, FinishedEpisodes, Rollout, Weights, weights_sha256
+from common.messages import ActorIdentity, ActorState, FinishedEpisodes, Rollout, Weights, weights_sha256
 from common.policy_network import PolicyNetwork
 from common.precision import autocast
 from common.procgen_env import observe
@@ -17,39 +18,31 @@ from common.seeding import derive_seed
 
 
 class RolloutActor:
-    """One batch of environments that is never reset between rollouts, and the policy that acts in it.
+    """A batch of environments that is never reset between rollouts, and the policy that acts in it.
 
-    With half batches Procgen steps one half while the policy acts for the other. That pays where the two do not share
-    a core: by default where the policy runs on a GPU.
+    With half batches Procgen steps one half while the policy acts for the other. This helps only if the two do not
+    share a core: by default it is used with the policy on a GPU.
 
-    `incarnation` counts replacements of a lost actor, `started_at` is the policy_version at which the run was started
-    or resumed: each gets level orders and action noise of its own. With `state` it goes on where that was saved.
+    Every `identity` has its own level order and action noise. With `state` the actor continues where it was saved.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        actor_id: int,
-        incarnation: int = 0,
-        started_at: int = 0,
-        state: ActorState | None = None,
-    ):
-        self.actor_id = actor_id
+    def __init__(self, config: Config, identity: ActorIdentity, state: ActorState | None = None):
+        self.actor_id = identity.actor_id
         self.unroll_length = config.unroll_length
         self.num_envs = config.envs_per_actor
         self.device = torch.device("cuda" if config.actor_gpus else "cpu")
         self.precision = config.actor_precision
         self.policy = PolicyNetwork(config.network).to(self.device).eval()
-        life = (actor_id, incarnation, started_at)
-        self.groups = make_env_groups(config, derive_seed(config.seed, "levels", *life), config.half_batches, state)
+        levels_seed = derive_seed(config.seed, "levels", *astuple(identity))
+        self.groups = make_env_groups(config, levels_seed, config.half_batches, state)
         self.inferences = [
             make_inference(self.policy, len(group.running_length), self.precision, config.cuda_graphs)
             for group in self.groups
         ]
-        self.generator = torch.Generator().manual_seed(derive_seed(config.seed, "actions", *life))
+        self.generator = torch.Generator().manual_seed(derive_seed(config.seed, "actions", *astuple(identity)))
         if state is not None:
             self.generator.set_state(torch.from_numpy(state.generator.copy()))
-        # One set of arrays for the actor's life: Ray copies them out when `collect` returns.
+        # Allocated once: Ray copies them when `collect` returns.
         steps_by_envs = (self.unroll_length, self.num_envs)
         self.observations = np.zeros((*steps_by_envs, *OBSERVATION_SHAPE), np.uint8)
         self.actions = np.zeros(steps_by_envs, np.int32)
@@ -62,11 +55,11 @@ class RolloutActor:
     def collect(self, weights: Weights, policy_version: int) -> Rollout:
         """Steps every environment `unroll_length` times with `weights`.
 
-        The arrays of the result are reused by the next call: copy what must outlive it.
+        The next call reuses the arrays of the result: copy what you keep longer.
         """
         started = time.perf_counter()
         self._load(weights)
-        finished: list[Finished] = []
+        finished: list[FinishedEpisode] = []
         uniform = torch.rand(self.unroll_length, self.num_envs, generator=self.generator).numpy()
         # One autocast region for the whole rollout: on a CPU the weights are rounded to bfloat16 once.
         with torch.inference_mode(), autocast(self.device, self.precision):
@@ -105,7 +98,7 @@ class RolloutActor:
         )
 
     def state(self) -> ActorState:
-        """What another actor needs to go on exactly here. Between rollouts only."""
+        """The state from which another actor continues exactly. Valid only between rollouts."""
         saved = [state for group in self.groups for state in group.saved_states()]
         return ActorState(
             env_states=np.frombuffer(b"".join(saved), np.uint8),
@@ -117,14 +110,14 @@ class RolloutActor:
 
     def _load(self, weights: Weights) -> None:
         self.policy.load_weights(weights)
-        if self.device.type == "cuda":  # the copies run on another stream than the inferences
+        if self.device.type == "cuda":  # inference runs on other CUDA streams than these copies
             torch.cuda.synchronize(self.device)
 
-    def _receive(self, group: EnvGroup, t: int, finished: list[Finished]) -> np.ndarray:
-        """Waits for the group's step t - 1, notes its outcome and returns the frames to act on at t.
+    def _receive(self, group: EnvGroup, t: int, finished: list[FinishedEpisode]) -> np.ndarray:
+        """Waits for the group's step t - 1, records its outcome and returns the frames to act on at step t.
 
-        The reward of an action arrives with the next frame; first there means that the action ended the episode.
-        What came before a rollout's first action is in the rollout before.
+        The reward of an action arrives with the next frame, and `first` means that the action ended the episode.
+        At t = 0 they belong to the previous rollout, which has recorded them.
         """
         rewards, frames, first = observe(group.envs)
         if t > 0:

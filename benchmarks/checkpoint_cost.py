@@ -15,6 +15,7 @@ import torch
 from actors.rollout_actor import RolloutActor
 from benchmarks.report import machine, make_parser, median_seconds
 from common.config import resolve
+from common.messages import ActorIdentity
 from common.process import prepare_process
 from common.storage.checkpoints import save_checkpoint
 from learner.ppo.learner import PPOLearner
@@ -30,7 +31,7 @@ def main() -> None:
     options = parser.parse_args()
     prepare_process(num_threads=1, sees_gpu=False)
     config = resolve("lab", {"num_actors": 1, "device": "cpu"})
-    actor = RolloutActor(config, 0)
+    actor = RolloutActor(config, ActorIdentity(0))
     learner = PPOLearner(config)
     rollout = actor.collect(learner.weights(), 0)
     staged, state = StagedBatch(config, torch.device("cpu")), RunState()

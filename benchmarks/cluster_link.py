@@ -36,6 +36,7 @@ from benchmarks.report import Column, machine, make_console, make_parser, median
 from common.config import resolve
 from common.frame_compression import compress_frames, decompress_frames
 from common.games import NUM_ACTIONS, Game
+from common.messages import ActorIdentity
 from common.policy_network import PolicyNetwork
 from common.procgen_env import make_envs, observe
 from common.storage.jsonl import read_jsonl
@@ -108,7 +109,7 @@ def measure_link(bytes_per_second: float, rounds: int, console: Console) -> list
 def bytes_beside_frames() -> float:
     """Bytes per frame that a rollout with these settings carries besides its frames."""
     config = resolve("lab", {**command_line.parse(SETTINGS).overrides, "num_actors": 1})
-    rollout = RolloutActor(config, 0).collect(PolicyNetwork(config.network).weights(), 0)
+    rollout = RolloutActor(config, ActorIdentity(0)).collect(PolicyNetwork(config.network).weights(), 0)
     return len(pickle.dumps(dataclasses.replace(rollout, observations=np.empty(0, np.uint8)))) / (ENVS * STEPS)
 
 

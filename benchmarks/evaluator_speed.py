@@ -14,6 +14,7 @@ import time
 from actors.rollout_actor import RolloutActor
 from benchmarks.report import machine, make_parser
 from common.config import resolve
+from common.messages import ActorIdentity
 from common.policy_network import PolicyNetwork
 from common.process import prepare_process
 from evaluator.levels.level_sets import draw_level_sets
@@ -37,7 +38,7 @@ def measure(rounds: int, num_levels: int) -> dict[str, object]:
     config = resolve("easy", overrides)
     policy = PolicyNetwork(config.network).eval()
     actors = {
-        name: RolloutActor(resolve("easy", {**overrides, "precision": name}), 0)
+        name: RolloutActor(resolve("easy", {**overrides, "precision": name}), ActorIdentity(0))
         for name in dict.fromkeys(("float32", config.actor_precision))
     }
     slots = draw_level_sets(config)[0].slots(("train", "validation"))

@@ -54,6 +54,7 @@ from common.policy_network import PolicyNetwork
 from common.process import prepare_process
 from learner.cluster import connection
 from learner.cluster.machine_checks import SHARED_MEMORY
+from learner.rollouts.counters import RunCounters
 from learner.rollouts.staging import StagedBatch
 from learner.rollouts.stream import RolloutStream
 from learner.stopping import StopRequested, StopSignals
@@ -143,7 +144,7 @@ def run_case(case: Case, fleet: SleepingFleet, stop: StopSignals) -> dict[str, A
     spills_before = spills_triggered()
     updates = WARM_UP_UPDATES + case.updates + WATCHED_UPDATES
     lag = LAGS[case.mode]
-    stream = RolloutStream(case.config(), fleet, max_policy_lag=lag, first_batch=0, num_batches=updates, device=CPU)
+    stream = RolloutStream(case.config(), fleet, lag, 0, updates, CPU, RunCounters())
     try:
         learner = SleepingLearner(stream, case.update_seconds, stop)
         learner.run(WARM_UP_UPDATES)

@@ -58,7 +58,7 @@ class SleepingActor:
     def __init__(self, actor_id: int):
         self.actor_id = actor_id
 
-    def place(self) -> int:
+    def describe(self) -> int:
         """The process id; an answer proves that the process has started."""
         return os.getpid()
 
@@ -95,7 +95,6 @@ class SleepingFleet:
     """
 
     def __init__(self) -> None:
-        self.restarts = 0
         self.last_error: str | None = None
         self.handles: list[ray.actor.ActorHandle] = []
         self.pids: set[int] = set()
@@ -110,7 +109,7 @@ class SleepingFleet:
         first = len(self.handles)
         started = [SleepingActor.remote(actor_id) for actor_id in range(first, size)]  # type: ignore[attr-defined]
         self.handles += started
-        starting = [handle.place.remote() for handle in started]
+        starting = [handle.describe.remote() for handle in started]
         deadline = time.monotonic() + START_TIMEOUT
         while starting:
             poll()
@@ -139,11 +138,11 @@ class SleepingFleet:
     def delivered(self, actor_id: int) -> None:
         self.in_flight -= 1
 
-    def replace(self, actor_id: int, error: BaseException | str) -> None:
+    def replace(self, actor_id: int, error: BaseException) -> None:
         """Raises RuntimeError: the loss of an actor invalidates the measurement."""
         raise RuntimeError(f"actor {actor_id} was lost: {error}")
 
-    def leaving(self) -> list[int]:
+    def on_draining_nodes(self) -> list[int]:
         return []
 
-    def move(self, actor_id: int) -> None: ...
+    def relocate(self, actor_id: int) -> None: ...

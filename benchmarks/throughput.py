@@ -30,7 +30,7 @@ from benchmarks.processes import end_on_sigterm, run_for_json, run_learner, summ
 from benchmarks.report import available_cores, machine, make_console, make_parser, rate, show_table
 from common.config import Config, resolve
 from common.games import NUM_ACTIONS
-from common.messages import Rollout
+from common.messages import ActorIdentity, Rollout
 from common.policy_network import PolicyNetwork
 from common.precision import autocast
 from common.process import prepare_process
@@ -112,7 +112,7 @@ def seconds_of_second_call(work: Callable[[], object]) -> float:
 
 def parts_in_one_process(config: Config, cores: int) -> float:
     """p: the service's actors and learner without Ray; rollouts are collected on threads."""
-    actors = [RolloutActor(config, actor_id) for actor_id in range(config.num_actors)]
+    actors = [RolloutActor(config, ActorIdentity(actor_id)) for actor_id in range(config.num_actors)]
     learner = PPOLearner(dataclasses.replace(config, learner_threads=cores))
     staged = StagedBatch(config, CPU)
 

@@ -1,4 +1,4 @@
-"""What the roles send each other. Plain numpy, no torch: Ray then moves it without copies.
+"""The messages between roles. Plain numpy, no torch, so that Ray can move them without copies.
 
 Axis order is time-major `[T, B]` everywhere: T steps, B environments of one actor.
 
@@ -24,8 +24,17 @@ Weights = dict[str, np.ndarray]  # the policy's state_dict, float32
 
 
 @dataclass(frozen=True, slots=True)
+class ActorIdentity:
+    """Which actor this is. Level orders and action noise are seeded by all three fields (and the run's seed)."""
+
+    actor_id: int
+    incarnation: int = 0  # how often this actor has been replaced since the learner process started
+    start_version: int = 0  # the policy_version at which the learner process started or resumed the run
+
+
+@dataclass(frozen=True, slots=True)
 class FinishedEpisodes:
-    """Episodes that ended inside a rollout, in order of time. All arrays are `[E]`."""
+    """The episodes that ended in a rollout, in chronological order. All arrays are `[E]`."""
 
     returns: np.ndarray  # float32, undiscounted sum of raw reward
     lengths: np.ndarray  # int32, steps
@@ -34,16 +43,16 @@ class FinishedEpisodes:
 
 @dataclass(frozen=True, slots=True)
 class ActorState:
-    """Where B environments, their running episodes and the action noise stand between two rollouts."""
+    """The state of an actor between two rollouts: its B environments, their unfinished episodes, its action noise."""
 
-    env_states: np.ndarray  # uint8 [sum of env_state_sizes], Procgen's saved states one after the other
+    env_states: np.ndarray  # uint8 [sum of env_state_sizes], Procgen's saved states, concatenated
     env_state_sizes: np.ndarray  # int64 [B], bytes
-    running_return: np.ndarray  # float64 [B], of the episodes that go on
-    running_length: np.ndarray  # int32 [B], steps
-    generator: np.ndarray  # uint8, torch's generator of action noise
+    running_return: np.ndarray  # float64 [B], raw reward of the unfinished episodes so far
+    running_length: np.ndarray  # int32 [B], their steps so far
+    generator: np.ndarray  # uint8, state of the torch.Generator that samples actions
 
     def split_env_states(self) -> list[bytes]:
-        """One saved state for each environment."""
+        """Procgen's saved states, one per environment."""
         ends = np.cumsum(self.env_state_sizes)
         starts = ends - self.env_state_sizes
         return [self.env_states[start:end].tobytes() for start, end in zip(starts, ends, strict=True)]
@@ -55,7 +64,7 @@ class Rollout:
 
     policy_version: int
     actor_id: int
-    observations: Frames  # uint8 [T, B, 64, 64, 3], on the way perhaps compressed
+    observations: Frames  # uint8 [T, B, 64, 64, 3], possibly compressed in transit
     actions: np.ndarray  # int32 [T, B]
     rewards: np.ndarray  # float32 [T, B], raw
     dones: np.ndarray  # bool [T, B]
@@ -63,14 +72,14 @@ class Rollout:
     values: np.ndarray  # float32 [T, B]
     bootstrap_value: np.ndarray  # float32 [B]
     episodes: FinishedEpisodes
-    next_state: ActorState  # from which the next rollout goes on
-    weights_sha256: str  # `weights_sha256` of the parameters that really acted
+    next_state: ActorState  # where the next rollout continues
+    weights_sha256: str  # `weights_sha256` of the parameters the actor acted with
     seconds: float  # wall time of the collect
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointNotice:
-    """Told to the evaluator when a checkpoint is complete on disk."""
+    """Sent to the evaluator when a checkpoint is complete on disk."""
 
     path: str
     policy_version: int
@@ -78,7 +87,7 @@ class CheckpointNotice:
 
 
 def weights_sha256(weights: Weights) -> str:
-    """Of every name and every byte: says which parameters these are."""
+    """Hex digest of all names and values, to check that two processes have the same parameters."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode() + b"\0")
@@ -87,5 +96,5 @@ def weights_sha256(weights: Weights) -> str:
 
 
 def rollout_bytes(unroll_length: int, num_envs: int) -> int:
-    """Bytes of one rollout's arrays: 12,288 of pixels a step and 17 of everything else."""
+    """Bytes of one rollout's arrays: per environment step 12,288 of pixels and 17 of everything else."""
     return unroll_length * num_envs * (64 * 64 * 3 + 4 * 4 + 1)

@@ -108,7 +108,7 @@ def train(prepared: PreparedRun, stop: StopSignals, logs: RunLogging, progress: 
                 f"resumed at policy_version {learner.policy_version}, {learner.frames:,} frames; "
                 f"{_continuation(prepared, state, overlap)}"
             )
-        fleet = Fleet(config, learner.policy_version, state.actors, counters=state.counters)
+        fleet = Fleet(config, learner.policy_version, state.counters, state.actors)
         stack.callback(fleet.stop)
         if resumed is not None:
             _begin(prepared, logs)  # before the evaluator reads which versions are scored

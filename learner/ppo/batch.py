@@ -33,7 +33,7 @@ class TrainingBatch:
     def prepare(staged: StagedBatch, reward_transform: RewardTransform, config: Config) -> "TrainingBatch":
         """Turns a full staged batch into samples on the learner's device and computes advantages there."""
         raw_rewards, dones = staged.rewards.numpy(), staged.dones.numpy()
-        rewards = torch.from_numpy(reward_transform(raw_rewards, dones, staged.waves() or None))
+        rewards = torch.from_numpy(reward_transform(raw_rewards, dones, staged.rounds() or None))
         observations, actions, log_probs, values, device_dones, bootstrap_value = staged.device_tensors()
         rewards = rewards.to(values.device)
         advantages, target_values = generalized_advantages(

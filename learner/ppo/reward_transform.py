@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from learner.rollouts.staging import Wave
+from learner.rollouts.staging import Round
 
 CLIP = 10.0
 EPSILON = 1e-8
@@ -26,17 +26,17 @@ class RewardTransform:
         # As in baselines: the prior weighs as much as a ten-thousandth of a sample, with variance 1.
         self.mean, self.variance, self.count = 0.0, 1.0, 1e-4
 
-    def __call__(self, rewards: np.ndarray, dones: np.ndarray, waves: Sequence[Wave] | None = None) -> np.ndarray:
+    def __call__(self, rewards: np.ndarray, dones: np.ndarray, rounds: Sequence[Round] | None = None) -> np.ndarray:
         """Raw float32 rewards and bool dones `[T, B]` to float32 rewards `[T, B]`.
 
-        `waves` say which environment each column belongs to; None: column i is environment i.
+        `rounds` say which environment each column belongs to; None: column i is environment i.
         """
         if self.kind == "sign":
             return np.sign(rewards)
         if self.kind == "raw":
             return rewards
         transformed = np.empty_like(rewards)
-        for columns, environments in waves or [(np.arange(rewards.shape[1]),) * 2]:
+        for columns, environments in rounds or [(np.arange(rewards.shape[1]),) * 2]:
             running = self.discounted_return[environments]
             for t in range(len(rewards)):
                 running = running * self.gamma + rewards[t, columns]

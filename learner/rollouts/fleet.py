@@ -1,25 +1,29 @@
-"""The set of actors: placing them, replacing lost ones, saying how many are missing."""
+"""The set of actors: starts them, replaces those that fail, and moves them off nodes that are being drained."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import ray
 from ray.actor import ActorHandle
 
-from actors.remote import Learner, Place, RemoteRolloutActor
+from actors.remote import Location, RemoteRolloutActor
 from common.config import Config
-from common.messages import ActorState, Rollout
-from common.versions import software
-from learner.cluster.remote_errors import cause_in_one_line
+from common.messages import ActorIdentity, ActorState, Rollout
+from common.versions import differences, software
+from learner.cluster.remote_errors import cause_in_one_line, full_cause
 from learner.rollouts.counters import RunCounters
+from learner.rollouts.failures import failure_kind
+from learner.rollouts.placement import capacity, draining_nodes, shortage
 
-# Lives in a row that ended in the same way before their first rollout; then the fault is no accident.
+# Give up after this many identical failures in a row before an actor's first rollout.
 MAX_FAILURES_AT_START = 5
-# Seconds before a replacement is started: 1, 2, 4 ... while nothing is delivered in between.
-LONGEST_BACK_OFF = 30.0
-# Seconds between two questions which nodes are about to leave.
-_DRAIN_POLL = 5.0
+# Seconds before a replacement is started: 1, 2, 4 ... up to this, until a rollout is delivered.
+MAX_BACK_OFF = 30.0
+_DRAIN_POLL_SECONDS = 5.0
+
+logger = logging.getLogger(__name__)
 
 
 class FleetError(RuntimeError):
@@ -32,20 +36,24 @@ class FleetError(RuntimeError):
 
 @dataclass(slots=True)
 class Member:
-    """One place of the fleet. `handle` changes when the actor is replaced, `actor_id` never.
+    """One of the `num_actors` actors. When it is replaced, `identity` gets the next incarnation.
 
-    An actor is waiting (no handle, until `start_at`), starting (`starting` is its unanswered `place`) or ready.
+    It is waiting (no handle, until `start_at`), starting (`starting` is an unanswered `describe`, then an unanswered
+    `build`) or ready.
     """
 
-    actor_id: int
-    incarnation: int = 0
+    identity: ActorIdentity
     handle: ActorHandle | None = None
     starting: ray.ObjectRef | None = None
-    place: Place | None = None
-    start_at: float = 0.0
+    location: Location | None = None  # known once `describe` has answered
+    start_at: float = 0.0  # time.monotonic()
     has_delivered: bool = False
-    failures: list[str] = field(default_factory=list)  # of lives in a row that delivered nothing
-    problem: str | None = None  # why it cannot work where Ray placed it
+    failures: list[tuple[str, ...]] = field(default_factory=list)  # kinds, since the last delivered rollout
+    last_error: str | None = None  # why it cannot work on the node where Ray placed it
+
+    @property
+    def actor_id(self) -> int:
+        return self.identity.actor_id
 
     @property
     def is_ready(self) -> bool:
@@ -53,185 +61,170 @@ class Member:
 
 
 class Fleet:
-    """`num_actors` places, each held by an actor that is ready, starting, or waiting: to be tried again, or for the
-    cluster to have room. Nodes that join are used by themselves; those that leave take their actors with them.
+    """`num_actors` members. Those for which the cluster has no room start when a node joins; those of a lost node are
+    started again elsewhere.
+
+    One thread at a time: the main thread until the rollout stream is open and after it is closed, the stream's thread
+    in between. Only `last_error` may be read from any thread.
     """
 
     def __init__(
-        self,
-        config: Config,
-        started_at: int,
-        states: Mapping[int, ActorState] | None = None,
-        counters: RunCounters | None = None,
+        self, config: Config, start_version: int, counters: RunCounters, states: Mapping[int, ActorState] | None = None
     ):
-        """`started_at` is the policy_version the run starts or is resumed at; `states` are where the actors of a
-        resumed run stood, by actor_id.
+        """`start_version` is the policy_version at which this process starts or resumes the run, `states` are those of
+        a resumed run's actors by actor_id. Replacements are counted in `counters.actor_restarts`.
         """
-        self.started_at = started_at
-        self.config_ref = ray.put(config)
-        self.learner = Learner(software(), ray.get_runtime_context().get_node_id())
-        self.gpus_each = config.actor_gpus
+        self.config = config
+        self.counters = counters
+        self.software = software()
         self.fewest = config.min_actors
         self.is_elastic = self.fewest < config.num_actors
-        self.counters = counters or RunCounters()
+        self._node_id = ray.get_runtime_context().get_node_id()
+        self._states = dict(states or {})
         self._has_worked = False
         self._draining: frozenset[str] = frozenset()
-        self._drain_asked = 0.0
-        self.members = {i: Member(i) for i in range(config.num_actors)}
-        for member in self.members.values():
-            self._start(member, (states or {}).get(member.actor_id))
+        self._drain_polled = 0.0
+        identities = (ActorIdentity(actor_id, 0, start_version) for actor_id in range(config.num_actors))
+        self.members = [Member(identity) for identity in identities]
+        for member in self.members:
+            self._start(member)
 
     @property
     def last_error(self) -> str | None:
         """One line about a node whose actors cannot work, or None."""
-        return next((m.problem for m in self.members.values() if m.problem), None)
+        return next((member.last_error for member in self.members if member.last_error), None)
 
     def wait_until_placed(self, timeout: float, poll: Callable[[], None]) -> int:
         """Waits until every actor that the cluster's CPUs and GPUs can hold is ready; returns how many are.
 
-        The others join when there is room. `poll` runs while waiting and may raise.
+        The others join when there is room. Calls `poll` while waiting.
 
         Raises:
             FleetError: fewer than needed were ready within `timeout` seconds, or one keeps failing to start.
         """
         needed = self.fewest if self.is_elastic else 1
+        num_actors, gpus_each = len(self.members), self.config.actor_gpus
         deadline = time.monotonic() + timeout
-        while len(self.ready()) < max(needed, min(len(self.members), self._room())) and time.monotonic() < deadline:
+        while (ready := len(self.ready())) < max(needed, min(num_actors, capacity(gpus_each))):
+            if time.monotonic() > deadline:
+                break
             poll()
-            starting = [m.starting for m in self.members.values() if m.starting]
+            starting = [member.starting for member in self.members if member.starting]
             if starting:
                 ray.wait(starting, num_returns=1, timeout=0.2)
             else:
                 time.sleep(0.1)
-        ready = len(self.ready())
         if ready < needed:
-            if not ready:
-                raise FleetError(f"no actor could be placed within {timeout:.0f} s: {self._shortage()}")
-            raise FleetError(
-                f"{ready} of at least {needed} actors could be placed within {timeout:.0f} s: {self._shortage()}"
-            )
+            placed = f"{ready} of at least {needed} actors" if ready else "no actor"
+            raise FleetError(f"{placed} could be placed within {timeout:.0f} s: {shortage(num_actors, gpus_each)}")
         return ready
 
     def ready(self) -> list[int]:
-        """Ids of actors that can collect now. What is due to be started, or failed to, is started again."""
+        """Ids of the actors that can collect now. Also takes every other actor's start one step further."""
         now = time.monotonic()
-        for member in self.members.values():
-            starting = member.starting
+        for member in self.members:
             if member.handle is None and now >= member.start_at:
                 self._start(member)
-            elif starting is not None and ray.wait([starting], timeout=0)[0]:
-                self._finish_start(member, starting)
-        return [m.actor_id for m in self.members.values() if m.is_ready]
+            elif member.starting is not None and ray.wait([member.starting], timeout=0)[0]:
+                self._continue_start(member, member.starting)
+        return [member.actor_id for member in self.members if member.is_ready]
 
     def collect(self, actor_id: int, weights: ray.ObjectRef, policy_version: int) -> "ray.ObjectRef[Rollout]":
-        """Asks one ready actor for one rollout; `weights` is a reference to what `ray.put` stored."""
+        """Asks a ready actor for one rollout; `weights` is a reference to what `ray.put` stored."""
         handle = self.members[actor_id].handle
         assert handle is not None
         return handle.collect.remote(weights, policy_version)
 
     def delivered(self, actor_id: int) -> None:
-        """The actor's rollout arrived whole: it works, whatever happened before."""
+        """Records that the actor's rollout arrived intact, which ends any series of failures."""
         member = self.members[actor_id]
         member.has_delivered = self._has_worked = True
         member.failures.clear()
 
-    def replace(self, actor_id: int, error: BaseException | str) -> None:
-        """Ends an actor that is dead, hung or wrong; another one with seeds of its own is started in its place.
+    def replace(self, actor_id: int, error: BaseException) -> None:
+        """Ends an actor that is dead, hung or wrong because of `error`, and starts another with new seeds.
 
         Raises:
-            FleetError: it is the fifth in a row to end like this before its first rollout, or has other software.
+            FleetError: it failed `MAX_FAILURES_AT_START` times in a row in the same way before its first rollout.
         """
         member = self.members[actor_id]
-        cause = error if isinstance(error, str) else cause_in_one_line(error)
-        if "CodeDiffers" in cause:
-            self._refuse(member, f"actor {actor_id} cannot be used: {cause.partition('CodeDiffers: ')[2] or cause}")
-            return
-        kind = cause if isinstance(error, str | ray.exceptions.RayTaskError) else f"{type(error).__name__}: {cause}"
-        # Ray's sentences about a death hold ids and times; the kind of death is what repeats.
-        if isinstance(error, ray.exceptions.RayActorError) and "The actor died because of an error" not in str(error):
-            kind = type(error).__name__
+        self._log_failure(member, error)
+        kind = failure_kind(error)
         if not member.has_delivered:
             member.failures.append(kind)
             if member.failures[-MAX_FAILURES_AT_START:] == [kind] * MAX_FAILURES_AT_START:
                 raise FleetError(
-                    f"actor {actor_id} failed {MAX_FAILURES_AT_START} times in a row before its first rollout: {cause}",
-                    "" if isinstance(error, str) else str(error),
-                ) from (None if isinstance(error, str) else error)
+                    f"actor {actor_id} failed {MAX_FAILURES_AT_START} times in a row before its first rollout: "
+                    f"{cause_in_one_line(error)}",
+                    details=full_cause(error),
+                ) from error
         self._end(member)
         self.counters.actor_restarts += 1
-        member.start_at = time.monotonic() + min(LONGEST_BACK_OFF, 2.0 ** max(0, len(member.failures) - 1))
+        member.start_at = time.monotonic() + min(MAX_BACK_OFF, 2.0 ** max(0, len(member.failures) - 1))
 
-    def _refuse(self, member: Member, problem: str) -> None:
-        """A node with other software ends a run that has not begun; one that joined later only lacks its actors."""
-        if not self._has_worked:
-            raise FleetError(problem)
-        member.problem = problem
-        self._end(member)
-        member.start_at = time.monotonic() + LONGEST_BACK_OFF
-
-    def leaving(self) -> list[int]:
-        """Ready actors on nodes that Ray says are being drained; they do well to be replaced between two rollouts."""
+    def on_draining_nodes(self) -> list[int]:
+        """Ready actors on nodes that Ray is draining; `relocate` them while they are idle."""
         now = time.monotonic()
-        if now - self._drain_asked > _DRAIN_POLL:
-            self._drain_asked = now
-            self._draining = _draining_nodes()
-        if not self._draining:
-            return []
-        return [
-            m.actor_id for m in self.members.values() if m.is_ready and m.place and m.place.node_id in self._draining
-        ]
+        if now - self._drain_polled > _DRAIN_POLL_SECONDS:
+            self._drain_polled = now
+            self._draining = draining_nodes()
+        return [m.actor_id for m in self.members if m.is_ready and m.location and m.location.node_id in self._draining]
 
-    def move(self, actor_id: int) -> None:
-        """Ends an idle actor whose node leaves and starts another, which Ray places on a node that stays."""
-        self._end(self.members[actor_id])
+    def relocate(self, actor_id: int) -> None:
+        """Ends an idle actor on a draining node and starts another, which Ray places on a node that stays."""
+        member = self.members[actor_id]
+        logger.info("actor %d is moved off a node that is being drained: %s", actor_id, member.location)
+        self._end(member)
         self.counters.actor_restarts += 1
 
     def stop(self) -> None:
         """Ends every actor."""
-        for member in self.members.values():
+        for member in self.members:
             self._end(member)
+
+    def _start(self, member: Member) -> None:
+        actor_class = RemoteRolloutActor.options(num_gpus=self.config.actor_gpus)  # type: ignore[attr-defined]
+        member.handle = actor_class.remote()
+        member.starting = member.handle.describe.remote()
+        member.has_delivered = False
+
+    def _continue_start(self, member: Member, starting: ray.ObjectRef) -> None:
+        """Takes the answer to `describe`, then that to `build`."""
+        assert member.handle is not None
+        try:
+            answer = ray.get(starting, timeout=10)
+        except ray.exceptions.RayError as error:
+            self.replace(member.actor_id, error)
+            return
+        if member.location is not None:
+            member.starting = member.last_error = None
+            return
+        member.location, its_software = answer
+        if differing := differences(self.software, its_software):
+            self._refuse(member, f"{member.location.host} has {', '.join(differing)}: install the same on both")
+            return
+        state = self._states.pop(member.actor_id, None)
+        member.starting = member.handle.build.remote(self._node_id, self.config, member.identity, state)
+
+    def _refuse(self, member: Member, difference: str) -> None:
+        """A node with other software ends a run that has not begun; during a run its actors are only missing."""
+        message = f"actor {member.actor_id} cannot be used: {difference}"
+        if not self._has_worked:
+            raise FleetError(message)
+        logger.warning("%s (%s)", message, member.location)
+        member.last_error = message
+        self._end(member)
+        member.start_at = time.monotonic() + MAX_BACK_OFF
 
     def _end(self, member: Member) -> None:
         if member.handle is not None:
             ray.kill(member.handle, no_restart=True)
-            member.incarnation += 1
-        member.handle = member.starting = member.place = None
+            member.identity = replace(member.identity, incarnation=member.identity.incarnation + 1)
+        member.handle = member.starting = member.location = None
 
-    def _room(self) -> int:
-        """Actors that the whole cluster can hold."""
-        resources = ray.cluster_resources()
-        by_cpus = int(resources.get("CPU", 0))
-        return by_cpus if not self.gpus_each else min(by_cpus, int(resources.get("GPU", 0) / self.gpus_each + 1e-6))
-
-    def _shortage(self) -> str:
-        needs = f"one CPU and {self.gpus_each:g} of a GPU" if self.gpus_each else "one CPU"
-        there, free = ray.cluster_resources(), ray.available_resources()
-        have = " and ".join(
-            f"{there.get(kind, 0):g} {kind}s, {free.get(kind, 0):g} of them free"
-            for kind in (["CPU", "GPU"] if self.gpus_each else ["CPU"])
+    def _log_failure(self, member: Member, error: BaseException) -> None:
+        """Logs which actor failed, where and why; of a dead process also the end of its log."""
+        logger.warning(
+            "actor %d (incarnation %d) on %s failed and is replaced: %s",
+            *(member.actor_id, member.identity.incarnation, member.location or "an unknown node", full_cause(error)),
         )
-        return f"each of --num-actors {len(self.members)} needs {needs}; the cluster has {have}"
-
-    def _start(self, member: Member, state: ActorState | None = None) -> None:
-        actor_class = RemoteRolloutActor.options(num_gpus=self.gpus_each)  # type: ignore[attr-defined]
-        life = (member.actor_id, member.incarnation, self.started_at)
-        member.handle = actor_class.remote(self.learner, self.config_ref, *life, state)
-        member.starting = member.handle.place.remote()
-        member.has_delivered = False
-
-    def _finish_start(self, member: Member, started: ray.ObjectRef) -> None:
-        try:
-            member.place = ray.get(started, timeout=10)
-            member.starting = member.problem = None
-        except ray.exceptions.RayError as error:
-            self.replace(member.actor_id, error)
-
-
-def _draining_nodes() -> frozenset[str]:
-    """Hexadecimal ids of nodes about to leave. Ray has no public way to ask; Ray Serve asks in this one."""
-    try:
-        from ray._private.worker import global_worker
-
-        return frozenset(global_worker.gcs_client.get_draining_nodes())  # type: ignore[attr-defined]
-    except Exception:  # a private interface may change: then a drain is noticed when the node is gone
-        return frozenset()

@@ -1,4 +1,4 @@
-"""Rollouts staged side by side: one update's batch in preallocated memory, copied to the GPU while it trains."""
+"""One update's batch of rollouts in preallocated memory, copied to the GPU while the learner trains."""
 
 import copy
 from collections.abc import Sequence
@@ -13,26 +13,27 @@ from common.frame_compression import decompress_frames
 from common.games import OBSERVATION_SHAPE
 from common.messages import ActorState, Rollout
 
-# (columns of a batch, the environments whose steps they are), int arrays of equal length. An actor that collected
-# several rollouts of one batch has one in each of several waves, in order of time.
-Wave = tuple[np.ndarray, np.ndarray]
+# (columns of a batch, the environments that filled them), int arrays of equal length. An actor that collected several
+# rollouts of one batch has one in each of the first rounds, in chronological order.
+Round = tuple[np.ndarray, np.ndarray]
 
 
 class StagedBatch:
-    """Preallocated memory for `num_actors` rollouts, `[T, B of all actors]`: on the host and, for a GPU, there too.
+    """Preallocated memory for `num_actors` rollouts, `[T, B of all actors]`: on the host and on the learner's GPU.
 
-    Rollout k fills columns [k * envs_per_actor, (k + 1) * envs_per_actor).
+    The rollout in slot k fills columns [k * envs_per_actor, (k + 1) * envs_per_actor). Used by one thread at a time:
+    the rollout stream's until the batch is full, then the training thread until its next `publish`.
     """
 
     def __init__(self, config: Config, device: torch.device):
         self.envs_per_rollout = config.envs_per_actor
-        pinned = device.type == "cuda"  # only from pinned memory does a copy run beside the GPU's work
+        pinned = device.type == "cuda"  # copies from pinned memory run while the GPU computes
         shape = (config.unroll_length, config.num_envs)
 
         def filled(value: float, *dims: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.full(dims, value, dtype=dtype, pin_memory=pinned)
 
-        # Absurd values: a column that is read before it is written does not go unnoticed.
+        # Absurd values, so that reading a column before it is written does not go unnoticed.
         self.observations = filled(255, *shape, *OBSERVATION_SHAPE, dtype=torch.uint8)
         self.actions = filled(-1, *shape, dtype=torch.int32)
         self.rewards = filled(float("nan"), *shape)
@@ -45,7 +46,7 @@ class StagedBatch:
         self.staging_seconds = 0.0
 
     def host_tensors(self) -> list[Tensor]:
-        """What the learner's device needs; raw rewards stay on the host."""
+        """The tensors that are needed on the learner's device; raw rewards stay on the host."""
         return [
             self.observations,
             self.actions,
@@ -56,24 +57,24 @@ class StagedBatch:
         ]
 
     def start_upload(self) -> None:
-        """Called when the batch is full, while the learner may still train on the one before."""
+        """Called when the batch is full; the learner may still be training on the previous one."""
         if self.upload is not None:
             self.upload.start()
 
     def device_tensors(self) -> list[Tensor]:
-        """`host_tensors` on the learner's device, there before anything that is launched from now on."""
+        """`host_tensors` on the learner's device. Kernels launched after this call wait for the upload."""
         return self.host_tensors() if self.upload is None else self.upload.finish()
 
     def clear(self) -> None:
-        """Forgets where the last contents came from; the memory is used again."""
+        """Forgets the sources of the last contents, before the memory is used again."""
         self.sources.clear()
         self.staging_seconds = 0.0
 
     def stage(self, slot: int, rollout: Rollout, transfer_seconds: float = 0.0) -> None:
-        """Copies one rollout into its columns; nothing of it is referenced afterwards.
+        """Copies one rollout into its columns and keeps no reference to it.
 
         Raises:
-            DamagedFrames: its compressed frames cannot be read; then nothing was copied.
+            DamagedFrames: its compressed frames cannot be read; nothing was copied.
         """
         columns = slice(slot * self.envs_per_rollout, (slot + 1) * self.envs_per_rollout)
         for target, source in (
@@ -97,25 +98,26 @@ class StagedBatch:
             next_state=copy.deepcopy(rollout.next_state),
         )
 
-    def waves(self) -> list[Wave]:
-        """Columns by environment: first every actor's first rollout, then the second ones, each in order of slots."""
-        by_wave: list[dict[int, int]] = []
+    def rounds(self) -> list[Round]:
+        """Columns and their environments: every actor's first rollout, then the second ones, each in order of slots."""
+        actors_by_slot: list[dict[int, int]] = []
         for slot, source in self.sources.items():  # in order of arrival
-            wave = next((wave for wave in by_wave if source.actor_id not in wave.values()), None)
-            if wave is None:
-                by_wave.append(wave := {})
-            wave[slot] = source.actor_id
+            of_round = next((actors for actors in actors_by_slot if source.actor_id not in actors.values()), None)
+            if of_round is None:
+                actors_by_slot.append(of_round := {})
+            of_round[slot] = source.actor_id
         return [
-            (self._environments(sorted(wave)), self._environments([wave[s] for s in sorted(wave)])) for wave in by_wave
+            (self._expand(sorted(actors)), self._expand([actors[slot] for slot in sorted(actors)]))
+            for actors in actors_by_slot
         ]
 
-    def _environments(self, blocks: Sequence[int]) -> np.ndarray:
-        """int64 indices of blocks of `envs_per_rollout`: of columns, if blocks are slots, or of environments."""
+    def _expand(self, blocks: Sequence[int]) -> np.ndarray:
+        """int64 indices: the columns of slots, or the environments of actors."""
         return np.concatenate([np.arange(self.envs_per_rollout) + block * self.envs_per_rollout for block in blocks])
 
 
 class _Upload:
-    """Copies pinned tensors to their twins on a GPU, on a stream of its own."""
+    """Copies pinned tensors to the GPU on a separate CUDA stream."""
 
     def __init__(self, sources: list[Tensor], device: torch.device):
         self.sources = sources
@@ -136,13 +138,13 @@ class _Upload:
 
 @dataclass(frozen=True, slots=True)
 class RolloutSource:
-    """Where one slot of a staged batch came from, and the episodes that ended in it."""
+    """Where the rollout in one slot came from, and the episodes that ended in it."""
 
     actor_id: int
     policy_version: int
     episode_returns: np.ndarray
     episode_lengths: np.ndarray
     collect_seconds: float
-    transfer_seconds: float  # asked for until delivered, without collecting: queues, network, object store
-    frame_bytes: int  # of all its frames as they were sent
-    next_state: ActorState  # of its actor, after this rollout
+    transfer_seconds: float  # from request to delivery, less collecting: queues, network, object store
+    frame_bytes: int  # of all frames as they were sent
+    next_state: ActorState  # the actor's state after this rollout

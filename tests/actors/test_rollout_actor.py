@@ -1,4 +1,4 @@
-"""One actor on real Procgen: what it returns is what was played, from one rollout to the next."""
+"""One actor on real Procgen: its rollouts contain exactly what was played."""
 
 import copy
 import itertools
@@ -11,7 +11,7 @@ import torch
 from actors.rollout_actor import RolloutActor
 from common.config import resolve
 from common.games import Game
-from common.messages import FinishedEpisodes, weights_sha256
+from common.messages import ActorIdentity, FinishedEpisodes, weights_sha256
 from common.policy_network import PolicyNetwork
 from common.procgen_env import make_envs, observe
 from common.seeding import derive_seed
@@ -28,24 +28,24 @@ def one_torch_thread():
     torch.set_num_threads(before)
 
 
-def tiny_config(**given):
-    # starpilot: random play shoots something and dies, all within a hundred steps or so.
+def tiny_config(**overrides):
+    # starpilot: a random policy scores and dies within about a hundred steps.
     sizes = {"num_actors": 2, "envs_per_actor": B, "unroll_length": T, "num_minibatches": 2}
-    return resolve("lab", {"env_name": GAME, "precision": "float32", **sizes, **given})
+    return resolve("lab", {"env_name": GAME, "precision": "float32", **sizes, **overrides})
 
 
 @pytest.fixture(scope="module")
 def policy():
     torch.manual_seed(0)
     network = PolicyNetwork(tiny_config().network)
-    with torch.no_grad():  # an untrained policy hardly tells frames or actions apart
+    with torch.no_grad():  # an untrained policy hardly distinguishes frames or actions
         network.policy_head.weight.mul_(20)
         network.value_head.weight.mul_(20)
     return network
 
 
-def collect(config, policy, rollouts, actor_id=0, incarnation=0, started_at=0):
-    actor = RolloutActor(config, actor_id, incarnation, started_at)
+def collect(config, policy, rollouts, actor_id=0, **identity):
+    actor = RolloutActor(config, ActorIdentity(actor_id, **identity))
     try:
         # The arrays are reused by the next call: copy.
         return [copy.deepcopy(actor.collect(policy.weights(), version)) for version in range(rollouts)]
@@ -62,7 +62,7 @@ def joined(rollouts, name):
     return np.concatenate([getattr(rollout, name) for rollout in rollouts])
 
 
-def test_a_rollout_has_the_shapes_and_types_of_the_contract(rollouts):
+def test_rollout_has_the_documented_shapes_and_types(rollouts):
     expected = {
         "observations": (np.uint8, (T, B, 64, 64, 3)),
         "actions": (np.int32, (T, B)),
@@ -91,7 +91,7 @@ def test_a_rollout_has_the_shapes_and_types_of_the_contract(rollouts):
     assert actions.min() >= 0 and actions.max() <= 14 and len(np.unique(actions)) > 3
 
 
-def test_values_and_log_probs_are_what_the_policy_says_of_the_observations(rollouts, policy):
+def test_values_and_log_probs_are_the_policys_for_the_observations(rollouts, policy):
     for rollout in rollouts[:2]:
         with torch.no_grad():
             logits, values = policy(torch.from_numpy(rollout.observations).flatten(0, 1))
@@ -103,7 +103,7 @@ def test_values_and_log_probs_are_what_the_policy_says_of_the_observations(rollo
         assert values.std() > 1e-3 and log_probs.std() > 0.1  # else any order would pass
 
 
-def test_the_bootstrap_value_is_that_of_the_next_rollouts_first_observation(rollouts, policy):
+def test_bootstrap_value_is_that_of_the_next_rollouts_first_observation(rollouts, policy):
     for rollout, following in itertools.pairwise(rollouts):
         np.testing.assert_allclose(rollout.bootstrap_value, following.values[0], rtol=1e-4, atol=1e-5)
         with torch.no_grad():
@@ -111,7 +111,7 @@ def test_the_bootstrap_value_is_that_of_the_next_rollouts_first_observation(roll
         np.testing.assert_allclose(rollout.bootstrap_value, values.numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_replaying_the_actions_gives_the_observations_rewards_and_dones_without_a_reset_between_rollouts(rollouts):
+def test_replaying_the_actions_reproduces_all_rollouts_without_a_reset(rollouts):
     config = tiny_config()
     envs = make_envs(B, Game(GAME, "easy"), 0, 20, rand_seed=derive_seed(config.seed, "levels", 0, 0, 0))
     observations, actions = joined(rollouts, "observations"), joined(rollouts, "actions")
@@ -127,7 +127,7 @@ def test_replaying_the_actions_gives_the_observations_rewards_and_dones_without_
     assert dones.sum() >= 4 and np.count_nonzero(rewards) >= 4
 
 
-def test_episode_statistics_add_up_the_rewards_between_dones_across_rollouts(rollouts):
+def test_episode_statistics_sum_rewards_between_dones_across_rollouts(rollouts):
     expected = []
     returns, lengths = [0.0] * B, [0] * B
     for rollout in rollouts:
@@ -144,11 +144,11 @@ def test_episode_statistics_add_up_the_rewards_between_dones_across_rollouts(rol
         assert len(rollout.episodes.returns) == rollout.dones.sum() == len(of_rollout)
         np.testing.assert_allclose(rollout.episodes.returns, [r for r, _ in of_rollout], rtol=1e-5)
         np.testing.assert_array_equal(rollout.episodes.lengths, [length for _, length in of_rollout])
-    assert any(length > T for of_rollout in expected for _, length in of_rollout)  # one that began a rollout earlier
+    assert any(length > T for of_rollout in expected for _, length in of_rollout)  # began in an earlier rollout
     assert any(episode_return != 0 for of_rollout in expected for episode_return, _ in of_rollout)
 
 
-def test_the_level_of_a_finished_episode_is_the_one_that_was_played(policy):
+def test_finished_episode_names_the_level_that_was_played(policy):
     one_level = collect(tiny_config(start_level=7, num_levels=1), policy, 3)
     levels = np.concatenate([rollout.episodes.levels for rollout in one_level])
     assert len(levels) > 0 and (levels == 7).all()
@@ -168,9 +168,9 @@ def test_the_level_of_a_finished_episode_is_the_one_that_was_played(policy):
     np.testing.assert_array_equal(levels, expected)
 
 
-def test_at_the_end_of_an_episode_the_next_value_is_the_next_episodes_and_must_be_masked(policy):
-    # One level: an episode's first frame is always the same, so its value shows where an episode begins. A rollout
-    # of one step puts every end of an episode at the rollout's end.
+def test_bootstrap_value_after_an_episodes_end_is_of_the_next_episode(policy):
+    # With one level every episode has the same first frame, whose value shows where an episode begins. In rollouts of
+    # one step every episode ends at a rollout's end. GAE masks that value.
     config = tiny_config(start_level=3, num_levels=1, unroll_length=1)
     rollouts = collect(config, policy, 250)
     first_value = rollouts[0].values[0]
@@ -183,13 +183,13 @@ def test_at_the_end_of_an_episode_the_next_value_is_the_next_episodes_and_must_b
     assert (np.abs(others - first_value[0]) < 1e-5).mean() < 0.2
 
 
-def first_observations_and_levels(policy, actor_id, incarnation=0, started_at=0, **given):
-    config = tiny_config(num_levels=1000, **given)
-    rollouts = collect(config, policy, 1, actor_id, incarnation, started_at)
+def first_observations_and_levels(policy, actor_id, seed=0, **identity):
+    config = tiny_config(num_levels=1000, seed=seed)
+    rollouts = collect(config, policy, 1, actor_id, **identity)
     return rollouts[0].observations[0], rollouts[0].actions, rollouts[0].episodes.levels
 
 
-def test_actors_draw_the_same_again_for_the_same_seed_and_number_and_other_levels_for_any_other(policy):
+def test_levels_and_actions_depend_on_seed_and_every_field_of_the_identity(policy):
     base = first_observations_and_levels(policy, 0)
     again = first_observations_and_levels(policy, 0)
     for one, other in zip(base, again, strict=True):
@@ -197,7 +197,7 @@ def test_actors_draw_the_same_again_for_the_same_seed_and_number_and_other_level
     others = (
         first_observations_and_levels(policy, 1),
         first_observations_and_levels(policy, 0, incarnation=1),
-        first_observations_and_levels(policy, 0, started_at=1),
+        first_observations_and_levels(policy, 0, start_version=1),
         first_observations_and_levels(policy, 0, seed=1),
     )
     for frames, actions, _ in others:
@@ -206,16 +206,16 @@ def test_actors_draw_the_same_again_for_the_same_seed_and_number_and_other_level
         assert not np.array_equal(actions, base[1])
 
 
-def test_the_noise_of_the_actions_differs_between_actors_even_on_the_same_level(policy):
+def test_action_noise_differs_between_actors_on_the_same_level(policy):
     config = tiny_config(num_levels=1)
     one, other = (collect(config, policy, 1, actor_id)[0] for actor_id in (0, 1))
     np.testing.assert_array_equal(one.observations[0], other.observations[0])
     assert not np.array_equal(one.actions[0:4], other.actions[0:4])
-    assert not np.array_equal(one.actions[0:8, 0], one.actions[0:8, 1])  # nor do the slots of one actor act alike
+    assert not np.array_equal(one.actions[0:8, 0], one.actions[0:8, 1])  # and between environments
 
 
-def test_each_collect_acts_with_the_weights_it_is_given(policy):
-    actor = RolloutActor(tiny_config(unroll_length=4), 0)
+def test_collect_acts_with_its_weights(policy):
+    actor = RolloutActor(tiny_config(unroll_length=4), ActorIdentity(0))
     one_action = {name: array.copy() for name, array in policy.weights().items()}
     one_action["policy_head.weight"][:] = 0
     one_action["policy_head.bias"][:] = 0
@@ -228,7 +228,7 @@ def test_each_collect_acts_with_the_weights_it_is_given(policy):
     np.testing.assert_allclose(after.behavior_log_probs, 0, atol=1e-6)
 
 
-def test_bfloat16_changes_the_values_a_little_and_the_types_not_at_all(policy):
+def test_bfloat16_changes_values_slightly_and_keeps_types(policy):
     (rollout,) = collect(tiny_config(precision="bfloat16", unroll_length=8), policy, 1)
     assert rollout.values.dtype == rollout.behavior_log_probs.dtype == rollout.bootstrap_value.dtype == np.float32
     with torch.no_grad():
@@ -238,12 +238,12 @@ def test_bfloat16_changes_the_values_a_little_and_the_types_not_at_all(policy):
 
 
 @pytest.mark.parametrize("half_batches", [False, True])
-def test_an_actor_made_from_a_saved_state_goes_on_exactly_where_the_other_stood(policy, rollouts, half_batches):
-    # The state travels as Ray hands it out: arrays that cannot be written.
+def test_actor_built_from_a_saved_state_continues_exactly(policy, rollouts, half_batches):
+    # As Ray delivers it: read-only arrays.
     state = copy.deepcopy(rollouts[1].next_state)
     for field in fields(state):
         getattr(state, field.name).flags.writeable = False
-    other = RolloutActor(tiny_config(half_batches=half_batches), actor_id=0, started_at=2, state=state)
+    other = RolloutActor(tiny_config(half_batches=half_batches), ActorIdentity(0, start_version=2), state)
     for expected in rollouts[2:]:
         continued = other.collect(policy.weights(), expected.policy_version)
         for name in ("observations", "actions", "rewards", "dones"):
@@ -255,7 +255,7 @@ def test_an_actor_made_from_a_saved_state_goes_on_exactly_where_the_other_stood(
     assert sum(len(rollout.episodes.returns) for rollout in rollouts[2:]) > 0
 
 
-def test_a_rollout_says_which_weights_really_acted(policy, rollouts):
+def test_rollout_holds_the_digest_of_its_weights(policy, rollouts):
     assert rollouts[0].weights_sha256 == weights_sha256(policy.weights())
     other = {name: array + 1 for name, array in policy.weights().items()}
     assert weights_sha256(other) != rollouts[0].weights_sha256
@@ -271,9 +271,9 @@ def test_half_batches_play_the_same_rollouts(policy, rollouts):
             np.testing.assert_array_equal(getattr(halved.episodes, name), getattr(whole.episodes, name), name)
 
 
-def test_half_batches_step_on_threads_of_their_own_and_an_odd_environment_is_not_lost(policy):
+def test_half_batches_include_the_last_of_an_odd_number_of_environments(policy):
     sizes = {"envs_per_actor": 5, "unroll_length": 8}
-    actor = RolloutActor(tiny_config(**sizes, half_batches=True), 0)
+    actor = RolloutActor(tiny_config(**sizes, half_batches=True), ActorIdentity(0))
     assert [group.columns for group in actor.groups] == [slice(0, 2), slice(2, 5)]
     halved = copy.deepcopy(actor.collect(policy.weights(), 0))
     actor.close()
@@ -282,8 +282,8 @@ def test_half_batches_step_on_threads_of_their_own_and_an_odd_environment_is_not
     np.testing.assert_array_equal(halved.observations, whole.observations)
 
 
-def test_by_default_only_a_policy_on_a_gpu_gets_half_batches():
-    actor = RolloutActor(tiny_config(), 0)
+def test_policy_on_the_cpu_gets_one_batch_by_default():
+    actor = RolloutActor(tiny_config(), ActorIdentity(0))
     assert len(actor.groups) == 1
     actor.close()
 
@@ -291,9 +291,9 @@ def test_by_default_only_a_policy_on_a_gpu_gets_half_batches():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("captured", [False, True])
-def test_on_a_gpu_values_and_log_probs_are_the_policys_for_every_new_weights(policy, captured):
+def test_gpu_values_and_log_probs_follow_new_weights(policy, captured):
     config = tiny_config(actor_gpus=0.1, cuda_graphs=captured, unroll_length=8)
-    actor = RolloutActor(config, 0)
+    actor = RolloutActor(config, ActorIdentity(0))
     weights = policy.weights()
     for version in range(2):
         weights = {name: array * (1 + 0.5 * version) for name, array in weights.items()}

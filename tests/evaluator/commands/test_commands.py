@@ -171,7 +171,10 @@ def test_damaged_newest_checkpoint_is_named_and_the_previous_one_used(
         (["score", "{tmp}/nowhere"], "evaluator: {tmp}/nowhere does not exist"),
         (["score", "{tmp}"], "evaluator: {tmp} is neither a run directory nor a checkpoint"),
         (["score", "{tmp}/empty"], "evaluator: no complete checkpoint in {tmp}/empty/checkpoints"),
-        (["{tmp}/broken/00000010"], "evaluator: {tmp}/broken/00000010/policy.safetensors has 3 bytes, but the manifest"),
+        (
+            ["{tmp}/broken/00000010"],
+            "evaluator: {tmp}/broken/00000010/policy.safetensors has 3 bytes, but the manifest",
+        ),
         (["{run}", "--episodes-per-level", "0"], AT_LEAST_ONE + "got '0'"),
         (["{run}", "--episodes-per-level", "x"], AT_LEAST_ONE + "got 'x'"),
         (["{run}", "--split", "held_out"], "evaluator score: --split: invalid choice: 'held_out'"),

@@ -183,13 +183,13 @@ def test_compressed_frames_are_staged_like_raw_frames_and_their_bytes_counted():
     assert torch.equal(raw.observations, compressed.observations)
 
 
-def test_waves_order_the_rollouts_of_each_actor_in_a_batch():
+def test_rounds_order_the_rollouts_of_each_actor_in_a_batch():
     config = resolve("lab", {"num_actors": 3, "envs_per_actor": 2, "unroll_length": 4, "num_minibatches": 2})
     staged = StagedBatch(config, CPU)
     for slot, actor_id in ((1, 1), (2, 0), (0, 1)):  # in order of arrival: actor 1 came twice, actor 2 never
         staged.sources[slot] = RolloutSource(
             actor_id, 0, np.zeros(0), np.zeros(0), 0.0, 0.0, 0, random_rollout(0).next_state
         )
-    first, second = staged.waves()
+    first, second = staged.rounds()
     assert first[0].tolist() == [2, 3, 4, 5] and first[1].tolist() == [2, 3, 0, 1]
     assert second[0].tolist() == [0, 1] and second[1].tolist() == [2, 3]

@@ -125,11 +125,11 @@ def test_environments_are_tracked_whatever_their_columns_in_the_batch():
     straight = RewardTransform("running_return", 2, 0.99)
     expected = [straight(rewards[:3], dones[:3]), straight(rewards[3:], dones[3:])]
 
-    # One actor of two environments collected both rollouts of a batch: two waves of columns, in order of time.
+    # One actor of two environments collected both rollouts of a batch: two rounds, in chronological order.
     folded = RewardTransform("running_return", 4, 0.99)
-    waves = [(np.array([2, 3]), np.array([0, 1])), (np.array([0, 1]), np.array([0, 1]))]
+    rounds = [(np.array([2, 3]), np.array([0, 1])), (np.array([0, 1]), np.array([0, 1]))]
     together = folded(
-        np.concatenate([rewards[3:], rewards[:3]], axis=1), np.concatenate([dones[3:], dones[:3]], axis=1), waves
+        np.concatenate([rewards[3:], rewards[:3]], axis=1), np.concatenate([dones[3:], dones[:3]], axis=1), rounds
     )
     np.testing.assert_array_equal(together[:, 2:], expected[0])
     np.testing.assert_array_equal(together[:, :2], expected[1])

@@ -1,0 +1,31 @@
+"""What the cluster has room for and which of its nodes are leaving, asked of Ray."""
+
+import ray
+
+
+def capacity(gpus_each: float) -> int:
+    """How many actors the whole cluster can hold, with one CPU and `gpus_each` of a GPU each."""
+    resources = ray.cluster_resources()
+    by_cpus = int(resources.get("CPU", 0))
+    return by_cpus if not gpus_each else min(by_cpus, int(resources.get("GPU", 0) / gpus_each + 1e-6))
+
+
+def shortage(num_actors: int, gpus_each: float) -> str:
+    """What `num_actors` need and what the cluster has, for an error message."""
+    needs = f"one CPU and {gpus_each:g} of a GPU" if gpus_each else "one CPU"
+    total, free = ray.cluster_resources(), ray.available_resources()
+    have = " and ".join(
+        f"{total.get(kind, 0):g} {kind}s, {free.get(kind, 0):g} of them free"
+        for kind in (["CPU", "GPU"] if gpus_each else ["CPU"])
+    )
+    return f"each of --num-actors {num_actors} needs {needs}; the cluster has {have}"
+
+
+def draining_nodes() -> frozenset[str]:
+    """Hexadecimal ids of the nodes that Ray is draining. Ray has no public API for this; Ray Serve uses this one."""
+    try:
+        from ray._private.worker import global_worker
+
+        return frozenset(global_worker.gcs_client.get_draining_nodes())  # type: ignore[attr-defined]
+    except Exception:  # if the private API changes, a drain is noticed when the node is gone
+        return frozenset()
