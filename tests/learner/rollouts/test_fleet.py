@@ -175,7 +175,7 @@ def test_an_actor_that_never_works_stops_the_run_with_its_traceback(new_fleet, n
     fleet.wait_until_placed(DEADLINE, never)
     stream = new_stream(config, fleet)
     stream.publish({name: array for name, array in weights.items() if "value_head" not in name}, 0)
-    with pytest.raises(FleetError, match="failed 5 times in a row before its first rollout: .*Missing key") as error:
+    with pytest.raises(FleetError, match=r"5 times in a row before its first rollout: .*Missing key") as error:
         stream.next_batch(limited())
     assert "Traceback" in error.value.details or "load_state_dict" in error.value.details
     assert "value_head" in error.value.details
