@@ -182,7 +182,7 @@ def test_actor_that_never_works_stops_the_run_with_its_traceback(new_fleet, new_
     fleet.wait_until_placed(DEADLINE, never)
     stream = new_stream(config, fleet)
     stream.publish({name: array for name, array in weights.items() if "value_head" not in name}, 0)
-    with pytest.raises(FleetError, match="failed 5 times in a row before its first rollout: Missing key") as error:
+    with pytest.raises(FleetError, match=r"5 times in a row before its first rollout: .*Missing key") as error:
         stream.next_batch(limited())
     assert "Traceback" in error.value.details or "load_state_dict" in error.value.details
     assert "value_head" in error.value.details
@@ -214,7 +214,7 @@ def test_failed_environments_are_logged_with_traceback_and_location(new_fleet, b
         assert fleet.ready() == [] and time.monotonic() < deadline
         time.sleep(0.05)
     logged = caplog.records[0].getMessage()
-    assert "make_env_groups" in logged and "no such game" in logged and "log /tmp/ray" in logged
+    assert "make_env_groups" in logged and "no such game" in logged and "log of the process: " in logged
 
 
 def test_node_with_other_software_is_refused_with_both_versions(new_fleet, broken_config, monkeypatch):
