@@ -17,7 +17,7 @@ from common.storage.run_directory import RunDirectory
 from evaluator.__main__ import main
 from evaluator.commands.playing import level_sets_of
 from evaluator.levels.level_sets import draw_level_sets, live_splits
-from evaluator.output.score_files import Report
+from evaluator.output.score_files import ScoreFiles
 from evaluator.scores.evaluation import evaluate
 
 PROJECT = Path(__file__).parents[3]
@@ -63,8 +63,8 @@ def test_json_is_one_object_and_repeats_the_live_evaluators_scores(
 ) -> None:
     checkpoint = load_checkpoint(run.checkpoints / "00000010", policy_only=True)
     evaluation = evaluate(checkpoint, draw_level_sets(config)[0].slots(live_splits(config, 10)), 1, config.seed)
-    report = Report(RunDirectory(tmp_path), config)
-    live = report.add(evaluation, skipped=0)
+    report = ScoreFiles(RunDirectory(tmp_path), config)
+    live = report.add(evaluation, skipped=0, eval_seconds=1.0, updates_behind=0)
     report.close()
     assert main(["score", str(run.path), "--json", "--levels"]) == 0
     row = json.loads(capsys.readouterr().out)
@@ -113,7 +113,7 @@ def test_levels_prints_what_the_audit_removed(capsys: pytest.CaptureFixture[str]
     options = ["--env-name", "jumper", "--num-levels", "2", "--held-out-levels", "20"]
     assert main(["levels", *options]) == 0
     out = capsys.readouterr().out
-    assert "ends at once under every action" in out and "train: [0, 2)" in out
+    assert "ends immediately under every action" in out and "train: [0, 2)" in out
     assert main(["levels", *options, "--json"]) == 0
     contents = json.loads(capsys.readouterr().out)
     assert f"{len(contents['audit']['removed']) / contents['audit']['judged']:.1%}" in out
