@@ -14,10 +14,6 @@ PACKAGES = ("actors", "common", "evaluator", "learner")
 LIBRARIES = ("ray", "torch", "numpy", "procgen", "procgen-mirror", "gym3", "zstandard")
 
 
-class CodeDiffers(RuntimeError):
-    """Two processes of one run have different software; the message names both versions."""
-
-
 def package_directories() -> list[Path]:
     """The directories of our four packages: side by side, or separate where Ray copied them to a node."""
     directories = []
@@ -65,9 +61,3 @@ def differences(theirs: Mapping[str, str], ours: Mapping[str, str]) -> list[str]
         for name in {**theirs, **ours}
         if ours.get(name) != theirs.get(name)
     ]
-
-
-def require_same_software(theirs: Mapping[str, str], host: str) -> None:
-    """Raises CodeDiffers unless this process on `host` has `theirs`, the learner's software."""
-    if differing := differences(theirs, software()):
-        raise CodeDiffers(f"{host} has {', '.join(differing)}: install the same on both")
