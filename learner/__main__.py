@@ -17,7 +17,7 @@ from learner.ppo.learner import PPOLearner
 from learner.reporting.bottleneck import Bottleneck
 from learner.reporting.logs import RunLogging
 from learner.reporting.operator_metrics import OperatorMetrics
-from learner.reporting.progress import Progress, score_line
+from learner.reporting.progress import Progress
 from learner.reporting.reporter import Reporter
 from learner.reporting.run_log import RunLog
 from learner.rollouts.fleet import Fleet, FleetError
@@ -144,9 +144,7 @@ def train(prepared: PreparedRun, stop: StopSignals, logs: RunLogging, progress: 
         resumed_from = None if resumed is None else resumed.path
         progress.start(learner.frames)
         stack.callback(progress.stop)
-        score = Training(config, run, learner, stream, evaluator, reporter, stop, state, resumed_from).run_to_end()
-    if score is not None:
-        progress.note(f"final score: {score_line(score)}")
+        Training(config, run, learner, stream, evaluator, reporter, stop, state, resumed_from).run_to_end()
     if (bottleneck := reporter.bottleneck.describe()) is not None:
         progress.note(bottleneck)
     progress.note(f"results in {run.path}")

@@ -18,7 +18,7 @@ from learner.evaluator_handle import RemoteEvaluator
 from learner.ppo.learner import NotFinite, PPOLearner
 from learner.reporting.checkpoint_writer import PATIENCE_SECONDS, CheckpointWriter, Snapshot, on_host
 from learner.reporting.diagnosis import save_diagnosis
-from learner.reporting.metrics_row import Row, metrics_row, rollout_columns
+from learner.reporting.metrics_row import metrics_row, rollout_columns
 from learner.reporting.reporter import Reporter
 from learner.rollouts.staging import StagedBatch
 from learner.rollouts.stream import RolloutStream
@@ -65,8 +65,8 @@ class Training:
         self.last_snapshot = -1 if self.resumed_from is None else self.learner.policy_version
         self.writer = CheckpointWriter(self.run, self.config, newest=self.last_snapshot)
 
-    def run_to_end(self) -> Row | None:
-        """Trains until total_frames; returns the last checkpoint's score, or None if there is none in time.
+    def run_to_end(self) -> None:
+        """Trains until total_frames, and waits for the score of the last checkpoint.
 
         Raises:
             StopRequested: a signal came; the newest completed update is in a checkpoint unless the disk failed.
@@ -81,7 +81,7 @@ class Training:
             raise
         if (failure := self._finish_writing(LAST_WRITE_SECONDS)) is not None:
             raise RunDirectoryFailed(failure)
-        return self._last_score()
+        self._wait_for_last_score()
 
     def _train(self) -> None:
         config, learner, stream, state = self.config, self.learner, self.stream, self.state
@@ -159,10 +159,9 @@ class Training:
             return self.writer.last_error or f"the last checkpoint was not written within {seconds:.0f} s"
         return metrics_failure
 
-    def _last_score(self) -> Row | None:
+    def _wait_for_last_score(self) -> None:
         version = self.learner.policy_version
         if not self.evaluator.is_off:
             self.reporter.progress.note(f"waiting for the score of policy_version {version}")
         score = self.evaluator.wait_for_score(version, self.config.eval_timeout, self._poll)
-        self.reporter.score(score)
-        return score
+        self.reporter.final_score(score)

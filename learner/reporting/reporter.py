@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from learner.reporting.bottleneck import Bottleneck
 from learner.reporting.metrics_row import Row
 from learner.reporting.operator_metrics import OperatorMetrics
-from learner.reporting.progress import Progress
+from learner.reporting.progress import Progress, score_line
 from learner.reporting.run_log import RunLog
 
 
@@ -31,6 +31,12 @@ class Reporter:
         if row is not None and row["policy_version"] > self.last_scored:
             self.last_scored = row["policy_version"]
             self.progress.scored(row)
+            self.operator_metrics.scored(row)
+
+    def final_score(self, row: Row | None) -> None:
+        """Reports the score of the last checkpoint; None if there is none."""
+        if row is not None:
+            self.progress.note(f"final score: {score_line(row)}")
             self.operator_metrics.scored(row)
 
     def set_status(
