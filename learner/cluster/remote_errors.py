@@ -6,7 +6,7 @@ from pathlib import Path
 from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
 MAX_LENGTH = 300
-MAX_LOG_LINES = 40
+MAX_LOG_LINES = 50  # a native crash's stack of our own frames is more than 30 lines before the end
 _COLOR = re.compile(r"\x1b\[\d*m")
 
 

@@ -1,7 +1,8 @@
 """Where log records go: RUN_DIR/learner.log and the screen.
 
 Modules log with `logging.getLogger(__name__)`; only this file configures handlers. learner.log gets records of our
-packages from INFO and of libraries from WARNING, with tracebacks. The screen gets warnings and errors in one line each.
+packages from INFO and of libraries from WARNING, with tracebacks and, where a record has more to say than one line, its
+`details` (`logger.warning(..., extra={"details": text})`). The screen gets warnings and errors in one line each.
 
 What can repeat is rate limited, in learner.log too, so that a crash loop overnight cannot fill the disk.
 """
@@ -67,7 +68,7 @@ class LogFile(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self.setFormatter(_Full("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self.path: Path | None = None
         self.lost = 0
         self._waiting: deque[str] = deque(maxlen=MAX_WAITING)
@@ -135,8 +136,16 @@ class RateLimit(logging.Filter):
                     self._handler.handle(summary)
 
 
+class _Full(logging.Formatter):
+    """With the record's `details`, if it has any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        details = getattr(record, "details", "")
+        return super().format(record) + (f"\n{details}" if details else "")
+
+
 class _OneLine(logging.Formatter):
-    """Without the traceback, which learner.log has."""
+    """Without traceback and details, which learner.log has."""
 
     def format(self, record: logging.LogRecord) -> str:
         record.message, record.level = record.getMessage(), record.levelname.lower()

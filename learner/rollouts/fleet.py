@@ -226,5 +226,7 @@ class Fleet:
         """Logs which actor failed, where and why; of a dead process also the end of its log."""
         logger.warning(
             "actor %d (incarnation %d) on %s failed and is replaced: %s",
-            *(member.actor_id, member.identity.incarnation, member.location or "an unknown node", full_cause(error)),
+            *(member.actor_id, member.identity.incarnation, member.location or "an unknown node"),
+            cause_in_one_line(error),
+            extra={"details": full_cause(error)},
         )

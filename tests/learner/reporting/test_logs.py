@@ -44,6 +44,14 @@ def test_warnings_are_one_line_on_the_screen_and_have_tracebacks_in_the_file(scr
     assert log_file.stat().st_mode & 0o777 == 0o600
 
 
+def test_details_are_in_the_file_only(screen, log_file):
+    with RunLogging(Console(file=screen)) as run_logging:
+        run_logging.open(log_file)
+        logger.warning("an actor failed", extra={"details": "its\nlog"})
+    assert screen.getvalue() == "warning: an actor failed\n"
+    assert log_file.read_text().endswith("WARNING learner.somewhere: an actor failed\nits\nlog\n")
+
+
 def test_records_before_the_run_directory_are_written_when_it_exists(screen, log_file):
     with RunLogging(Console(file=screen)) as run_logging:
         logger.info("first")
