@@ -1,7 +1,5 @@
 """Checkpoints reach the disk in order, on their own thread; a failing disk is tried again."""
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -12,6 +10,7 @@ from common.storage.checkpoints import list_checkpoints, load_checkpoint
 from common.storage.jsonl import append_jsonl
 from common.storage.run_directory import RunDirectory
 from learner.reporting.checkpoint_writer import CheckpointWriter, Snapshot, on_host
+from tests.conftest import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -34,13 +33,6 @@ def new_writer(run, **overrides):
 
 def versions(run):
     return [int(path.name) for path in list_checkpoints(run.checkpoints)]
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_every_snapshot_is_written_and_announced_once_in_order(run):

@@ -3,6 +3,7 @@
 import logging
 import signal
 import time
+from functools import partial
 
 import numpy as np
 import psutil
@@ -13,7 +14,6 @@ import torch
 import learner.rollouts.fleet
 import learner.rollouts.stream
 from actors.rollout_actor import RolloutActor
-from common.config import resolve
 from common.messages import ActorIdentity
 from common.policy_network import PolicyNetwork
 from common.process import prepare_ray_environment
@@ -22,6 +22,8 @@ from learner.rollouts.counters import RunCounters
 from learner.rollouts.failures import WrongWeights
 from learner.rollouts.fleet import Fleet, FleetError
 from learner.rollouts.stream import RolloutStream
+from tests import conftest
+from tests.conftest import wait_until
 
 # Some tests start ten actors one after another; on a busy machine each takes many seconds.
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(400)]
@@ -37,9 +39,9 @@ def embedded_ray():
     ray.shutdown()
 
 
-def tiny_config(**overrides):
-    sizes = {"num_actors": ACTORS, "envs_per_actor": ENVS, "unroll_length": STEPS, "num_minibatches": 2}
-    return resolve("lab", {"precision": "float32", "cluster_timeout": DEADLINE, **sizes, **overrides})
+tiny_config = partial(
+    conftest.tiny_config, num_actors=ACTORS, envs_per_actor=ENVS, unroll_length=STEPS, cluster_timeout=DEADLINE
+)
 
 
 def never():
@@ -115,10 +117,7 @@ def batches(stream, weights, versions):
 
 
 def wait_for_all(fleet):
-    deadline = time.monotonic() + DEADLINE
-    while len(fleet.ready()) < len(fleet.members):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: len(fleet.ready()) == len(fleet.members))
 
 
 @pytest.mark.parametrize("how", ["SIGKILL", "ray.kill"])
@@ -165,10 +164,7 @@ def test_rollouts_of_other_weights_are_not_used(running, weights, monkeypatch):
     with monkeypatch.context() as other_weights:
         other_weights.setattr(learner.rollouts.stream, "weights_sha256", lambda weights: "other")
         stream.publish(weights, 1)
-    deadline = time.monotonic() + DEADLINE
-    while len(replaced) < ACTORS:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: len(replaced) >= ACTORS)
     stream.publish(weights, 1)
     assert all(isinstance(error, WrongWeights) for _, error in replaced)
     assert len(stream.next_batch(limited()).sources) == ACTORS
@@ -209,10 +205,8 @@ def broken_config():
 
 def test_failed_environments_are_logged_with_traceback_and_location(new_fleet, broken_config, caplog):
     fleet = new_fleet(broken_config)
-    deadline = time.monotonic() + DEADLINE
-    while fleet.counters.actor_restarts == 0:
-        assert fleet.ready() == [] and time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: fleet.ready() or fleet.counters.actor_restarts > 0)
+    assert fleet.counters.actor_restarts > 0
     logged = caplog.records[0].getMessage()
     assert "make_env_groups" in logged and "no such game" in logged and "log of the process: " in logged
 
@@ -232,10 +226,7 @@ def test_node_with_other_software_that_joins_later_does_not_end_the_run(running,
     fleet, stream = running
     same, fleet.software = fleet.software, {"heldout's code": "other"}
     fleet.replace(1, WrongWeights("its node was lost"))
-    deadline = time.monotonic() + DEADLINE
-    while fleet.last_error is None and time.monotonic() < deadline:
-        fleet.ready()
-        time.sleep(0.05)
+    wait_until(lambda: [fleet.ready(), fleet.last_error][1] is not None)
     assert "the learner has other" in fleet.last_error
     fleet.software = same  # as if the next one were placed on another node
     wait_for_all(fleet)
