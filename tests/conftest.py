@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,11 +155,11 @@ def no_learner_survives_its_test(learners: list[subprocess.Popen[str]]) -> Itera
 
 @pytest.fixture(scope="session")
 def start_learner(learners: list[subprocess.Popen[str]]) -> Callable[..., subprocess.Popen[str]]:
-    """Starts `python -m learner ARGS` in the project's root and returns the process."""
+    """Starts `python -m learner ARGS` in the project's root and returns the process; `prefix` may be `nice`, say."""
 
-    def start(*args: object, **environment: str) -> subprocess.Popen[str]:
+    def start(*args: object, prefix: Sequence[str] = (), **environment: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "learner", *map(str, args)],
+            [*prefix, sys.executable, "-m", "learner", *map(str, args)],
             cwd=PROJECT,
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
@@ -177,8 +177,8 @@ def start_learner(learners: list[subprocess.Popen[str]]) -> Callable[..., subpro
 def run_learner(start_learner: Callable[..., subprocess.Popen[str]]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `python -m learner ARGS` to its end."""
 
-    def run(*args: object, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
-        process = start_learner(*args, **environment)
+    def run(*args: object, timeout: float = 240, **options: Any) -> subprocess.CompletedProcess[str]:
+        process = start_learner(*args, **options)
         try:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:

@@ -101,14 +101,8 @@ def head(temp_dir: Path) -> Iterator[Head]:
         process = subprocess.Popen(
             [
                 *(*RAY, "start", "--head", "--block", "--node-ip-address", HOST, "--port", str(port)),
-                *(
-                    "--include-dashboard",
-                    "false",
-                    "--ray-client-server-port",
-                    str(client),
-                    "--dashboard-agent-listen-port",
-                    str(agent),
-                ),
+                *("--include-dashboard", "false", "--ray-client-server-port", str(client)),
+                *("--dashboard-agent-listen-port", str(agent)),
                 *("--temp-dir", str(temp_dir / "ray"), "--num-cpus", "2", "--object-store-memory", str(200 << 20)),
             ],
             env=environment(home, RAY_AUTH_MODE="token"),
