@@ -22,7 +22,7 @@ PINNED_BY_TORCH = re.compile(r"nvidia-.*|cuda-.*|triton")  # torch names the ver
 def run(*command: str | Path, cwd: Path) -> str:
     """Standard output of a command that must succeed, run without the paths that this test process adds."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, f"{command} exited with {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
