@@ -1,19 +1,29 @@
-"""What several test files share: the real `python -m learner` with settings so small that an update takes a second."""
+"""What several test files share: tiny settings, waiting, bit-equality, and the real `python -m learner`.
+
+Fixtures come by themselves; import the functions: `from tests.conftest import wait_until`.
+"""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+
+from benchmarks.processes import kill_tree
+from common.config import Config, resolve
 
 PROJECT = Path(__file__).parent.parent
 
-# 2 actors x 2 environments x 16 steps = 64 frames an update.
+# 2 actors x 2 environments x 16 steps = 64 frames an update. Episodes of leaper last about a hundred steps, so that a
+# score and its videos take a second on a quiet machine; those of coinrun last a thousand.
 TINY = [
+    *("--env-name", "leaper"),
     *("--num-actors", "2", "--envs-per-actor", "2", "--unroll-length", "16", "--num-minibatches", "2"),
     *("--update-epochs", "1", "--num-levels", "2", "--checkpoint-interval", "2"),
 ]
@@ -23,7 +33,63 @@ TINY_BATCH = 64
 # Tests that start process trees (Ray, learners, clusters): `make test` leaves them out, `make test-all` runs them.
 PROCESS_FOLDERS = {"end_to_end", "drills"}
 # A machine that runs several of them side by side is slow: a hang is found, but later.
-PROCESS_TIMEOUT = 300
+PROCESS_TIMEOUT = 600
+# For waits that are not what a test is about: neighbours on all cores may slow everything down several times.
+PATIENCE = 180.0
+
+
+def wait_until(
+    condition: Callable[[], object],
+    process: subprocess.Popen[Any] | None = None,
+    seconds: float = PATIENCE,
+    output: Path | None = None,
+) -> None:
+    """Waits for a condition; fails if it takes too long or `process` ends first, showing what that wrote.
+
+    `output` is the file that the process writes to, if not a pipe.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        ended = process is not None and process.poll() is not None
+        if ended or time.monotonic() > deadline:
+            said: object = ""
+            if process is not None:
+                if not ended:
+                    kill_tree(psutil.Process(process.pid))  # otherwise reading its output would wait for its end
+                said = process.communicate() if output is None else output.read_text()
+            reason = "the process ended" if ended else f"nothing after {seconds:.0f} s"
+            pytest.fail(f"waiting for a condition: {reason}\n{said}")
+        time.sleep(0.05)
+
+
+def num_lines(path: Path) -> int:
+    """Complete lines of a file that may be growing; 0 if there is none yet."""
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def tiny_config(preset: str = "lab", **settings: Any) -> Config:
+    """A Config of two actors with two environments each, float32; `settings` override."""
+    sizes = {"num_actors": 2, "envs_per_actor": 2, "unroll_length": 16, "num_minibatches": 2}
+    return resolve(preset, {**sizes, "precision": "float32", **settings})
+
+
+def assert_bit_equal(one: Any, other: Any, path: str = "state") -> None:
+    """Nested dicts, sequences and tensors are equal in type, structure and every bit; `path` is named if not."""
+    import torch  # most tests need neither it nor the second that it takes
+
+    assert type(one) is type(other), path
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        for key in one:
+            assert_bit_equal(one[key], other[key], f"{path}[{key!r}]")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), path
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_bit_equal(a, b, f"{path}[{i}]")
+    elif isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and torch.equal(one, other), path
+    else:
+        assert one == other, path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -71,12 +137,29 @@ def tiny() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def start_learner() -> Callable[..., subprocess.Popen[str]]:
-    """Starts `python -m learner ARGS` in the project's root and returns the process."""
+def learners() -> list[subprocess.Popen[str]]:
+    """Every learner that this process has started."""
+    return []
 
-    def start(*args: object, **environment: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "learner", *map(str, args)],
+
+@pytest.fixture(autouse=True)
+def no_learner_survives_its_test(learners: list[subprocess.Popen[str]]) -> Iterator[None]:
+    """A failed test must not leave a learner that slows down those after it."""
+    yield
+    for process in learners:
+        if process.poll() is None:
+            kill_tree(psutil.Process(process.pid))
+            process.wait()
+    learners.clear()
+
+
+@pytest.fixture(scope="session")
+def start_learner(learners: list[subprocess.Popen[str]]) -> Callable[..., subprocess.Popen[str]]:
+    """Starts `python -m learner ARGS` in the project's root and returns the process; `prefix` may be `nice`, say."""
+
+    def start(*args: object, prefix: Sequence[str] = (), **environment: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [*prefix, sys.executable, "-m", "learner", *map(str, args)],
             cwd=PROJECT,
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
@@ -84,6 +167,8 @@ def start_learner() -> Callable[..., subprocess.Popen[str]]:
             stderr=subprocess.PIPE,
             text=True,
         )
+        learners.append(process)
+        return process
 
     return start
 
@@ -92,12 +177,12 @@ def start_learner() -> Callable[..., subprocess.Popen[str]]:
 def run_learner(start_learner: Callable[..., subprocess.Popen[str]]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `python -m learner ARGS` to its end."""
 
-    def run(*args: object, timeout: float = 100, **environment: str) -> subprocess.CompletedProcess[str]:
-        process = start_learner(*args, **environment)
+    def run(*args: object, timeout: float = 240, **options: Any) -> subprocess.CompletedProcess[str]:
+        process = start_learner(*args, **options)
         try:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            process.kill()
+            kill_tree(psutil.Process(process.pid))
             out, err = process.communicate()
             pytest.fail(f"the learner did not end within {timeout} s:\n{out}\n{err}")
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)

@@ -76,12 +76,12 @@ def violations(path: str, source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("package", sorted(MAY_IMPORT))
-def test_every_package_is_there_to_be_read(package: str) -> None:
+def test_package_exists(package: str) -> None:
     assert (ROOT / package / "__init__.py").is_file()
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_a_file_keeps_the_rules(path: Path) -> None:
+def test_file_keeps_the_rules(path: Path) -> None:
     assert violations(path.relative_to(ROOT).as_posix(), path.read_text()) == []
 
 
@@ -105,7 +105,7 @@ def test_a_file_keeps_the_rules(path: Path) -> None:
         ("learner/rollouts/fleet.py", "from os import environ\ndel environ['A']", "changes the environment"),
     ],
 )
-def test_a_broken_rule_is_found(path: str, source: str, expected: str) -> None:
+def test_broken_rule_is_found(path: str, source: str, expected: str) -> None:
     assert violations(path, source) == [expected]
 
 
@@ -120,5 +120,5 @@ def test_a_broken_rule_is_found(path: str, source: str, expected: str) -> None:
         ("learner/rollouts/fleet.py", "import os\nhome = os.environ['HOME']\nsettings = {}\nsettings.update(a=1)"),
     ],
 )
-def test_what_the_rules_allow_is_not_reported(path: str, source: str) -> None:
+def test_allowed_code_is_not_reported(path: str, source: str) -> None:
     assert violations(path, source) == []

@@ -3,18 +3,19 @@
 import copy
 import itertools
 from dataclasses import fields
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from actors.rollout_actor import RolloutActor
-from common.config import resolve
 from common.games import Game
 from common.messages import ActorIdentity, FinishedEpisodes, weights_sha256
 from common.policy_network import PolicyNetwork
 from common.procgen_env import make_envs, observe
 from common.seeding import derive_seed
+from tests import conftest
 
 GAME = "starpilot"
 T, B, ROLLOUTS = 64, 4, 4
@@ -28,10 +29,8 @@ def one_torch_thread():
     torch.set_num_threads(before)
 
 
-def tiny_config(**overrides):
-    # starpilot: a random policy scores and dies within about a hundred steps.
-    sizes = {"num_actors": 2, "envs_per_actor": B, "unroll_length": T, "num_minibatches": 2}
-    return resolve("lab", {"env_name": GAME, "precision": "float32", **sizes, **overrides})
+# starpilot: a random policy scores and dies within about a hundred steps.
+tiny_config = partial(conftest.tiny_config, env_name=GAME, envs_per_actor=B, unroll_length=T)
 
 
 @pytest.fixture(scope="module")

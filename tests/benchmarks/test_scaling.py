@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.processes
 PROJECT = Path(__file__).parents[2]
 ROLLOUT_BYTES = 16 * 3 * 12305
 UPDATES = 4

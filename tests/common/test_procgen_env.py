@@ -142,5 +142,5 @@ def test_making_environments_prints_nothing():
         "envs = make_envs(1, Game('coinrun', 'easy'), 0, 1, rand_seed=0)\n"
         "observe(envs); envs.close()"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=PROJECT)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=180, cwd=PROJECT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -2,7 +2,6 @@
 
 import ctypes
 import signal
-import time
 from functools import partial
 
 import psutil
@@ -12,6 +11,7 @@ from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from learner.cluster.remote_errors import cause_in_one_line, full_cause
+from tests.conftest import wait_until
 
 NODE = {"num_cpus": 1, "object_store_memory": 200 << 20}
 # A cluster of `ray.cluster_utils` requires no token; it lives as long as the test.
@@ -38,14 +38,6 @@ def free_cpus_per_node() -> list[float]:
     return sorted(resources.get("CPU", 0.0) for resources in available_resources_per_node().values())
 
 
-def wait_for(condition, process, seconds=90):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.1)
-
-
 def actor_processes() -> list[psutil.Process]:
     """Only this cluster's actors: its processes descend from this one."""
     return [p for p in psutil.Process().children(recursive=True) if "RemoteRolloutActor" in command(p)]
@@ -70,7 +62,7 @@ def test_full_cause_of_a_native_crash_has_its_stack_trace_and_the_path_of_the_lo
     for node in ray.nodes():
         on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         with pytest.raises(ray.exceptions.ActorDiedError) as died:
-            ray.get(Crashing.options(scheduling_strategy=on_node).remote().crash.remote(), timeout=60)
+            ray.get(Crashing.options(scheduling_strategy=on_node).remote().crash.remote(), timeout=120)
         assert cause_in_one_line(died.value).startswith("The actor is dead because its worker process has died.")
         text = full_cause(died.value)
         assert "/logs/worker-" in text
@@ -82,9 +74,9 @@ def test_actors_on_both_nodes_are_replaced_when_they_die_or_hang(two_nodes, star
     metrics = tmp_path / "run" / "metrics.jsonl"
     process = start_learner(
         *(*tiny, "--run-dir", tmp_path / "run", "--address", two_nodes.address, OPEN, "--no-evaluator"),
-        *("--total-frames", 10**9, "--actor-timeout", 5),
+        *("--total-frames", 10**9, "--actor-timeout", 10),
     )
-    wait_for(lambda: metrics.exists() and len(rows(metrics)) > 2, process)
+    wait_until(lambda: metrics.exists() and len(rows(metrics)) > 2, process)
     assert free_cpus_per_node() == [0.0, 0.0]
 
     def goes_on_with_both(restarts: int, rows_before: int) -> bool:
@@ -94,11 +86,11 @@ def test_actors_on_both_nodes_are_replaced_when_they_die_or_hang(two_nodes, star
 
     for restarts, signum in ((1, signal.SIGKILL), (2, signal.SIGSTOP)):
         actor_processes()[0].send_signal(signum)
-        wait_for(partial(goes_on_with_both, restarts, len(rows(metrics))), process)
+        wait_until(partial(goes_on_with_both, restarts, len(rows(metrics))), process)
     assert len(actor_processes()) == 2
 
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 143, out + err
     frames = [row["frames"] for row in rows(metrics)]
     assert frames == [64 * (n + 1) for n in range(len(frames))]

@@ -26,7 +26,7 @@ OPEN = "--allow-unauthenticated"  # a cluster of `ray.cluster_utils` requires no
 def doctor(*args, **environment):
     command = [sys.executable, "-m", "learner", "doctor", *map(str, args)]
     return subprocess.run(
-        command, cwd=PROJECT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=100
+        command, cwd=PROJECT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=240
     )
 
 
@@ -117,7 +117,7 @@ def test_nodes_get_our_code_from_the_learner(two_nodes):
 
             return [package.__path__[0] for package in (actors, common, evaluator, learner)]
 
-        for path in ray.get(where.remote(), timeout=60):
+        for path in ray.get(where.remote(), timeout=120):
             assert "working_dir_files" in path
     finally:
         connection.disconnect()

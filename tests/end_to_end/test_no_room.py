@@ -14,7 +14,7 @@ def no_cpus():
     cluster.shutdown()
 
 
-def test_no_actor_placed_stops_the_run_with_one_line(no_cpus, run_learner, tiny, tmp_path):
+def test_run_without_a_placed_actor_stops_with_one_line(no_cpus, run_learner, tiny, tmp_path):
     where = ["--address", no_cpus.address, "--allow-unauthenticated", "--cluster-timeout", "3"]
     result = run_learner(*tiny, "--run-dir", tmp_path / "run", *where)
     assert result.returncode == 2, result.stdout + result.stderr
@@ -27,7 +27,7 @@ def test_no_actor_placed_stops_the_run_with_one_line(no_cpus, run_learner, tiny,
     assert not (tmp_path / "run").exists()
 
 
-def test_actors_that_ask_for_gpus_of_a_cluster_without_are_told_so(run_learner, tiny, tmp_path):
+def test_actors_that_need_gpus_of_a_cluster_without_them_are_refused(run_learner, tiny, tmp_path):
     result = run_learner(*tiny, "--run-dir", tmp_path / "run", "--actor-gpus", "0.25", "--cluster-timeout", "3")
     assert result.returncode == 2, result.stdout + result.stderr
     (line,) = result.stderr.splitlines()

@@ -1,19 +1,17 @@
-"""Who can join a cluster and read a run: a real Ray head with a token, and strangers who try every port."""
+"""Who can join a cluster and read a run: a real Ray head with a token, strangers, and an embedded Ray.
+
+What we rely on in Ray's own authentication is checked by `drills/ray_upgrade.py`.
+"""
 
 import contextlib
-import http.client
-import importlib.util
 import os
-import re
+import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ import pytest
 from common.storage.run_directory import RunDirectory
 from learner.cluster.authentication import LOOPBACK
 from learner.cluster.authentication_probe import CLIENT_TIMEOUTS
+from tests.conftest import wait_until
 
 PROJECT = Path(__file__).parents[2]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -32,34 +31,13 @@ IMPATIENCE = {**CLIENT_TIMEOUTS, "RAY_NUM_REDIS_GET_RETRIES": "1"}
 # Ray replaces a node address of 127.0.0.1 by the host's own one; 127.0.0.2 stays.
 HOST = "127.0.0.2"
 WRONG_TOKEN = "0123456789abcdef" * 4
-needs_dashboard = pytest.mark.skipif(
-    any(importlib.util.find_spec(module) is None for module in ("aiohttp", "grpc")),
-    reason="Ray's dashboard is not installed (ray[default])",
-)
-# Calls that every Ray server of a kind answers; only whether they are refused matters here.
-GRPC_CALLS = (
-    "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo",
-    "/ray.rpc.NodeManagerService/GetNodeStats",
-    "/ray.rpc.ObjectManagerService/Pull",
-    "/ray.rpc.CoreWorkerService/NumPendingTasks",
-    "/ray.rpc.ReporterService/GetTraceback",
-    "/ray.rpc.RayletDriver/ClusterInfo",
-)
-JOIN = """
-import ray, sys
-ray.init(address=sys.argv[1], log_to_driver=False)
-print("INSIDE", len(ray.nodes()))
-"""
 
 
 @dataclass(frozen=True)
 class Head:
     """A running `ray start --head` and what is needed to reach it."""
 
-    process: psutil.Process
     address: str
-    dashboard: str
-    metrics_port: int
     home: Path  # of its user, with the token
     token: str
     temp_dir: Path
@@ -88,7 +66,7 @@ def end(process: subprocess.Popen[str]) -> None:
         tree = []
     process.terminate()
     try:
-        process.wait(20)
+        process.wait(60)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
@@ -97,20 +75,12 @@ def end(process: subprocess.Popen[str]) -> None:
             child.kill()
 
 
-def make_token(home: Path, token: str | None = None) -> str:
-    """Stores `token`, or one that Ray's own command generates."""
-    if token is None:
-        made = subprocess.run(
-            ["sh", "-c", 'umask 077; exec "$@"', "sh", *RAY, "get-auth-token", "--generate"],
-            env=environment(home),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return made.stdout.strip()
-    (home / ".ray").mkdir(parents=True)
-    (home / ".ray" / "auth_token").write_text(token)
-    return token
+def store_token(home: Path, token: str) -> None:
+    """Stores `token` where Ray and the learner look for it."""
+    (home / ".ray").mkdir(parents=True, mode=0o700)
+    path = home / ".ray" / "auth_token"
+    path.touch(mode=0o600)
+    path.write_text(token)
 
 
 @pytest.fixture(scope="module")
@@ -123,19 +93,17 @@ def temp_dir() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def head(temp_dir: Path) -> Iterator[Head]:
-    """A head with token authentication, dashboard, job submission and Ray Client."""
-    home = temp_dir / "home"
-    home.mkdir()
-    token = make_token(home)
-    port, dashboard, client, agent, metrics = free_ports(5)
+    """A head that requires a token."""
+    home, token = temp_dir / "home", secrets.token_hex(32)
+    store_token(home, token)
+    port, client, agent = free_ports(3)
     with open(temp_dir / "head.log", "w") as log:
         process = subprocess.Popen(
             [
                 *(*RAY, "start", "--head", "--block", "--node-ip-address", HOST, "--port", str(port)),
-                *("--include-dashboard", "true", "--dashboard-port", str(dashboard)),
-                *("--ray-client-server-port", str(client), "--dashboard-agent-listen-port", str(agent)),
-                *("--metrics-export-port", str(metrics), "--temp-dir", str(temp_dir / "ray")),
-                *("--num-cpus", "2", "--object-store-memory", str(200 << 20)),
+                *("--include-dashboard", "false", "--ray-client-server-port", str(client)),
+                *("--dashboard-agent-listen-port", str(agent)),
+                *("--temp-dir", str(temp_dir / "ray"), "--num-cpus", "2", "--object-store-memory", str(200 << 20)),
             ],
             env=environment(home, RAY_AUTH_MODE="token"),
             cwd=PROJECT,
@@ -143,16 +111,10 @@ def head(temp_dir: Path) -> Iterator[Head]:
             stderr=log,
             text=True,
         )
-    url = f"http://127.0.0.1:{dashboard}"
     try:
-        deadline = time.monotonic() + 60
-        while status_of(f"{url}/api/jobs/", token) != 200:
-            assert process.poll() is None, (temp_dir / "head.log").read_text()
-            assert time.monotonic() < deadline, (temp_dir / "head.log").read_text()
-            time.sleep(0.3)
-        yield Head(
-            psutil.Process(process.pid), f"{HOST}:{port}", url, metrics, home, token, temp_dir / "ray"
-        )  # fmt: skip
+        log_file = temp_dir / "head.log"
+        wait_until(lambda: "Ray runtime started" in log_file.read_text(), process, output=log_file)
+        yield Head(f"{HOST}:{port}", home, token, temp_dir / "ray")
     finally:
         end(process)
 
@@ -161,19 +123,14 @@ def head(temp_dir: Path) -> Iterator[Head]:
 def stranger(request: pytest.FixtureRequest, temp_dir: Path) -> dict[str, str]:
     """The environment of a user who must not be admitted."""
     home = temp_dir / request.param.replace(" ", "-")
-    home.mkdir()
     if request.param == "without a token":
+        home.mkdir()
         return environment(home, RAY_AUTH_MODE="disabled", **IMPATIENCE)
-    make_token(home, WRONG_TOKEN)
+    store_token(home, WRONG_TOKEN)
     return environment(home, RAY_AUTH_MODE="token", **IMPATIENCE)
 
 
-def owner(head: Head) -> dict[str, str]:
-    """The environment of the cluster's user. Ray's own commands, unlike the learner, need RAY_AUTH_MODE."""
-    return environment(head.home, RAY_AUTH_MODE="token", **IMPATIENCE)
-
-
-def run(*command: object, env: dict[str, str], timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def run(*command: object, env: dict[str, str], timeout: float = 240) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(word) for word in command],
         env=env,
@@ -183,41 +140,6 @@ def run(*command: object, env: dict[str, str], timeout: float = 60) -> subproces
         timeout=timeout,
         stdin=subprocess.DEVNULL,
     )
-
-
-def status_of(url: str, token: str | None, body: bytes | None = None) -> int | None:
-    """The HTTP status, or None if nothing answers in HTTP."""
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=5) as reply:
-            return reply.status
-    except urllib.error.HTTPError as error:
-        return error.code
-    except (OSError, ValueError, http.client.HTTPException):
-        return None
-
-
-def page(url: str) -> str:
-    """The page as served without a token."""
-    with urllib.request.urlopen(url, timeout=5) as reply:
-        return reply.read().decode()
-
-
-def grpc_codes(address: str) -> set[str]:
-    """The status codes of calls without a token; empty if nothing there speaks gRPC."""
-    import grpc
-
-    codes = set()
-    with grpc.insecure_channel(address) as channel:
-        for call in GRPC_CALLS:
-            try:
-                channel.unary_unary(call)(b"", timeout=10)
-                codes.add("ANSWERED")
-            except grpc.RpcError as error:
-                codes.add(error.code().name)  # type: ignore[attr-defined]
-            if codes <= {"UNAVAILABLE", "DEADLINE_EXCEEDED"}:
-                return set()
-    return codes
 
 
 def listening(process: psutil.Process) -> set[tuple[str, int]]:
@@ -246,68 +168,6 @@ def command_lines(process: psutil.Process) -> str:
     return "\n".join(lines)
 
 
-@needs_dashboard
-def test_token_made_by_ray_is_readable_only_by_its_user(head: Head) -> None:
-    path = head.home / ".ray" / "auth_token"
-    assert re.fullmatch("[0-9a-f]{64}", head.token)
-    assert path.read_text() == head.token
-    assert path.stat().st_mode & 0o777 == 0o600
-
-
-@needs_dashboard
-def test_driver_of_a_stranger_cannot_join(head: Head, stranger: dict[str, str]) -> None:
-    refused = run(sys.executable, "-c", JOIN, head.address, env=stranger)
-    assert refused.returncode == 1
-    assert "INSIDE" not in refused.stdout
-    assert "Authentication token is missing or incorrect" in refused.stderr
-
-
-@needs_dashboard
-def test_node_of_a_stranger_cannot_join(head: Head, stranger: dict[str, str]) -> None:
-    refused = run(*RAY, "start", "--address", head.address, "--block", env=stranger)
-    assert refused.returncode != 0
-    assert "Authentication token is missing or incorrect" in refused.stderr + refused.stdout
-    inside = run(sys.executable, "-c", JOIN, head.address, env=owner(head))
-    assert inside.stdout.split()[-2:] == ["INSIDE", "1"], inside.stderr
-
-
-@needs_dashboard
-@pytest.mark.parametrize(("token", "status"), [(None, 401), (WRONG_TOKEN, 403)])
-def test_dashboard_shows_a_stranger_nothing_and_accepts_no_jobs(
-    head: Head, token: str | None, status: int, tmp_path: Path
-) -> None:
-    for path in (
-        "/api/jobs/",
-        "/nodes?view=summary",
-        "/api/v0/nodes",
-        "/api/v0/logs?node_ip=127.0.0.2",
-        "/logical/actors",
-    ):
-        assert status_of(head.dashboard + path, token) == status, path
-        assert status_of(head.dashboard + path, head.token) not in (401, 403, None), path
-    job = b'{"entrypoint": "touch %s"}' % bytes(tmp_path / "ran")
-    assert status_of(f"{head.dashboard}/api/jobs/", token, job) == status
-    assert not (tmp_path / "ran").exists()
-
-
-@needs_dashboard
-def test_job_of_a_stranger_does_not_run(head: Head, stranger: dict[str, str], tmp_path: Path) -> None:
-    submit = (*RAY, "job", "submit", "--address", head.dashboard, "--", "touch")
-    refused = run(*submit, tmp_path / "stranger", env=stranger)
-    assert refused.returncode != 0
-    assert not (tmp_path / "stranger").exists()
-
-
-@needs_dashboard
-def test_job_with_the_token_runs(head: Head, tmp_path: Path) -> None:
-    submitted = run(
-        *RAY, "job", "submit", "--address", head.dashboard, "--", "touch", tmp_path / "ran", env=owner(head)
-    )
-    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-    assert (tmp_path / "ran").exists()
-
-
-@needs_dashboard
 def test_learner_that_is_refused_says_why_in_one_line(head: Head, stranger: dict[str, str], tmp_path: Path) -> None:
     env = {name: value for name, value in stranger.items() if name != "RAY_AUTH_MODE"}
     command = (sys.executable, "-m", "learner", "--address", head.address, "--run-dir", tmp_path / "run")
@@ -321,7 +181,6 @@ def test_learner_that_is_refused_says_why_in_one_line(head: Head, stranger: dict
     assert not (tmp_path / "run").exists()
 
 
-@needs_dashboard
 def test_run_in_a_cluster_exposes_neither_its_token_nor_its_files(head: Head, tiny: list[str], tmp_path: Path) -> None:
     """The head runs under another umask; the evaluator's files are private nevertheless."""
     for name in ("RAY_AUTH_MODE", "RAY_ADDRESS"):
@@ -339,32 +198,15 @@ def test_run_in_a_cluster_exposes_neither_its_token_nor_its_files(head: Head, ti
         text=True,
     )
     try:
-        deadline = time.monotonic() + 60
-        while not (directory / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert process.poll() is None, process.communicate()
-        seen = command_lines(head.process) + command_lines(psutil.Process(process.pid))
-        ports = listening(head.process)
-        open_doors = {}
-        for address, port in ports:
-            host = HOST if address in ("::", "0.0.0.0") else address.removeprefix("::ffff:")
-            if status_of(f"http://{host}:{port}/api/jobs/", None) == 401:
-                continue
-            # No Ray server knows the calls of all the others.
-            if grpc_codes(f"{host}:{port}") - {"UNIMPLEMENTED"} != {"UNAUTHENTICATED"}:
-                open_doors[port] = page(f"http://{host}:{port}/")
-        output, _ = process.communicate(timeout=100)
+        wait_until((directory / "metrics.jsonl").exists, process)
+        seen = " ".join(psutil.Process(process.pid).cmdline())
+        output, _ = process.communicate(timeout=240)
     finally:
         end(process)
     assert process.returncode == 0, output
     assert "token authentication" in output
 
-    assert "RemoteRolloutActor" in seen and "gcs_server" in seen
-    assert head.token not in seen
-    # Anyone who reaches their ports can read Ray's metrics; everything else requires the token.
-    assert head.metrics_port in open_doors
-    assert {shown[:6] for shown in open_doors.values()} == {"# HELP"}, open_doors
-
+    assert "learner" in seen and head.token not in seen
     assert head.token not in output
     written = [path for place in (directory, head.temp_dir) for path in place.rglob("*") if path.is_file()]
     assert any("gcs_server" in path.name for path in written) and any(path.suffix == ".gif" for path in written)
@@ -389,17 +231,14 @@ def test_embedded_run_is_reachable_and_readable_only_by_its_user(tiny, tmp_path:
         umask=0o022,
     )
     try:
-        deadline = time.monotonic() + 90
-        while not (directory / "evaluations.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert process.poll() is None, process.communicate()
+        wait_until((directory / "evaluations.jsonl").exists, process)
         learner = psutil.Process(process.pid)
         addresses = {address.removeprefix("::ffff:") for address, _ in listening(learner)}
         sessions = {
             Path(word.split("=")[1]) for word in command_lines(learner).split() if word.startswith("--session-dir=")
         }
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=120)
     finally:
         end(process)
     assert process.returncode == 143, output
@@ -452,7 +291,7 @@ def test_learner_refuses_a_cluster_open_to_its_network_unless_allowed(
     """Ray listens on every interface for a node at 127.0.0.2, so others could reach this cluster."""
     assert HOST not in LOOPBACK
     home = tmp_path / "home"
-    make_token(home, WRONG_TOKEN)  # our having a token does not make the cluster require one
+    store_token(home, WRONG_TOKEN)  # our having a token does not make the cluster require one
     temp = Path(tempfile.mkdtemp(prefix="hs-", dir="/tmp"))
     with open(temp / "head.log", "w") as log:
         process = subprocess.Popen(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 
@@ -19,7 +20,7 @@ def finished(run_learner, tiny, tmp_path_factory):
     return result, run_dir
 
 
-def test_a_run_leaves_one_metrics_row_per_update_with_the_published_names(finished, rows):
+def test_run_leaves_one_metrics_row_per_update_with_the_published_names(finished, rows):
     metrics = rows(finished[1] / "metrics.jsonl")
     assert [row["policy_version"] for row in metrics] == [1, 2, 3, 4, 5]
     assert [row["frames"] for row in metrics] == [64, 128, 192, 256, 320]
@@ -47,7 +48,7 @@ def test_checkpoints_are_written_at_the_start_the_interval_and_the_end(finished)
     assert any((newest.weights[name] != first.weights[name]).any() for name in first.weights)
 
 
-def test_the_untrained_policy_and_the_last_checkpoint_are_scored_on_both_splits(finished, rows):
+def test_untrained_policy_and_last_checkpoint_are_scored_on_both_splits(finished, rows):
     evaluations = rows(finished[1] / "evaluations.jsonl")
     versions = [row["policy_version"] for row in evaluations]
     assert versions[0] == 0 and versions[-1] == 5 and versions == sorted(set(versions))
@@ -73,11 +74,11 @@ def test_levels_csv_has_a_row_for_every_scored_level(finished, rows):
     }
 
 
-def test_pictures_films_and_tensorboard_events_are_there(finished):
+def test_plots_videos_and_tensorboard_events_are_written(finished):
     run_dir = finished[1]
     assert (run_dir / "scores.png").read_bytes().startswith(b"\x89PNG")
-    films = list((run_dir / "videos").glob("*.gif"))
-    assert films and all(film.read_bytes().startswith(b"GIF8") for film in films)
+    videos = list((run_dir / "videos").glob("*.gif"))
+    assert videos and all(video.read_bytes().startswith(b"GIF8") for video in videos)
     assert list((run_dir / "tensorboard" / "learner").glob("events.*"))
     assert list((run_dir / "tensorboard" / "evaluator").glob("events.*"))
 
@@ -88,7 +89,7 @@ def test_config_json_repeats_the_run(finished):
     assert stored["versions"]["torch"] and stored["versions"]["ray"]
 
 
-def test_a_pipe_gets_a_plain_line_per_update_the_final_score_and_no_noise(finished):
+def test_pipe_gets_a_plain_line_per_update_the_final_score_and_no_noise(finished):
     result, run_dir = finished
     lines = result.stdout.splitlines()
     assert sum(line.startswith("update ") for line in lines) == 5
@@ -110,8 +111,6 @@ def test_overlap_mode_trains_on_rollouts_one_version_old(run_learner, tiny, tmp_
 
 def test_resume_continues_counters_and_logs_without_a_gap(finished, run_learner, rows, tmp_path):
     # a copy, so that the other tests keep what they look at
-    import shutil
-
     run_dir = tmp_path / "run"
     shutil.copytree(finished[1], run_dir)
     policy = run_dir / "checkpoints" / "00000005" / "policy.safetensors"

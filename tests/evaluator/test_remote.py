@@ -17,8 +17,10 @@ from common.messages import CheckpointNotice
 from common.process import prepare_ray_environment
 from common.storage.run_directory import RunDirectory
 from learner.evaluator_handle import RemoteEvaluator
+from tests.conftest import wait_until
 
-DEADLINE = 90
+pytestmark = pytest.mark.processes
+DEADLINE = 180
 Save = Callable[[Path, int], Path]
 
 
@@ -72,7 +74,7 @@ def test_killed_evaluator_is_restarted_and_scores_the_remaining_checkpoints(
     started = time.perf_counter()
     notify(evaluator, paths[1])
     assert evaluator.latest() is None
-    assert time.perf_counter() - started < 0.1
+    assert time.perf_counter() - started < 1
     assert evaluator.finish(0.0) is None and evaluator.last_error is None
     last = evaluator.finish(DEADLINE) or evaluator.finish(DEADLINE)  # the first may answer finish(0.0)'s question
     assert last is not None and last["policy_version"] == 10
@@ -101,7 +103,7 @@ def test_frozen_evaluator_does_not_block_the_driver(evaluator: RemoteEvaluator, 
     started = time.perf_counter()
     notify(evaluator, path)
     assert evaluator.latest() is None and evaluator.finish(0.2) is None
-    assert time.perf_counter() - started < 3
+    assert time.perf_counter() - started < 20
     evaluator.stop()
     process.wait(timeout=DEADLINE)
 
@@ -125,9 +127,7 @@ def test_evaluator_that_cannot_start_gives_one_line_and_logs_the_traceback(
 ) -> None:
     (tmp_path / "levels.csv").mkdir()
     evaluator = RemoteEvaluator(tmp_path, config)
-    deadline = time.monotonic() + DEADLINE
-    while not evaluator.is_off and time.monotonic() < deadline:
-        assert evaluator.finish(5.0) is None
+    wait_until(lambda: evaluator.finish(1.0) is not None or evaluator.is_off)
     assert evaluator.is_off and evaluator.restarts == 0
     assert evaluator.last_error is not None and "\n" not in evaluator.last_error
     assert evaluator.last_error.startswith("the evaluator stopped: IsADirectoryError")

@@ -20,8 +20,9 @@ from evaluator import service as service_module
 from evaluator.log_file import LogFile
 from evaluator.scores.evaluation import evaluate
 from evaluator.service import EvaluationFailed, EvaluationService
+from tests.conftest import wait_until
 
-DEADLINE = 60
+DEADLINE = 180
 PROJECT = Path(__file__).parents[2]
 Save = Callable[[Path, int], Path]
 
@@ -145,6 +146,7 @@ def test_backfill_scores_readable_skipped_checkpoints_newest_first(
     assert service.last_error is not None and "00000010" in service.last_error
 
 
+@pytest.mark.processes
 def test_killed_evaluator_writes_nothing_twice_or_partially(run: RunDirectory, config: Config, save: Save) -> None:
     """A separate process is killed at different moments until every checkpoint is scored."""
     run.write_config(config, {})
@@ -215,10 +217,7 @@ def test_unwritable_run_directory_is_retried_until_it_works(
     monkeypatch.setattr(service_module, "RETRY_SECONDS", 0.05)
     run.levels.mkdir()  # a directory where the file should be
     service.notify(notice(save(run.checkpoints, 10)))
-    deadline = time.monotonic() + DEADLINE
-    while service.last_error is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: service.last_error is not None)
     assert "cannot write the scores of 00000010" in service.last_error
     time.sleep(1.0)  # several retries
     run.levels.rmdir()

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 
 from common.config import Config, resolve
@@ -22,6 +23,7 @@ from evaluator.commands.playing import level_sets_of
 from evaluator.levels.level_sets import SPLITS, draw_level_sets, live_splits
 from evaluator.output.score_files import ScoreFiles
 from evaluator.scores.evaluation import evaluate
+from tests.conftest import wait_until
 
 PROJECT = Path(__file__).parents[3]
 AT_LEAST_ONE = "evaluator score: --episodes-per-level: expected a whole number of at least 1, "
@@ -238,10 +240,11 @@ def test_ctrl_c_ends_with_130_and_one_line(run: RunDirectory) -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
-        time.sleep(5)
-        assert process.poll() is None
+        watched = psutil.Process(process.pid)
+        wait_until(lambda: any("procgen" in mapped.path for mapped in watched.memory_maps()), process)
+        time.sleep(1)  # it plays now
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=120)
     finally:
         process.kill()
     assert (process.returncode, out, err) == (130, "", "evaluator: interrupted\n")
@@ -256,7 +259,7 @@ for command in ([], ["score"], ["compare"], ["video"], ["levels"], ["report"], [
         main([*command, "--help"])
 print(sorted({"torch", "numpy", "procgen", "matplotlib", "rich", "ray"} & set(sys.modules)))
 """
-    result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=180)
     assert result.stdout == "[]\n", result.stderr
 
 

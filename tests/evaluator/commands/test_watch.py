@@ -21,6 +21,7 @@ from common.storage.run_directory import RunDirectory
 from evaluator.commands import watch, watch_view
 from evaluator.commands.parser import parse
 from evaluator.commands.watch_view import Status
+from tests.conftest import PATIENCE
 
 PROJECT = Path(__file__).parents[3]
 PROGRAM = """
@@ -249,7 +250,7 @@ class Terminal:
         )
         os.close(terminal)
 
-    def read_until(self, text: str, seconds: float = 30.0) -> None:
+    def read_until(self, text: str, seconds: float = PATIENCE) -> None:
         deadline = time.monotonic() + seconds
         while text not in self.output:
             assert time.monotonic() < deadline, f"{text!r} not found in the output:\n{self.output}"
@@ -264,7 +265,7 @@ class Terminal:
             pass
         finally:
             os.close(self.master)
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=PATIENCE)
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

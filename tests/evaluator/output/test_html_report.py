@@ -284,7 +284,7 @@ def screenshot(browser: str, page: Path) -> Image.Image:
         ],
         check=True,
         capture_output=True,
-        timeout=60,
+        timeout=180,
     )
     with Image.open(png) as image:
         return image.convert("RGB")

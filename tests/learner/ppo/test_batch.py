@@ -1,6 +1,7 @@
 """Rollouts are staged side by side and flattened; every number ends up in its place."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,15 +14,16 @@ from learner.ppo.batch import TrainingBatch, normalize
 from learner.ppo.gae import generalized_advantages
 from learner.ppo.reward_transform import RewardTransform
 from learner.rollouts.staging import RolloutSource, StagedBatch
+from tests import conftest
 
 CPU = torch.device("cpu")
 T, ENVS, ACTORS = 3, 2, 3
 ARRAYS = ("observations", "actions", "rewards", "dones", "behavior_log_probs", "values")
 
 
-def tiny_config(**given):
-    sizes = {"num_actors": ACTORS, "envs_per_actor": ENVS, "unroll_length": T, "num_minibatches": 2}
-    return resolve("lab", {**sizes, "reward_transform": "raw", **given})
+tiny_config = partial(
+    conftest.tiny_config, num_actors=ACTORS, envs_per_actor=ENVS, unroll_length=T, reward_transform="raw"
+)
 
 
 def random_rollout(seed):

@@ -3,18 +3,20 @@
 import copy
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from common.config import resolve
 from common.messages import ActorState, FinishedEpisodes, Rollout
 from common.policy_network import PolicyNetwork
 from common.seeding import derive_seed
 from common.storage.checkpoints import load_checkpoint, save_checkpoint
 from learner.ppo.learner import NotFinite, PPOLearner
 from learner.rollouts.staging import StagedBatch
+from tests import conftest
+from tests.conftest import assert_bit_equal
 
 CPU = torch.device("cpu")
 T, B, MINIBATCHES, EPOCHS = 8, 4, 2, 2
@@ -29,10 +31,11 @@ def one_torch_thread():
     torch.set_num_threads(before)
 
 
-def tiny_config(preset="lab", **given):
-    sizes = {"num_actors": 2, "envs_per_actor": B // 2, "unroll_length": T}
-    work = {"num_minibatches": MINIBATCHES, "update_epochs": EPOCHS, "precision": "float32"}
-    return resolve(preset, {**sizes, **work, "total_frames": 10 * T * B, **given})
+tiny_config = partial(
+    conftest.tiny_config,
+    **{"envs_per_actor": B // 2, "unroll_length": T, "total_frames": 10 * T * B},
+    **{"num_minibatches": MINIBATCHES, "update_epochs": EPOCHS},
+)
 
 
 def new_learner(config, num_threads=1, device=CPU):
@@ -163,22 +166,6 @@ def slow_update(config, policy, staged, rewards):
     return statistics
 
 
-def assert_same_state(one, other, path="state"):
-    assert type(one) is type(other), path
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), path
-        for key in one:
-            assert_same_state(one[key], other[key], f"{path}[{key!r}]")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), path
-        for i, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_same_state(a, b, f"{path}[{i}]")
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), path
-    else:
-        assert one == other, path
-
-
 def updated_weights(config, num_threads=1, off_policy=0.3):
     learner = new_learner(config, num_threads)
     statistics = learner.update(staged_batch(config, learner.policy, off_policy=off_policy), never)
@@ -283,10 +270,10 @@ def test_learner_continues_bit_exactly_from_its_checkpoint(tmp_path):
     loaded = load_checkpoint(path)
     resumed = PPOLearner(replace(config, device="cpu", learner_threads=1))
     resumed.load_state_dict(loaded.learner_state)
-    assert_same_state(resumed.state_dict(), learner.state_dict())
+    assert_bit_equal(resumed.state_dict(), learner.state_dict())
 
     assert resumed.update(second, never) == learner.update(second, never)
-    assert_same_state(resumed.state_dict(), learner.state_dict())
+    assert_bit_equal(resumed.state_dict(), learner.state_dict())
     assert (resumed.policy_version, resumed.frames) == (2, 2 * T * B)
 
 
@@ -332,9 +319,9 @@ def test_stopped_update_changes_nothing(call, updates_before):
     with pytest.raises(Stop):
         learner.update(staged, stop_at(call))
 
-    assert_same_state(learner.state_dict(), before)
+    assert_bit_equal(learner.state_dict(), before)
     assert learner.update(staged, never) == undisturbed.update(staged, never)
-    assert_same_state(learner.state_dict(), undisturbed.state_dict())
+    assert_bit_equal(learner.state_dict(), undisturbed.state_dict())
 
 
 def test_poll_runs_before_every_optimizer_step():
@@ -374,7 +361,7 @@ def test_ratio_error_of_on_policy_data_is_only_the_difference_in_arithmetic(prec
 
 
 def test_equal_seeds_give_equal_learners_and_other_seeds_other_learners():
-    assert_same_state(new_learner(tiny_config(seed=3)).state_dict(), new_learner(tiny_config(seed=3)).state_dict())
+    assert_bit_equal(new_learner(tiny_config(seed=3)).state_dict(), new_learner(tiny_config(seed=3)).state_dict())
     one, other = new_learner(tiny_config(seed=3)), new_learner(tiny_config(seed=4))
     assert largest_difference(one.weights(), other.weights()) > 0
     assert not torch.equal(one.permutations.get_state(), other.permutations.get_state())
@@ -414,7 +401,7 @@ def test_stopped_update_on_a_gpu_changes_nothing_and_its_state_is_portable(cuda_
     before = copy.deepcopy(learner.state_dict())
     with pytest.raises(Stop):
         learner.update(staged, stop_at(STEPS))
-    assert_same_state(learner.state_dict(), before)
+    assert_bit_equal(learner.state_dict(), before)
     elsewhere = new_learner(config)
     elsewhere.load_state_dict(before)
     elsewhere.update(staged_batch(config, elsewhere.policy), never)
@@ -434,9 +421,9 @@ def test_update_that_is_not_finite_is_undone_completely(poison, number):
     with pytest.raises(NotFinite) as error:
         learner.update(staged, never)
     assert not all(math.isfinite(value) for value in error.value.statistics.values())
-    assert_same_state(learner.state_dict(), before)
+    assert_bit_equal(learner.state_dict(), before)
     learner.skip_update()
-    assert_same_state({**learner.state_dict(), "policy_version": 1, "frames": T * B}, before)
+    assert_bit_equal({**learner.state_dict(), "policy_version": 1, "frames": T * B}, before)
     assert (learner.policy_version, learner.frames) == (2, 2 * T * B)
     assert learner.update(staged_batch(config, learner.policy, 3), never)["grad_norm"] > 0
 
@@ -452,4 +439,4 @@ def test_weights_made_infinite_by_the_last_step_are_noticed():
     staged = staged_batch(config, new_learner(config).policy)
     with pytest.raises(NotFinite):
         learner.update(staged, never)
-    assert_same_state(learner.state_dict(), before)
+    assert_bit_equal(learner.state_dict(), before)

@@ -1,7 +1,5 @@
 """Checkpoints reach the disk in order, on their own thread; a failing disk is tried again."""
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -12,6 +10,7 @@ from common.storage.checkpoints import list_checkpoints, load_checkpoint
 from common.storage.jsonl import append_jsonl
 from common.storage.run_directory import RunDirectory
 from learner.reporting.checkpoint_writer import CheckpointWriter, Snapshot, on_host
+from tests.conftest import PATIENCE, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -36,20 +35,13 @@ def versions(run):
     return [int(path.name) for path in list_checkpoints(run.checkpoints)]
 
 
-def wait_until(condition):
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_every_snapshot_is_written_and_announced_once_in_order(run):
     writer = new_writer(run)
     announced = []
     for version in range(20):  # faster than a disk: none may be skipped
         writer.put(snapshot(version))
         announced += writer.written()
-    assert writer.close(30)
+    assert writer.close(PATIENCE)
     announced += writer.written()
     assert versions(run) == [notice.policy_version for notice in announced] == list(range(20))
     assert [notice.frames for notice in announced] == [version * 64 for version in range(20)]
@@ -71,7 +63,7 @@ def test_failing_disk_sets_last_error_and_the_newest_is_written_afterwards(run):
     aside.rename(run.checkpoints)
     wait_until(lambda: writer.newest == 4)
     assert writer.last_error is None
-    assert writer.close(30)
+    assert writer.close(PATIENCE)
     assert versions(run)[0] == 1 and versions(run)[-1] == 4
     assert [notice.policy_version for notice in writer.written()] == versions(run)
 
@@ -81,12 +73,12 @@ def test_closing_tries_once_more_and_returns_whether_all_is_written(run):
     writer = new_writer(run)
     writer.put(snapshot(1))
     wait_until(lambda: writer.last_error is not None)
-    assert not writer.close(30)
+    assert not writer.close(PATIENCE)
     assert "the newest is none" in writer.last_error
     run.checkpoints.unlink()
     writer = new_writer(run)
     writer.put(snapshot(1))
-    assert writer.close(30) and versions(run) == [1]
+    assert writer.close(PATIENCE) and versions(run) == [1]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +102,7 @@ def test_newest_best_every_nth_and_with_backfill_unscored_checkpoints_are_kept(r
         append_jsonl(run.evaluations, {"policy_version": version})
     for version in range(3, 10):
         writer.put(snapshot(version))
-    assert writer.close(30)
+    assert writer.close(PATIENCE)
     assert versions(run) == kept
     assert not list(run.checkpoints.glob(".*"))
 

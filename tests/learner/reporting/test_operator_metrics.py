@@ -1,12 +1,12 @@
 """Metrics on Ray's Prometheus endpoint equal the run's rows, and their errors never reach training."""
 
 import importlib.util
+import os
 import secrets
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pytest
 
 from learner.reporting import operator_metrics
 from learner.reporting.operator_metrics import COUNTERS, GAUGES, REFRESH_SECONDS, OperatorMetrics
+from tests.conftest import wait_until
 
 SERIES = sum(len(metric.label_values) for metric in (*GAUGES.values(), *COUNTERS.values()))
 AGENT_NEEDS = ("prometheus_client", "opentelemetry", "opencensus", "aiohttp_cors")
@@ -210,39 +211,30 @@ def head(tmp_path_factory):
     environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
     # Short, because socket paths may have 107 bytes; removed with everything that Ray leaves in it.
     with tempfile.TemporaryDirectory(prefix="heldout-", ignore_cleanup_errors=True) as directory:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"),
-                *(f"--port={address.rpartition(':')[2]}", f"--metrics-export-port={metrics_port}"),
-                *("--include-dashboard=false", f"--dashboard-agent-listen-port={free_port()}"),
-                *(f"--ray-client-server-port={free_port()}", f"--object-store-memory={250 << 20}"),
-                f"--temp-dir={directory}",
-            ],
-            env=without_ray_address(environment),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        with open(Path(directory, "head.log"), "w") as log:
+            process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"),
+                    *(f"--port={address.rpartition(':')[2]}", f"--metrics-export-port={metrics_port}"),
+                    *("--include-dashboard=false", f"--dashboard-agent-listen-port={free_port()}"),
+                    *(f"--ray-client-server-port={free_port()}", f"--object-store-memory={250 << 20}"),
+                    f"--temp-dir={directory}",
+                ],
+                env=without_ray_address(environment),
+                stdout=log,
+                stderr=log,
+            )
         try:
-            wait_for(lambda: read(url) is not None, process)
+            wait_until(lambda: read(url) is not None, process, output=Path(directory, "head.log"))
             yield environment, address, url
         finally:
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=120)
 
 
 def without_ray_address(environment):
-    import os
-
     kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return {**kept, **environment}
-
-
-def wait_for(condition, process, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, "the head ended"
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.2)
 
 
 def read(url):
@@ -266,6 +258,7 @@ def served(url, run):
     return samples, types
 
 
+@pytest.mark.processes
 @needs_agent
 def test_endpoint_serves_the_numbers_of_the_run_directory(head, run_learner, tiny, tmp_path, rows):
     environment, address, url = head
@@ -304,6 +297,7 @@ def test_endpoint_serves_the_numbers_of_the_run_directory(head, run_learner, tin
         assert values["ray_heldout_score_interval_high", split] == score[split]["interval"][1]
 
 
+@pytest.mark.processes
 @needs_agent
 def test_resumed_run_continues_without_a_jump_and_labels_are_few(head, run_learner, tiny, tmp_path, rows):
     environment, address, url = head

@@ -3,6 +3,7 @@
 import logging
 import signal
 import time
+from functools import partial
 
 import numpy as np
 import psutil
@@ -13,7 +14,6 @@ import torch
 import learner.rollouts.fleet
 import learner.rollouts.stream
 from actors.rollout_actor import RolloutActor
-from common.config import resolve
 from common.messages import ActorIdentity
 from common.policy_network import PolicyNetwork
 from common.process import prepare_ray_environment
@@ -22,6 +22,8 @@ from learner.rollouts.counters import RunCounters
 from learner.rollouts.failures import WrongWeights
 from learner.rollouts.fleet import Fleet, FleetError
 from learner.rollouts.stream import RolloutStream
+from tests import conftest
+from tests.conftest import wait_until
 
 # Some tests start ten actors one after another; on a busy machine each takes many seconds.
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(400)]
@@ -37,9 +39,9 @@ def embedded_ray():
     ray.shutdown()
 
 
-def tiny_config(**overrides):
-    sizes = {"num_actors": ACTORS, "envs_per_actor": ENVS, "unroll_length": STEPS, "num_minibatches": 2}
-    return resolve("lab", {"precision": "float32", "cluster_timeout": DEADLINE, **sizes, **overrides})
+tiny_config = partial(
+    conftest.tiny_config, num_actors=ACTORS, envs_per_actor=ENVS, unroll_length=STEPS, cluster_timeout=DEADLINE
+)
 
 
 def never():
@@ -84,7 +86,7 @@ def new_stream():
 @pytest.fixture
 def running(new_fleet, new_stream, weights):
     """(fleet, stream) that has delivered its first batch."""
-    config = tiny_config(actor_timeout=5.0)
+    config = tiny_config(actor_timeout=10.0)
     fleet = new_fleet(config)
     assert fleet.wait_until_placed(DEADLINE, never) == ACTORS
     stream = new_stream(config, fleet)
@@ -115,10 +117,7 @@ def batches(stream, weights, versions):
 
 
 def wait_for_all(fleet):
-    deadline = time.monotonic() + DEADLINE
-    while len(fleet.ready()) < len(fleet.members):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: len(fleet.ready()) == len(fleet.members))
 
 
 @pytest.mark.parametrize("how", ["SIGKILL", "ray.kill"])
@@ -155,7 +154,7 @@ def test_stopped_actor_is_counted_as_hung_once_and_its_process_ends(running, wei
         pass
     counters = fleet.counters
     assert (counters.actor_restarts, counters.actors_hung, counters.lost_rollouts) == (1, 1, 1)
-    psutil.wait_procs([process], timeout=30)
+    psutil.wait_procs([process], timeout=120)
     assert not process.is_running()
 
 
@@ -166,10 +165,7 @@ def test_rollouts_of_other_weights_are_not_used(running, weights, monkeypatch):
     with monkeypatch.context() as other_weights:
         other_weights.setattr(learner.rollouts.stream, "weights_sha256", lambda weights: "other")
         stream.publish(weights, 1)
-    deadline = time.monotonic() + DEADLINE
-    while len(replaced) < ACTORS:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: len(replaced) >= ACTORS)
     stream.publish(weights, 1)
     assert all(isinstance(error, WrongWeights) for _, error in replaced)
     assert len(stream.next_batch(limited()).sources) == ACTORS
@@ -233,10 +229,7 @@ def test_node_with_other_software_that_joins_later_does_not_end_the_run(running,
     fleet, stream = running
     same, fleet.software = fleet.software, {"heldout's code": "other"}
     fleet.replace(1, WrongWeights("its node was lost"))
-    deadline = time.monotonic() + DEADLINE
-    while fleet.last_error is None and time.monotonic() < deadline:
-        fleet.ready()
-        time.sleep(0.05)
+    wait_until(lambda: [fleet.ready(), fleet.last_error][1] is not None)
     assert "the learner has other" in fleet.last_error
     fleet.software = same  # as if the next one were placed on another node
     wait_for_all(fleet)

@@ -1,14 +1,17 @@
 """Wrong input gives one clear line on stderr and exit code 2, and changes no file."""
 
 import json
+import os
 import shutil
+import socket
+import subprocess
 
 import pytest
 import torch
-from ray._private.services import find_gcs_addresses
 
 from common.config import resolve
 from common.storage.checkpoints import save_checkpoint
+from common.storage.file_lock import FileLock
 from common.storage.run_directory import RunDirectory
 from learner.__main__ import main
 from learner.ppo.learner import PPOLearner
@@ -147,11 +150,6 @@ def test_resume_auto_contradicting_the_run_is_refused(refused, stored_run):
 
 @pytest.mark.parametrize("auto", [False, True])
 def test_run_in_use_by_another_learner_is_refused_naming_its_process(refused, stored_run, auto):
-    import os
-    import socket
-
-    from common.storage.file_lock import FileLock
-
     lock = FileLock(stored_run.learner_lock)
     resume = ("auto", "--run-dir", stored_run.path) if auto else (stored_run.path,)
     line = refused("--resume", *resume)
@@ -184,9 +182,19 @@ def test_malformed_address_is_refused(refused, tmp_path):
     assert "neither auto nor HOST:PORT" in refused("--run-dir", tmp_path / "run", "--address", "somewhere")
 
 
-@pytest.mark.skipif(bool(find_gcs_addresses()), reason="a Ray cluster runs on this machine: auto would join it")
-def test_address_auto_without_a_cluster_is_refused(refused, tmp_path):
-    assert "no Ray cluster" in refused("--run-dir", tmp_path / "run", "--address", "auto")
+def test_address_auto_without_a_cluster_is_refused(run_learner, tmp_path):
+    """Alone among the processes that it sees: `auto` would join any Ray of this machine, another test's too."""
+    own_user = [] if os.getuid() == 0 else ["--map-root-user"]
+    alone = ["unshare", *own_user, "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if subprocess.run([*alone, "true"], capture_output=True).returncode != 0:
+        pytest.skip("no process namespace can be made on this machine")
+    # Ray also looks for an address that `ray start` has left in its directory.
+    environment = {"RAY_TMPDIR": str(tmp_path), "RAY_ADDRESS": ""}
+    result = run_learner("--run-dir", tmp_path / "run", "--address", "auto", prefix=alone, **environment)
+    assert result.returncode == 2, result.stdout + result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("learner: no Ray cluster could be joined at --address auto: ")
+    assert not (tmp_path / "run").exists()
 
 
 def test_too_little_shared_memory_for_the_rollouts_is_refused(refused, tmp_path):

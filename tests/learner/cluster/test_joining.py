@@ -1,0 +1,57 @@
+"""Sizes, code and errors of a connection, without a cluster: Ray's part is a stand-in."""
+
+from pathlib import Path
+
+import pytest
+
+from common.config import resolve
+from common.messages import rollout_bytes
+from learner.cluster import connection
+from learner.cluster.connection import (
+    OBJECT_STORE_SLACK,
+    SPILLING_THRESHOLD,
+    connect,
+    object_store_bytes_needed,
+    our_code,
+)
+from learner.cluster.target import ClusterError, ClusterTarget
+
+
+def test_object_store_holds_a_rollout_per_actor_one_more_and_slack_below_spilling() -> None:
+    config = resolve("lab", {"num_actors": 3, "envs_per_actor": 2, "unroll_length": 16, "num_minibatches": 2})
+    needed = object_store_bytes_needed(config)
+    assert needed * SPILLING_THRESHOLD == pytest.approx(4 * rollout_bytes(16, 2) + OBJECT_STORE_SLACK, abs=1)
+
+
+def test_node_gets_our_four_packages_without_compiled_files_while_joining() -> None:
+    with our_code() as runtime_env:
+        directory = Path(runtime_env["working_dir"])
+        assert sorted(path.name for path in directory.iterdir()) == ["actors", "common", "evaluator", "learner"]
+        assert (directory / "learner" / "cluster" / "connection.py").is_file()
+        assert not list(directory.rglob("__pycache__"))
+    assert not directory.exists()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("refused\nand more"), ValueError("refused"), OSError("refused")])
+def test_error_of_ray_while_joining_becomes_one_line(error: Exception) -> None:
+    refused = pytest.raises(ClusterError, match=r"^no Ray cluster could be joined: refused$")
+    with refused, connection._ray_starting("no Ray cluster could be joined"):
+        raise error
+
+
+def test_cluster_whose_object_store_is_too_small_is_left_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = []
+    monkeypatch.setattr(connection, "_wait_for_port", lambda target, timeout: None)
+    monkeypatch.setattr(connection.authentication, "requires_token", lambda target: False)
+    monkeypatch.setattr(connection.authentication, "reload_mode", lambda: None)
+    monkeypatch.setattr(connection, "set_ray_authentication", lambda mode: None)
+    monkeypatch.setattr(connection.ray, "init", lambda *_args, **_options: None)
+    monkeypatch.setattr(connection, "_object_store_bytes", lambda: 200 << 20)
+    monkeypatch.setattr(connection, "disconnect", lambda: left.append(True))
+    config = resolve("lab", {})
+    with pytest.raises(ClusterError) as refused:
+        connect(ClusterTarget("10.0.0.1:6379"), config)
+    assert left == [True]
+    needed = object_store_bytes_needed(config)
+    assert "the object store of the learner's node has 200 MiB" in str(refused.value)
+    assert str(refused.value).endswith(f"start Ray on this node with --object-store-memory {needed}")
