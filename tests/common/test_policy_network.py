@@ -55,7 +55,7 @@ def slow_max_pool(x):
 
 
 def slow_forward(weights, frame, scale, relu_before_linear):
-    """Logits and value of one uint8 frame, in float64, as issue 2 describes the network."""
+    """Logits and value of one uint8 frame, in float64, as the presets describe the network."""
     w = {name: array.astype(np.float64) for name, array in weights.items()}
 
     def conv(name, x):
