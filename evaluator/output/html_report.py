@@ -37,10 +37,6 @@ _VIDEO_MEANING = {
 Row = dict[str, Any]
 
 
-class NothingScored(UsageError):
-    """The run has no evaluations, so there is nothing to report."""
-
-
 @dataclass(frozen=True, slots=True)
 class Figure:
     """A png or gif embedded in the page."""
@@ -63,14 +59,14 @@ def render_report(run: RunDirectory) -> str:
     """The page, which depends only on the files in the run directory.
 
     Raises:
-        NothingScored: evaluations.jsonl is missing or empty.
+        UsageError: evaluations.jsonl is missing or empty.
         ConfigError: config.json is missing or damaged.
     """
     config = run.read_config()
     versions = json.loads(run.config.read_bytes())["versions"]
     rows = sorted(read_jsonl(run.evaluations), key=lambda row: row["policy_version"])
     if not rows:
-        raise NothingScored(f"{run.path} has no evaluations yet")
+        raise UsageError(f"{run.path} has no evaluations yet")
     newest, best = rows[-1], best_row(rows)
     shown = [("last", newest), *([("best", best)] if best is not None else [])]
     scored = {row["policy_version"] for row in rows}
