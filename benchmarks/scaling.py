@@ -90,6 +90,11 @@ class Case:
     def rollout_bytes(self) -> int:
         return rollout_bytes(self.unroll_length, self.envs_per_actor)
 
+    @property
+    def memory_needed(self) -> int:
+        """Approximate bytes of all processes: each rollout is held by its actor, the object store and two buffers."""
+        return OTHER_BYTES + self.actors * (ACTOR_BYTES + 4 * self.rollout_bytes)
+
     def config(self) -> Config:
         """The service's config with the sizes of this case."""
         sizes = {name: getattr(self, name) for name in ("unroll_length", "envs_per_actor")}
@@ -288,11 +293,6 @@ def ingest_cases(arguments: argparse.Namespace) -> list[Case]:
     return cases
 
 
-def memory_needed(case: Case) -> int:
-    """Approximate bytes of all processes: each rollout is held by its actor, the object store and two buffers."""
-    return OTHER_BYTES + case.actors * (ACTOR_BYTES + 4 * case.rollout_bytes)
-
-
 def measure(sweep: list[Case], ingest: list[Case], console: Console, stop: StopSignals) -> dict[str, list[Row]]:
     """All rows. Each part gets a new Ray, because the object store keeps every page that was ever used."""
     rows: dict[str, list[Row]] = {"sweep": [], "ingest": []}
@@ -378,7 +378,7 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.updates < 1 or arguments.unroll_length < 1 or arguments.envs_per_actor < 1:
         parser.error("--updates, --unroll-length and --envs-per-actor must be at least 1")
-    needed = max(map(memory_needed, sweep_cases(arguments) + ingest_cases(arguments)), default=0)
+    needed = max((case.memory_needed for case in sweep_cases(arguments) + ingest_cases(arguments)), default=0)
     if needed > arguments.memory_gigabytes * 1e9:
         parser.error(f"about {needed / 1e9:.1f} GB of memory are needed: lower --actors or raise --memory-gigabytes")
     if needed > (free := psutil.virtual_memory().available):

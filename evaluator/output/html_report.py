@@ -168,9 +168,8 @@ def _videos(run: RunDirectory, rows: Sequence[Row], history: LevelHistory) -> li
     ]
     newest = max((version for version, *_ in found), default=None)
     figures = []
-    for version, kind, level, path in sorted(found, key=lambda video: list(LEVEL_CHOICES).index(video[1])):
-        if version != newest:
-            continue
+    shown = [video for video in found if video[0] == newest]
+    for version, kind, level, path in sorted(shown, key=lambda video: list(LEVEL_CHOICES).index(video[1])):
         caption = f"Version {version}, {splits[version]} level {level}, {kind}: {_VIDEO_MEANING[kind]}."
         if (score := history.at(splits[version], version).get(level)) is not None:
             episodes = "1 episode" if score.episodes == 1 else f"{score.episodes} episodes"
@@ -200,16 +199,11 @@ def _level_sets(path: Path) -> dict[str, Any] | None:
 
 
 def _test_uses(path: Path) -> Table:
+    named = ("command", "policy_version", "episodes_per_level")
     return Table(
         ("use", "when", "command", "policy version", "episodes per level"),
         [
-            (
-                str(number),
-                _date(use["time"]),
-                use["command"],
-                str(use["policy_version"]),
-                str(use["episodes_per_level"]),
-            )
+            (str(number), _date(use["time"]), *(str(use[k]) for k in named))
             for number, use in enumerate(read_jsonl(path), start=1)
         ],
         left=("when", "command"),
