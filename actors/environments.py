@@ -43,10 +43,6 @@ class EnvGroup:
         self.running_return[dones] = 0
         self.running_length[dones] = 0
 
-    def saved_states(self) -> list[bytes]:
-        """Procgen's saved states, one per environment. Call `observe` after the last `act` first."""
-        return self.envs.callmethod("get_state")
-
 
 def make_env_groups(config: Config, rand_seed: int, halves: bool, state: ActorState | None = None) -> list[EnvGroup]:
     """All `envs_per_actor` environments: one group on the caller's thread, or two halves with a C++ thread each.

@@ -27,8 +27,8 @@ from torch import Tensor
 from actors.inference import make_inference
 from benchmarks.processes import end_on_sigterm
 from benchmarks.report import available_cores, machine, make_parser, rate
-from benchmarks.throughput import random_batch, service
-from common.config import Config, resolve
+from benchmarks.throughput import random_batch, service, updating
+from common.config import resolve
 from common.policy_network import PolicyNetwork
 from common.precision import Precision, autocast
 from common.process import prepare_process
@@ -48,11 +48,6 @@ class Lever:
     compile: bool = False
     cuda_graphs: bool = False
 
-    def config(self, sizes: dict[str, int], device: torch.device) -> Config:
-        """Preset easy with this lever; `sizes` overrides its sizes."""
-        own = {"precision": self.precision, "compile": self.compile, "cuda_graphs": self.cuda_graphs}
-        return resolve("easy", {**sizes, **own, "device": device.type, "learner_threads": 1})
-
 
 LEVERS = (
     Lever("eager float32 NCHW", "float32", channels_last=False),
@@ -65,26 +60,17 @@ LEVERS = (
 
 
 def make_learner(lever: Lever, sizes: dict[str, int], device: torch.device) -> PPOLearner:
-    """A learner with this lever on `device`; without channels-last all tensors are first copied to NCHW."""
-    learner = PPOLearner(lever.config(sizes, device))
+    """A learner of preset easy with this lever and `sizes`; without channels-last all tensors are copied to NCHW."""
+    own = {"precision": lever.precision, "compile": lever.compile, "cuda_graphs": lever.cuda_graphs}
+    learner = PPOLearner(resolve("easy", {**sizes, **own, "device": device.type, "learner_threads": 1}))
     if not lever.channels_last:
-        for network in (learner.policy, *replicas(learner)):
-            for parameter in network.parameters():
-                parameter.data = parameter.data.contiguous()
+        # The network that the one thread computes gradients on shares the policy's memory, also afterwards.
+        learner.gradients.replicas.put(replica := learner.gradients.replicas.get())
+        for own_parameter, shared in zip(replica.parameters(), learner.policy.parameters(), strict=True):
+            own_parameter.data = shared.data = shared.data.contiguous()
+        for network in (learner.policy, replica):
             network.stages.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(),))
-        for network in replicas(learner):  # they share memory with the policy again
-            for replica, parameter in zip(network.parameters(), learner.policy.parameters(), strict=True):
-                replica.data = parameter.data
     return learner
-
-
-def replicas(learner: PPOLearner) -> list[PolicyNetwork]:
-    """The networks that gradients are computed on."""
-    queue = learner.gradients.replicas
-    found = [queue.get() for _ in range(queue.qsize())]
-    for network in found:
-        queue.put(network)
-    return found
 
 
 def correctness(lever: Lever, sizes: dict[str, int], device: torch.device) -> dict[str, float]:
@@ -129,22 +115,6 @@ def relative_error(ours: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
         [(a.detach().cpu().double() - b.detach()).flatten() for a, b in zip(ours, exact, strict=True)]
     )
     return float(difference.norm() / torch.cat([b.detach().flatten() for b in exact]).norm())
-
-
-def updating(lever: Lever, sizes: dict[str, int], device: torch.device, seconds: float) -> float:
-    """Samples/s of whole updates, GAE and upload included; a sample is one frame, forward and backward."""
-    learner = make_learner(lever, sizes, device)
-    staged = random_batch(learner.config, device)
-
-    def work() -> int:
-        staged.start_upload()
-        learner.update(staged, lambda: None)
-        return learner.config.batch_size * learner.config.update_epochs
-
-    work()  # compiles and captures
-    result = rate(work, seconds)
-    learner.close()
-    return result
 
 
 def acting(batch_size: int, captured: bool, device: torch.device, seconds: float) -> float:
@@ -240,7 +210,7 @@ def main() -> None:
     for lever in LEVERS:
         report.add("correctness", lever.name, correctness, lever, sizes, device)
     for lever in LEVERS:
-        report.add("learner", lever.name, updating, lever, sizes, device, arguments.seconds)
+        report.add("learner", lever.name, lambda it=lever: updating(make_learner(it, sizes, device), arguments.seconds))
     for captured in (False, True):
         for size in ACTOR_BATCHES[:1] if arguments.quick else ACTOR_BATCHES:
             name = f"batch {size}, {'captured' if captured else 'eager'}"

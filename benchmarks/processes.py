@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +18,26 @@ import psutil
 from common.storage.jsonl import read_jsonl
 
 
-class PeakWatch:
-    """Calls `sample` on a thread every `interval` seconds inside its `with` block; `peaks` holds the largest values."""
+@contextlib.contextmanager
+def watch_peaks(sample: Callable[[], dict[str, int]], interval: float) -> Iterator[dict[str, int]]:
+    """Calls `sample` on a thread every `interval` seconds inside its `with` block; yields the largest values."""
+    peaks: dict[str, int] = {}
+    ended = threading.Event()
 
-    def __init__(self, sample: Callable[[], dict[str, int]], interval: float):
-        self.peaks: dict[str, int] = {}
-        self._sample = sample
-        self._interval = interval
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="peak-watch", daemon=True)
-
-    def __enter__(self) -> "PeakWatch":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
+    def watch() -> None:
         while True:
-            for name, value in self._sample().items():
-                self.peaks[name] = max(self.peaks.get(name, 0), value)
-            if self._ended.wait(self._interval):
+            for name, value in sample().items():
+                peaks[name] = max(peaks.get(name, 0), value)
+            if ended.wait(interval):
                 return
+
+    thread = threading.Thread(target=watch, name="watch-peaks", daemon=True)
+    thread.start()
+    try:
+        yield peaks
+    finally:
+        ended.set()
+        thread.join()
 
 
 def process_tree(process: psutil.Process) -> list[psutil.Process]:
@@ -87,7 +83,7 @@ def run_and_watch(command: list[str], environment: Mapping[str, str]) -> tuple[s
         sizes = memory_by_kind(process, kind)
         return {**sizes, "all together": sum(sizes.values())}
 
-    with PeakWatch(sample, interval=1.0) as memory:
+    with watch_peaks(sample, interval=1.0) as peaks:
         try:
             out, _ = process.communicate()
         finally:
@@ -95,7 +91,7 @@ def run_and_watch(command: list[str], environment: Mapping[str, str]) -> tuple[s
                 process.terminate()
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with exit code {process.returncode}")
-    return out, {name: round(value / 2**20) for name, value in memory.peaks.items() if value >= 50 * 2**20}
+    return out, {name: round(value / 2**20) for name, value in peaks.items() if value >= 50 * 2**20}
 
 
 def run_for_json(module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -29,13 +29,16 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import math
 import os
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +48,7 @@ import ray
 import torch
 from rich.console import Console
 
-from benchmarks.processes import PeakWatch, memory_by_kind, process_tree
+from benchmarks.processes import memory_by_kind, process_tree, watch_peaks
 from benchmarks.report import Column, Row, machine, make_console, make_parser, median_seconds, show_table
 from benchmarks.sleeping_actor import SleepingFleet, make_rollout, sleep_until
 from common.config import Config, resolve
@@ -87,6 +90,11 @@ class Case:
     def rollout_bytes(self) -> int:
         return rollout_bytes(self.unroll_length, self.envs_per_actor)
 
+    @property
+    def memory_needed(self) -> int:
+        """Approximate bytes of all processes: each rollout is held by its actor, the object store and two buffers."""
+        return OTHER_BYTES + self.actors * (ACTOR_BYTES + 4 * self.rollout_bytes)
+
     def config(self) -> Config:
         """The service's config with the sizes of this case."""
         sizes = {name: getattr(self, name) for name in ("unroll_length", "envs_per_actor")}
@@ -94,36 +102,23 @@ class Case:
         return resolve("lab", {**sizes, **more})
 
 
-class SleepingLearner:
-    """The loop of `learner/training.py` with a sleep instead of the update."""
-
-    def __init__(self, stream: RolloutStream, update_seconds: float, stop: StopSignals):
-        self.stream = stream
-        self.stop = stop
-        self.update_seconds = update_seconds
-        self.policy = PolicyNetwork(stream.config.network)
-        self.policy_version = 0
-        self.stream.publish(self.policy.weights(), self.policy_version)
-
-    def run(self, updates: int) -> list[dict[str, float]]:
-        """Trains `updates` times; returns the figures of each update, times in seconds."""
-        return [self._one_update() for _ in range(updates)]
-
-    def _one_update(self) -> dict[str, float]:
-        self.stop.check()
+def sleeping_learner(stream: RolloutStream, update_seconds: float, stop: StopSignals) -> Iterator[dict[str, float]]:
+    """The loop of `learner/training.py` with sleeps instead of updates; yields each one's figures, times in seconds."""
+    policy = PolicyNetwork(stream.config.network)
+    stream.publish(policy.weights(), 0)
+    for policy_version in itertools.count():
+        stop.check()
         started = time.perf_counter()
-        staged = self.stream.next_batch(self.stop.check)
+        staged = stream.next_batch(stop.check)
         waited = time.perf_counter()
         sources, staging = list(staged.sources.values()), staged.staging_seconds
-        lag = self.policy_version - min(source.policy_version for source in sources)
-        sleep_until(waited + self.update_seconds)
+        sleep_until(waited + update_seconds)
         trained = time.perf_counter()
-        self.policy_version += 1
-        self.stream.publish(self.policy.weights(), self.policy_version)
+        stream.publish(policy.weights(), policy_version + 1)
         ended = time.perf_counter()
-        return {
+        yield {
             "rollouts": len(sources),
-            "policy_lag": lag,
+            "policy_lag": policy_version - min(source.policy_version for source in sources),
             "whole": ended - started,
             "waiting": waited - started,
             "publishing": ended - trained,
@@ -146,13 +141,13 @@ def run_case(case: Case, fleet: SleepingFleet, stop: StopSignals) -> dict[str, A
     lag = LAGS[case.mode]
     stream = RolloutStream(case.config(), fleet, lag, 0, updates, CPU, RunCounters())
     try:
-        learner = SleepingLearner(stream, case.update_seconds, stop)
-        learner.run(WARM_UP_UPDATES)
+        learner = sleeping_learner(stream, case.update_seconds, stop)
+        list(islice(learner, WARM_UP_UPDATES))
         psutil.cpu_percent()  # the next call covers the time since this one
-        timed = learner.run(case.updates)
+        timed = list(islice(learner, case.updates))
         busy = psutil.cpu_percent()
-        with PeakWatch(lambda: memory_in_use(fleet.pids), interval=0.05) as memory:
-            watched = learner.run(WATCHED_UPDATES)
+        with watch_peaks(lambda: memory_in_use(fleet.pids), interval=0.05) as memory:
+            watched = list(islice(learner, WATCHED_UPDATES))
         if unused := stream.counters.lost_rollouts + stream.counters.dropped_for_lag:
             raise RuntimeError(f"{unused} rollouts were lost or dropped")
     finally:
@@ -166,7 +161,7 @@ def run_case(case: Case, fleet: SleepingFleet, stop: StopSignals) -> dict[str, A
         "peak_rollouts_in_flight": fleet.peak_in_flight,
         "peak_bytes_in_flight": fleet.peak_in_flight * case.rollout_bytes,
         "staging_buffer_bytes": (lag + 1) * case.actors * case.rollout_bytes,
-        **memory.peaks,
+        **memory,
         "spills_triggered": spills_triggered() - spills_before,
     }
 
@@ -298,11 +293,6 @@ def ingest_cases(arguments: argparse.Namespace) -> list[Case]:
     return cases
 
 
-def memory_needed(case: Case) -> int:
-    """Approximate bytes of all processes: each rollout is held by its actor, the object store and two buffers."""
-    return OTHER_BYTES + case.actors * (ACTOR_BYTES + 4 * case.rollout_bytes)
-
-
 def measure(sweep: list[Case], ingest: list[Case], console: Console, stop: StopSignals) -> dict[str, list[Row]]:
     """All rows. Each part gets a new Ray, because the object store keeps every page that was ever used."""
     rows: dict[str, list[Row]] = {"sweep": [], "ingest": []}
@@ -388,7 +378,7 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.updates < 1 or arguments.unroll_length < 1 or arguments.envs_per_actor < 1:
         parser.error("--updates, --unroll-length and --envs-per-actor must be at least 1")
-    needed = max(map(memory_needed, sweep_cases(arguments) + ingest_cases(arguments)), default=0)
+    needed = max((case.memory_needed for case in sweep_cases(arguments) + ingest_cases(arguments)), default=0)
     if needed > arguments.memory_gigabytes * 1e9:
         parser.error(f"about {needed / 1e9:.1f} GB of memory are needed: lower --actors or raise --memory-gigabytes")
     if needed > (free := psutil.virtual_memory().available):

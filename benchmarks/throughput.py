@@ -16,8 +16,7 @@ Run nothing else on the machine: the figures of a busy machine are worthless.
 
 import dataclasses
 import json
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -27,7 +26,7 @@ import torch
 from actors.rollout_actor import RolloutActor
 from benchmarks.peers import measure_peers
 from benchmarks.processes import end_on_sigterm, run_for_json, run_learner, summarize
-from benchmarks.report import available_cores, machine, make_console, make_parser, rate, show_table
+from benchmarks.report import available_cores, machine, make_console, make_parser, median_seconds, rate, show_table
 from common.config import Config, resolve
 from common.games import NUM_ACTIONS
 from common.messages import ActorIdentity, Rollout
@@ -92,22 +91,18 @@ def random_batch(config: Config, device: torch.device) -> StagedBatch:
     return staged
 
 
-def updating(config: Config, cores: int) -> float:
-    """c: samples/s of one epoch over a batch, after a first one to warm up."""
-    config = dataclasses.replace(config, update_epochs=1, learner_threads=cores)
-    learner = PPOLearner(config)
-    staged = random_batch(config, CPU)
-    seconds = seconds_of_second_call(lambda: learner.update(staged, lambda: None))
+def updating(learner: PPOLearner, seconds: float) -> float:
+    """c: samples/s of whole updates, GAE and upload included; a sample is one frame, forward and backward."""
+    staged = random_batch(learner.config, learner.device)
+
+    def work() -> int:
+        staged.start_upload()
+        learner.update(staged, lambda: None)
+        return learner.config.batch_size * learner.config.update_epochs
+
+    result = rate(work, seconds)
     learner.close()
-    return config.batch_size / seconds
-
-
-def seconds_of_second_call(work: Callable[[], object]) -> float:
-    """Calls `work` twice and times the second call; the first one warms up."""
-    work()
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    return result
 
 
 def parts_in_one_process(config: Config, cores: int) -> float:
@@ -127,7 +122,8 @@ def parts_in_one_process(config: Config, cores: int) -> float:
         learner.update(staged, lambda: None)
 
     with ThreadPoolExecutor(config.num_actors) as threads:
-        seconds = seconds_of_second_call(one_update)
+        one_update()  # warms up
+        seconds = median_seconds(one_update, 1)
     learner.close()
     return config.batch_size / seconds
 
@@ -141,11 +137,6 @@ def service(updates: int, *flags: str) -> dict[str, Any]:
     return {**summarize(rows, names), "peak_memory_mib": peaks}
 
 
-def notebook(environment: Mapping[str, str]) -> dict[str, Any]:
-    """e: one iteration of the notebook's data path with half as many steps, in a separate process."""
-    return run_for_json("benchmarks.notebook_path", "--steps", "128", environment=environment)
-
-
 def measure(updates: int, seconds: float) -> dict[str, Any]:
     """Measures everything, one part after the other."""
     cores = available_cores()
@@ -153,14 +144,15 @@ def measure(updates: int, seconds: float) -> dict[str, Any]:
     prepare_process(num_threads=1, sees_gpu=False)
     a = env_stepping(config, cores, seconds)
     b = inference(config, cores, seconds)
-    c = updating(config, cores)
+    c = updating(PPOLearner(dataclasses.replace(config, update_epochs=1, learner_threads=cores)), seconds)
     # Before and after d: d / p differs from 1 by a few percent, and a machine's speed drifts by more within minutes.
     p_before = parts_in_one_process(config, cores)
     d = service(updates)
     p_after = parts_in_one_process(config, cores)
     p = (p_before + p_after) / 2
-    e = notebook({})
-    e_keeping = notebook(KEEPING_ALLOCATOR)
+    # One iteration with half as many steps, each time in a separate process.
+    notebook = ("benchmarks.notebook_path", "--steps", "128")
+    e, e_keeping = run_for_json(*notebook), run_for_json(*notebook, environment=KEEPING_ALLOCATOR)
     ideal = 1 / (1 / a + 1 / b + config.update_epochs / c)
     others = {"ideal": ideal, "p": p, "e": e["frames_per_second"], "e_keeping_memory": e_keeping["frames_per_second"]}
     return {
@@ -209,7 +201,7 @@ def main() -> None:
     """Prints the JSON on stdout and the table on stderr."""
     parser = make_parser(__doc__)
     parser.add_argument("--updates", type=int, default=2, help="updates of the service to time, after the first")
-    parser.add_argument("--seconds", type=float, default=5, help="how long to measure a and b each")
+    parser.add_argument("--seconds", type=float, default=5, help="how long to measure a, b and c each, at least")
     parser.add_argument("--peers", action="store_true", help="also measure Stable-Baselines3 and RLlib if installed")
     arguments = parser.parse_args()
     end_on_sigterm()

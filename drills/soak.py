@@ -32,6 +32,13 @@ SECONDS_BETWEEN_FAULTS = 30.0
 SECONDS_WITHOUT_DISK = 10.0
 ROWS = 12
 MB = 1 << 20
+PROCESS_FAULTS: dict[str, tuple[str, Callable[[psutil.Process], object]]] = {
+    "actor SIGKILL": (ACTOR, psutil.Process.kill),
+    "actor SIGSTOP": (ACTOR, psutil.Process.suspend),
+    "actor without memory": (ACTOR, limit_memory),
+    "evaluator SIGKILL": (EVALUATOR, psutil.Process.kill),
+}
+FAULTS = (*PROCESS_FAULTS, "TensorBoard deleted", "checkpoints taken away")
 COLUMNS = {
     "minutes": "{minutes:7.1f}",
     "   frames": "{frames:9,}",
@@ -81,8 +88,8 @@ def soak(
             print(" ".join(column.format_map(samples[-1]) for column in COLUMNS.values()), flush=True)
             next_sample += seconds / ROWS
         if now >= next_fault and now < started + seconds:
-            name = rng.choice(list(FAULTS))
-            faults[name] += FAULTS[name](trainee, rng)
+            name = rng.choice(FAULTS)
+            faults[name] += inflict(name, trainee, rng)
             next_fault += SECONDS_BETWEEN_FAULTS
         trainee.wait("the next second", lambda until=now + 1: time.monotonic() > until)  # type: ignore[misc]
     return samples
@@ -111,38 +118,19 @@ def take_sample(trainee: Trainee, minutes: float, faults: int) -> dict[str, Any]
     }
 
 
-def _to_one(name: str, harm: Callable[[psutil.Process], object]) -> Callable[[Trainee, random.Random], int]:
-    """A fault of one randomly chosen process with this name."""
-
-    def fault(trainee: Trainee, rng: random.Random) -> int:
-        found = trainee.processes(name)
-        if found:
-            harm(rng.choice(found))
-        return len(found[:1])
-
-    return fault
-
-
-def _without_tensorboard(trainee: Trainee, rng: random.Random) -> int:
-    trainee.delete_tensorboard()
-    return 1
-
-
-def _without_disk(trainee: Trainee, rng: random.Random) -> int:
-    with trainee.checkpoints_taken_away():
-        time.sleep(SECONDS_WITHOUT_DISK)
-    return 1
-
-
-# Each returns 1, or 0 if there was no process to harm.
-FAULTS: dict[str, Callable[[Trainee, random.Random], int]] = {
-    "actor SIGKILL": _to_one(ACTOR, psutil.Process.kill),
-    "actor SIGSTOP": _to_one(ACTOR, psutil.Process.suspend),
-    "actor without memory": _to_one(ACTOR, limit_memory),
-    "evaluator SIGKILL": _to_one(EVALUATOR, psutil.Process.kill),
-    "TensorBoard deleted": _without_tensorboard,
-    "checkpoints taken away": _without_disk,
-}
+def inflict(fault: str, trainee: Trainee, rng: random.Random) -> bool:
+    """Inflicts one fault, on a randomly chosen process if it is one of a process; False if there was none."""
+    if fault == "TensorBoard deleted":
+        trainee.delete_tensorboard()
+    elif fault == "checkpoints taken away":
+        with trainee.checkpoints_taken_away():
+            time.sleep(SECONDS_WITHOUT_DISK)
+    else:
+        name, harm = PROCESS_FAULTS[fault]
+        if not (found := trainee.processes(name)):
+            return False
+        harm(rng.choice(found))
+    return True
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class EvaluationService:
         self._config = config
         self._level_sets: LevelSets | None = None  # drawn on the thread: the audit takes seconds
         self._files = ScoreFiles(run, config)
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # reentrant
         # Guarded by `_changed`.
         self._waiting_baseline: Path | None = None
         self._waiting: Path | None = None
@@ -93,7 +93,7 @@ class EvaluationService:
         if self._config.backfill:
             self.backfill()
         with self._changed:
-            is_done = self._changed.wait_for(lambda: self._failure is not None or self._is_idle(), timeout)
+            is_done = self._changed.wait_for(lambda: self._failure is not None or self.is_idle, timeout)
         row = self.latest()
         return row if is_done else None
 
@@ -112,7 +112,8 @@ class EvaluationService:
     def is_idle(self) -> bool:
         """Whether nothing is being scored or waiting to be scored."""
         with self._changed:
-            return self._is_idle()
+            is_waiting = self._waiting_baseline is not None or self._waiting is not None
+            return not is_waiting and not self._is_scoring and self._next_unscored() is None
 
     def close(self) -> None:
         """Stops after the checkpoint being scored."""
@@ -141,10 +142,6 @@ class EvaluationService:
             self._skipped += 1
             self._waiting = path
 
-    def _is_idle(self) -> bool:
-        is_waiting = self._waiting_baseline is not None or self._waiting is not None
-        return not is_waiting and not self._is_scoring and self._next_unscored() is None
-
     def _next_unscored(self) -> Path | None:
         """The newest readable checkpoint on disk without scores; None unless backfilling."""
         if not self._is_backfilling:
@@ -171,7 +168,7 @@ class EvaluationService:
         with self._changed:
             self._is_scoring = False
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._is_closed or not self._is_idle())
+            self._changed.wait_for(lambda: self._is_closed or not self.is_idle)
             if self._is_closed:
                 return None
             self._is_scoring = True

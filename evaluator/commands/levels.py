@@ -49,9 +49,3 @@ def _print_details(contents: dict[str, Any]) -> None:
             print(f"and {len(removed) - _MAX_SHOWN} more; --json lists all")
     for split, rule in contents["rule"].items():
         print(f"{split}: {rule}")
-
-
-def _reason(removal: dict[str, Any]) -> str:
-    if removal["reason"] == "same_picture":
-        return f"looks like training level {removal['same_as']}"
-    return "ends immediately whatever the action"

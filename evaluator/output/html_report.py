@@ -37,10 +37,6 @@ _VIDEO_MEANING = {
 Row = dict[str, Any]
 
 
-class NothingScored(UsageError):
-    """The run has no evaluations, so there is nothing to report."""
-
-
 @dataclass(frozen=True, slots=True)
 class Figure:
     """A png or gif embedded in the page."""
@@ -63,14 +59,14 @@ def render_report(run: RunDirectory) -> str:
     """The page, which depends only on the files in the run directory.
 
     Raises:
-        NothingScored: evaluations.jsonl is missing or empty.
+        UsageError: evaluations.jsonl is missing or empty.
         ConfigError: config.json is missing or damaged.
     """
     config = run.read_config()
     versions = json.loads(run.config.read_bytes())["versions"]
     rows = sorted(read_jsonl(run.evaluations), key=lambda row: row["policy_version"])
     if not rows:
-        raise NothingScored(f"{run.path} has no evaluations yet")
+        raise UsageError(f"{run.path} has no evaluations yet")
     newest, best = rows[-1], best_row(rows)
     shown = [("last", newest), *([("best", best)] if best is not None else [])]
     scored = {row["policy_version"] for row in rows}
@@ -172,9 +168,8 @@ def _videos(run: RunDirectory, rows: Sequence[Row], history: LevelHistory) -> li
     ]
     newest = max((version for version, *_ in found), default=None)
     figures = []
-    for version, kind, level, path in sorted(found, key=lambda video: list(LEVEL_CHOICES).index(video[1])):
-        if version != newest:
-            continue
+    shown = [video for video in found if video[0] == newest]
+    for version, kind, level, path in sorted(shown, key=lambda video: list(LEVEL_CHOICES).index(video[1])):
         caption = f"Version {version}, {splits[version]} level {level}, {kind}: {_VIDEO_MEANING[kind]}."
         if (score := history.at(splits[version], version).get(level)) is not None:
             episodes = "1 episode" if score.episodes == 1 else f"{score.episodes} episodes"
@@ -204,16 +199,11 @@ def _level_sets(path: Path) -> dict[str, Any] | None:
 
 
 def _test_uses(path: Path) -> Table:
+    named = ("command", "policy_version", "episodes_per_level")
     return Table(
         ("use", "when", "command", "policy version", "episodes per level"),
         [
-            (
-                str(number),
-                _date(use["time"]),
-                use["command"],
-                str(use["policy_version"]),
-                str(use["episodes_per_level"]),
-            )
+            (str(number), _date(use["time"]), *(str(use[k]) for k in named))
             for number, use in enumerate(read_jsonl(path), start=1)
         ],
         left=("when", "command"),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from common.config import Config
 from evaluator.levels.level_sets import SPLITS, Split
@@ -20,18 +20,11 @@ _GREY = "#666666"
 _MAX_LABELLED_LEVELS = 60  # more labels are not readable
 
 
-def draw_scores(rows: Sequence[dict[str, Any]], config: Config) -> bytes:
-    """A png of the training and held-out mean return and the gap, with 95 % intervals; oldest row first."""
-    return _png(scores_figure(rows, config))
-
-
-def draw_levels(history: LevelHistory, config: Config) -> bytes:
-    """A png of every level's mean return at every checkpoint, one panel per split."""
-    return _png(levels_figure(history, config))
-
-
 def scores_figure(rows: Sequence[dict[str, Any]], config: Config) -> Figure:
-    """Uses matplotlib without pyplot, which keeps global state and is not thread-safe."""
+    """The training and held-out mean return and the gap, with 95 % intervals; oldest row first.
+
+    Uses matplotlib without pyplot, which keeps global state and is not thread-safe.
+    """
     figure = Figure(figsize=(8, 6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     scores, gap = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -50,7 +43,7 @@ def scores_figure(rows: Sequence[dict[str, Any]], config: Config) -> Figure:
     gap.set_xlabel("frames")
     gap.set_xlim(left=0)
     gap.xaxis.set_major_locator(MaxNLocator(6))
-    gap.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    gap.xaxis.set_major_formatter(EngFormatter(sep=""))  # 1.5M
     for axes in (scores, gap):
         axes.margins(y=0.1)
         axes.spines[["top", "right"]].set_visible(False)
@@ -60,7 +53,10 @@ def scores_figure(rows: Sequence[dict[str, Any]], config: Config) -> Figure:
 
 
 def levels_figure(history: LevelHistory, config: Config) -> Figure:
-    """The levels with the highest mean over time on top; grey where a checkpoint did not play a level."""
+    """Every level's mean return at every checkpoint, one panel per split.
+
+    The levels with the highest mean over time are on top; grey where a checkpoint did not play a level.
+    """
     tables = {split: _returns(history, split) for split in SPLITS if history.versions(split)}
     tallest = max(len(levels) for levels, _ in tables.values())
     figure = Figure(
@@ -148,15 +144,8 @@ def _label_ends(axes: Any, last: dict[str, Any]) -> None:
         )
 
 
-def _short(frames: float) -> str:
-    """`1.5M` for 1500000."""
-    for size, suffix in ((1e6, "M"), (1e3, "k")):
-        if frames >= size:
-            return f"{frames / size:g}{suffix}"
-    return f"{frames:g}"
-
-
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure as a png file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -21,7 +21,7 @@ from common.storage.jsonl import append_jsonl, read_jsonl
 from common.storage.run_directory import RunDirectory
 from common.storage.tensorboard import EventFile
 from evaluator.levels.level_sets import Split
-from evaluator.output.plot import draw_levels, draw_scores
+from evaluator.output.plot import levels_figure, png, scores_figure
 from evaluator.output.scoreboard import LEVEL_CHOICES, LevelHistory, scoreboard
 from evaluator.output.video import Video, encode_gif
 from evaluator.scores.evaluation import Evaluation
@@ -104,7 +104,7 @@ class ScoreFiles:
         append_jsonl(self.run.evaluations, row)
         self.rows = sorted([*self.rows, row], key=_version)
         self._write_scalars(evaluation, row)
-        scores, levels = draw_scores(self.rows, self.config), draw_levels(self._history, self.config)
+        scores, levels = png(scores_figure(self.rows, self.config)), png(levels_figure(self._history, self.config))
         write_atomically(self.run.scores_plot, scores)
         write_atomically(self.run.levels_plot, levels)
         self._events.add_pictures({"evaluation/scores": scores, "evaluation/levels": levels}, row["frames"])

@@ -33,15 +33,15 @@ class Evaluation:
 
         `held_out` is the split that the gap and the entry "held_out" refer to.
         """
-        gap = generalization_gap(self.episodes, held_out)
+        gap, interval = generalization_gap(self.episodes, held_out)
         return {
             "policy_version": self.checkpoint.policy_version,
             "frames": self.checkpoint.frames,
             **{split: _as_json(score) for split, score in self.splits.items()},
             **({"held_out": _as_json(self.splits[held_out])} if held_out in self.splits else {}),
             "held_out_split": held_out,
-            "generalization_gap": None if gap is None else gap.value,
-            "generalization_gap_interval": None if gap is None or gap.interval is None else list(gap.interval),
+            "generalization_gap": gap,
+            "generalization_gap_interval": None if interval is None else list(interval),
             "seconds": round(self.seconds, 3),
             "checkpoint": self.checkpoint.path.name,
             "policy_sha256": self.checkpoint.policy_sha256,

@@ -1,7 +1,7 @@
 """Scores of episodes. Pure arithmetic: no environments, no policy, no files.
 
 The level is the sampling unit: episodes on the same level are not independent, so a split's mean is the mean of its
-levels' means, and its standard error counts levels, not episodes:
+levels' means, and its standard error counts levels, not episodes. Sums are exact, so the order of levels is irrelevant:
 
     level mean    m_l = (1/k) sum_e return_{l,e}
     mean          M = (1/L) sum_l m_l
@@ -11,9 +11,9 @@ levels' means, and its standard error counts levels, not episodes:
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from statistics import fmean, stdev
 
 import numpy as np
 
@@ -73,10 +73,10 @@ def level_scores(episodes: Sequence[Episode]) -> list[LevelScore]:
             split=split,
             level=level,
             episodes=len(played),
-            mean_return=_mean(e.episode_return for e in played),
-            success_rate=_mean(e.completed for e in played),
-            timeout_rate=_mean(e.timed_out for e in played),
-            mean_length=_mean(e.length for e in played),
+            mean_return=fmean(e.episode_return for e in played),
+            success_rate=fmean(e.completed for e in played),
+            timeout_rate=fmean(e.timed_out for e in played),
+            mean_length=fmean(e.length for e in played),
         )
         for (split, level), played in by_level.items()
     ]
@@ -92,14 +92,14 @@ def split_score(episodes: Sequence[Episode], game: Game) -> SplitScore:
         raise ValueError("a split without levels has no score")
     levels = level_scores(episodes)
     means = [level.mean_return for level in levels]
-    mean = _mean(means)
+    mean = fmean(means)
     return SplitScore(
         mean=mean,
-        stderr=_standard_error(means, mean),
+        stderr=stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None,
         interval=mean_interval(returns_by_level(episodes)),
         normalized=game.normalized_return(mean),
-        success_rate=_mean(level.success_rate for level in levels),
-        timeout_rate=_mean(level.timeout_rate for level in levels),
+        success_rate=fmean(level.success_rate for level in levels),
+        timeout_rate=fmean(level.timeout_rate for level in levels),
         episodes=len(episodes),
         levels=len(levels),
     )
@@ -110,22 +110,13 @@ def split_scores(episodes: Sequence[Episode], game: Game) -> dict[Split, SplitSc
     return {split: split_score(own, game) for split, own in by_split(episodes).items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Training-level mean minus held-out mean, in raw return."""
-
-    value: float
-    interval: Interval | None
-
-
-def generalization_gap(episodes: Sequence[Episode], held_out: Split) -> Gap | None:
-    """None unless both training levels and `held_out` levels were played."""
+def generalization_gap(episodes: Sequence[Episode], held_out: Split) -> tuple[float | None, Interval | None]:
+    """Training-level mean minus held-out mean, in raw return, and its interval; (None, None) without both."""
     played = by_split(episodes)
     if "train" not in played or held_out not in played:
-        return None
+        return None, None
     train, other = returns_by_level(played["train"]), returns_by_level(played[held_out])
-    value = _mean(train.mean(axis=1)) - _mean(other.mean(axis=1))
-    return Gap(value, difference_interval(train, other))
+    return fmean(train.mean(axis=1)) - fmean(other.mean(axis=1)), difference_interval(train, other)
 
 
 def by_split(episodes: Sequence[Episode]) -> dict[Split, list[Episode]]:
@@ -144,16 +135,3 @@ def returns_by_level(episodes: Sequence[Episode]) -> np.ndarray:
     for episode in sorted(episodes, key=lambda e: (e.level, e.episode)):
         levels.setdefault(episode.level, []).append(episode.episode_return)
     return matrix(list(levels.values()))
-
-
-def _mean(values: Iterable[Any]) -> float:
-    """Uses math.fsum, which is exact: the order of levels does not change the result."""
-    numbers = [float(value) for value in values]
-    return math.fsum(numbers) / len(numbers)
-
-
-def _standard_error(means: Sequence[float], mean: float) -> float | None:
-    if len(means) < 2:
-        return None
-    variance = math.fsum((value - mean) ** 2 for value in means) / (len(means) - 1)
-    return math.sqrt(variance / len(means))

@@ -106,7 +106,7 @@ class OperatorMetrics:
     def __init__(self, run: str, num_actors: int, totals: Row, in_flight_bytes: Callable[[], int]):
         self.last_error: str | None = None
         self._in_flight_bytes = in_flight_bytes
-        self._counted = {field: float(totals.get(field, 0)) for field in _total_fields()}
+        self._counted = dict(totals)
         self._gauges: dict[str, Gauge] = {}
         self._counters: dict[str, Counter] = {}
         self._values: dict[tuple[str, str], float] = {}
@@ -186,14 +186,8 @@ class OperatorMetrics:
 
     def _increase(self, row: Row, field: str) -> float:
         """By how much a total has grown since the last row."""
-        before, self._counted[field] = self._counted[field], float(row[field])
-        return self._counted[field] - before
-
-
-def _total_fields() -> set[str]:
-    """The columns of metrics.jsonl that are totals and become counters."""
-    fields = {metric.field for metric in COUNTERS.values() if metric.field is not None}
-    return fields | {"actors_hung", "lost_rollouts", "dropped_for_lag"}
+        before, self._counted[field] = self._counted.get(field, 0), row[field]
+        return float(row[field] - before)
 
 
 def _label_names(metric: Definition) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from common.storage.jsonl import append_jsonl
 from common.storage.run_directory import RunDirectory
 from evaluator.commands import report
 from evaluator.commands.parser import parse
-from evaluator.output.html_report import NothingScored, render_report
+from evaluator.output.html_report import render_report
 from evaluator.output.score_files import CSV_COLUMNS
 from evaluator.scores.statistics import LevelScore
 
@@ -263,7 +263,7 @@ def test_command_overwrites_only_the_default_report(
 
 def test_unscored_run_and_damaged_settings_are_one_line_errors(run: RunDirectory) -> None:
     run.evaluations.unlink()
-    with pytest.raises(NothingScored):
+    with pytest.raises(UsageError, match="has no evaluations yet"):
         render_report(run)
     with pytest.raises(UsageError, match=r"leaper-run has no evaluations yet$"):
         run_command(run.path)

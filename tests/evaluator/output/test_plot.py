@@ -4,7 +4,7 @@ import imageio.v3 as iio
 import numpy as np
 
 from common.config import Config, resolve
-from evaluator.output.plot import draw_levels, draw_scores, levels_figure, scores_figure
+from evaluator.output.plot import levels_figure, png, scores_figure
 from evaluator.output.scoreboard import LevelHistory
 from evaluator.scores.statistics import LevelScore
 
@@ -50,7 +50,8 @@ def test_published_points_do_not_stretch_the_axis_of_a_short_run() -> None:
 
 def test_wider_interval_is_drawn_as_a_wider_band() -> None:
     def colored(width: float) -> int:
-        picture = iio.imread(draw_scores([row(0, width), row(10, width)], EASY), extension=".png")[..., :3].astype(int)
+        figure = scores_figure([row(0, width), row(10, width)], EASY)
+        picture = iio.imread(png(figure), extension=".png")[..., :3].astype(int)
         return int((picture.max(axis=2) - picture.min(axis=2) > 15).sum())
 
     assert colored(0.9) > 1.5 * colored(0.3)
@@ -59,7 +60,7 @@ def test_wider_interval_is_drawn_as_a_wider_band() -> None:
 def test_single_level_without_interval_is_drawn() -> None:
     single = row(0)
     single["train"]["interval"] = single["generalization_gap_interval"] = None
-    assert draw_scores([single], EASY).startswith(b"\x89PNG")
+    assert png(scores_figure([single], EASY)).startswith(b"\x89PNG")
 
 
 def history(levels: int, versions: int) -> LevelHistory:
@@ -83,4 +84,4 @@ def test_levels_are_rows_with_the_easiest_on_top_and_gaps_empty() -> None:
 
 def test_a_thousand_levels_and_a_single_level_are_drawn() -> None:
     for levels, versions in ((1000, 60), (1, 1)):
-        assert max(iio.imread(draw_levels(history(levels, versions), EASY), extension=".png").shape) < 2500
+        assert max(iio.imread(png(levels_figure(history(levels, versions), EASY)), extension=".png").shape) < 2500

@@ -89,8 +89,8 @@ def test_split_without_levels_is_refused() -> None:
 
 def test_gap_is_training_minus_held_out_and_needs_both() -> None:
     lucky = [*EPISODES, episode("train", 3, 0, 10.0), episode("train", 3, 1, 10.0)]  # train 25 / 4, held-out 5
-    gap = generalization_gap(lucky, "validation")
-    assert gap is not None and gap.value == 1.25
-    assert gap.interval is not None and gap.interval[0] < 1.25 < gap.interval[1]
-    assert generalization_gap(TRAIN, "validation") is None
-    assert generalization_gap(lucky, "test") is None
+    gap, interval = generalization_gap(lucky, "validation")
+    assert gap == 1.25
+    assert interval is not None and interval[0] < 1.25 < interval[1]
+    assert generalization_gap(TRAIN, "validation") == (None, None)
+    assert generalization_gap(lucky, "test") == (None, None)
