@@ -99,8 +99,10 @@ class RunDirectory:
             return json.loads(self.config.read_bytes())[part]
         except FileNotFoundError as error:
             raise ConfigError(f"{self.path} holds no run: config.json is missing") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"cannot read {self.config}: {error}") from error
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"{self.config} cannot be read: it has no {part}") from error
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{self.config} cannot be read: {error}") from error
 
 
 def config_from_dict(settings: Any, source: str) -> Config:

@@ -268,7 +268,7 @@ def test_unscored_run_and_damaged_settings_are_one_line_errors(run: RunDirectory
     with pytest.raises(UsageError, match=r"leaper-run has no evaluations yet$"):
         run_command(run.path)
     run.config.write_text("{")
-    with pytest.raises(UsageError, match=r"cannot read .*config\.json"):
+    with pytest.raises(UsageError, match=r"config\.json cannot be read"):
         run_command(run.path)
     assert not (run.path / "report.html").exists()
 
