@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from benchmarks.peers import Iteration, warm_up
 from benchmarks.report import available_cores
-from common.config import Config
+from common.config import Config, NetworkSettings
 from common.games import NUM_ACTIONS, OBSERVATION_SHAPE
-from common.policy_network import HIDDEN_UNITS, NetworkSettings, PolicyNetwork
+from common.policy_network import HIDDEN_UNITS, PolicyNetwork
 from common.procgen_env import make_envs
 
 

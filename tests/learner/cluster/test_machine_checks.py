@@ -28,7 +28,7 @@ def test_machine_that_can_train_has_no_fatal_check():
 def test_unsupported_python_is_fatal(monkeypatch):
     monkeypatch.setattr(machine_checks.platform, "python_version", lambda: "3.1.4")
     check = python_check()
-    assert check.verdict == "fatal" and "3.10 or 3.11" in check.remedy
+    assert check.verdict == "fatal" and "3.10 to 3.13" in check.remedy
 
 
 def test_missing_library_is_named(monkeypatch):
