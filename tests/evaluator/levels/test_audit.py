@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.config import Config, ConfigError, resolve
+from common.config import Config, ConfigError, Machine, resolve
 from common.games import Game
 from common.procgen_env import make_envs
 from common.storage.run_directory import RunDirectory
@@ -16,7 +16,7 @@ from evaluator.levels.level_file import audited_level_sets, read_level_sets, sto
 
 
 def easy(env_name: str, **given: Any) -> Config:
-    return resolve("easy", {"env_name": env_name, "held_out_levels": 3, **given})
+    return resolve("easy", {"env_name": env_name, "held_out_levels": 3, **given}, Machine())
 
 
 def first_frame(env_name: str, level: int) -> np.ndarray:
