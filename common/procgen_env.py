@@ -76,7 +76,7 @@ class _Gym3Envs(ProcgenEnvs):
         return self._envs.get_info()
 
     def get_state(self) -> list[bytes]:
-        return self._envs.callmethod("get_state")
+        return self._envs.get_state()
 
     def set_state(self, states: Sequence[bytes]) -> None:
         self._envs.set_state(states)
