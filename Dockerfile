@@ -6,7 +6,10 @@
 #
 # The arguments reach only the stages that install packages; the final image contains nothing of them.
 
-FROM python:3.11-slim-bookworm AS base
+# 3.11, 3.12 or 3.13: --build-arg PYTHON=3.13. A cluster's nodes need the same image.
+ARG PYTHON=3.11
+
+FROM python:${PYTHON}-slim-bookworm AS base
 # Procgen loads these two libraries.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends libgl1 libglib2.0-0 \
@@ -44,10 +47,11 @@ FROM base AS dependencies
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 RUN python -m venv /opt/heldout
-COPY constraints.txt /tmp/
+COPY constraints.txt procgen-gym.txt /tmp/
 COPY --from=requirements /tmp/heldout/build.txt /tmp/heldout/run.txt /tmp/
 # Install the pinned build tool first, so that nothing is built with another version.
 RUN /opt/heldout/bin/pip install --no-cache-dir -c /tmp/constraints.txt -r /tmp/build.txt \
+    && /opt/heldout/bin/pip install --no-cache-dir --no-deps --require-hashes -c /tmp/constraints.txt -r /tmp/procgen-gym.txt \
     && /opt/heldout/bin/pip install --no-cache-dir --no-build-isolation -c /tmp/constraints.txt -r /tmp/run.txt \
     && /opt/heldout/bin/pip check \
     && /opt/heldout/bin/pip uninstall -y pip setuptools
@@ -69,8 +73,9 @@ RUN /tmp/build/bin/pip install --no-cache-dir --no-build-isolation --no-deps --t
 
 
 FROM base AS heldout
+ARG PYTHON
 COPY --from=dependencies /opt/heldout /opt/heldout
-COPY --from=code /tmp/code /opt/heldout/lib/python3.11/site-packages
+COPY --from=code /tmp/code /opt/heldout/lib/python${PYTHON}/site-packages
 COPY deploy/docker/token.sh deploy/docker/head.sh deploy/docker/node.sh deploy/docker/healthy.py /usr/local/bin/
 # Kubernetes operators use a login shell, which resets PATH.
 RUN ln -s /opt/heldout/bin/ray /usr/local/bin/ray \

@@ -1,5 +1,5 @@
 # Every target but help and clean sets up .venv first, which is silent and quick when nothing changed.
-#   PYTHON=...  the Python (3.10 or 3.11) to make .venv with
+#   PYTHON=...  the Python (3.10 to 3.13) to make .venv with
 #   HOURS=1        how long soak takes
 #   ARGS="..."  what follows the command of train, evaluate, test and test-all
 #   WORKERS=N   test files that run side by side; 0: one after the other

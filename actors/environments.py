@@ -1,13 +1,12 @@
 """The environments of one actor, as one Procgen batch or two, with the statistics of their episodes."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from common.config import Config
 from common.messages import ActorState
-from common.procgen_env import envs_from_states, make_envs
+from common.procgen_env import ProcgenEnvs, envs_from_states, make_envs
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +21,7 @@ class FinishedEpisode:
 class EnvGroup:
     """A Procgen batch that is never reset between rollouts; it owns `columns` of the actor's `[T, B]` arrays."""
 
-    def __init__(self, envs: Any, columns: slice):
+    def __init__(self, envs: ProcgenEnvs, columns: slice):
         self.envs = envs
         self.columns = columns
         num_envs = columns.stop - columns.start
@@ -35,7 +34,7 @@ class EnvGroup:
         self.running_length += 1
         if not dones.any():
             return
-        info = self.envs.get_info()
+        info = self.envs.infos()
         for i in np.flatnonzero(dones):
             level = info[i]["prev_level_seed"]
             episode = FinishedEpisode(float(self.running_return[i]), int(self.running_length[i]), level)
@@ -58,7 +57,7 @@ def make_env_groups(config: Config, rand_seed: int, halves: bool, state: ActorSt
         if not halves:
             return [EnvGroup(envs, slice(0, num_envs))]
         envs.observe()
-        saved = envs.callmethod("get_state")
+        saved = envs.get_state()
         envs.close()
     middle = num_envs // 2 if halves else num_envs
     groups = [

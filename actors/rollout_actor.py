@@ -13,7 +13,6 @@ from common.games import OBSERVATION_SHAPE
 from common.messages import ActorIdentity, ActorState, FinishedEpisodes, Rollout, Weights, weights_sha256
 from common.policy_network import PolicyNetwork
 from common.precision import autocast
-from common.procgen_env import observe
 from common.seeding import derive_seed
 
 
@@ -119,7 +118,7 @@ class RolloutActor:
         The reward of an action arrives with the next frame, and `first` means that the action ended the episode.
         At t = 0 they belong to the previous rollout, which has recorded them.
         """
-        rewards, frames, first = observe(group.envs)
+        rewards, frames, first = group.envs.observe()
         if t > 0:
             self.rewards[t - 1, group.columns], self.dones[t - 1, group.columns] = rewards, first
             group.count_episodes(rewards, first, finished)

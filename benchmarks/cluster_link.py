@@ -38,7 +38,7 @@ from common.frame_compression import compress_frames, decompress_frames
 from common.games import NUM_ACTIONS, Game
 from common.messages import ActorIdentity
 from common.policy_network import PolicyNetwork
-from common.procgen_env import make_envs, observe
+from common.procgen_env import make_envs
 from common.storage.jsonl import read_jsonl
 from learner.startup import flags as command_line
 
@@ -133,7 +133,7 @@ def random_play(game: str) -> np.ndarray:
     generator = np.random.default_rng(0)
     frames = np.empty((256, 4, 64, 64, 3), np.uint8)
     for step in frames:
-        step[:] = observe(envs)[1]
+        step[:] = envs.observe()[1]
         envs.act(generator.integers(0, NUM_ACTIONS, 4, dtype=np.int32))
     return frames
 

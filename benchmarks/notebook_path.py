@@ -18,7 +18,7 @@ from torch.distributions import Categorical
 
 from benchmarks.report import make_parser
 from common.games import Game
-from common.procgen_env import make_envs, observe
+from common.procgen_env import make_envs
 
 NUM_ENVS, NUM_STEPS, MINIBATCH, EPOCHS = 64, 256, 2048, 3
 GAMMA, GAE_LAMBDA, CLIP = 0.999, 0.95, 0.2
@@ -79,14 +79,14 @@ def rollout(envs: Any, network: Network, buffer: SampleBuffer, num_steps: int) -
     """Fills the buffer with `num_steps` steps of every environment."""
     steps: dict[str, list[Tensor]] = {name: [] for name in ("states", "actions", "log_probs", "values")}
     rewards, masks = [], []
-    state = as_floats(observe(envs)[1])
+    state = as_floats(envs.observe()[1])
     for _ in range(num_steps):
         distribution, value = network(state)
         action = distribution.sample()
         envs.act(action.numpy().astype(np.int32))
         for items, item in zip(steps.values(), (state, action, distribution.log_prob(action), value), strict=True):
             items.append(item)
-        reward, frames, first = observe(envs)
+        reward, frames, first = envs.observe()
         rewards.append(torch.from_numpy(np.sign(reward)).unsqueeze(1))
         masks.append(torch.from_numpy(1.0 - first.astype(np.float32)).unsqueeze(1))
         state = as_floats(frames)

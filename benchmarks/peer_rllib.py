@@ -27,7 +27,7 @@ from common.config import Config
 from common.games import NUM_ACTIONS, OBSERVATION_SHAPE
 from common.policy_network import PolicyNetwork
 from common.process import prepare_ray_environment
-from common.procgen_env import make_envs, observe
+from common.procgen_env import make_envs
 
 
 class ProcgenEnv(gymnasium.Env):
@@ -46,11 +46,11 @@ class ProcgenEnv(gymnasium.Env):
         self.env = make_envs(1, *game, rand_seed=np.random.randint(2**31 - 1))  # RLlib seeds numpy in each runner
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        return observe(self.env)[1][0], {}
+        return self.env.observe()[1][0], {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
         self.env.act(np.array([action], np.int32))
-        rewards, frames, first = observe(self.env)
+        rewards, frames, first = self.env.observe()
         return frames[0], float(np.sign(rewards[0])), bool(first[0]), False, {}
 
     def close(self) -> None:

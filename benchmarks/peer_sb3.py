@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 from benchmarks.peers import Iteration, warm_up
 from benchmarks.report import available_cores
-from common.config import Config
+from common.config import Config, NetworkSettings
 from common.games import NUM_ACTIONS, OBSERVATION_SHAPE
-from common.policy_network import HIDDEN_UNITS, NetworkSettings, PolicyNetwork
-from common.procgen_env import make_envs, observe
+from common.policy_network import HIDDEN_UNITS, PolicyNetwork
+from common.procgen_env import make_envs
 
 
 class ProcgenVecEnv(VecEnv):
@@ -37,13 +37,13 @@ class ProcgenVecEnv(VecEnv):
         super().__init__(config.num_envs, observation_space, spaces.Discrete(NUM_ACTIONS))
 
     def reset(self) -> np.ndarray:
-        return observe(self.envs)[1]
+        return self.envs.observe()[1]
 
     def step_async(self, actions: np.ndarray) -> None:
         self.envs.act(actions.astype(np.int32))
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        rewards, frames, first = observe(self.envs)
+        rewards, frames, first = self.envs.observe()
         return frames, np.sign(rewards), first, [{} for _ in range(self.num_envs)]
 
     def close(self) -> None:

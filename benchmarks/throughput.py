@@ -33,7 +33,7 @@ from common.messages import ActorIdentity, Rollout
 from common.policy_network import PolicyNetwork
 from common.precision import autocast
 from common.process import prepare_process
-from common.procgen_env import make_envs, observe
+from common.procgen_env import make_envs
 from learner.ppo.learner import PPOLearner
 from learner.rollouts.staging import StagedBatch
 from learner.startup import flags as command_line
@@ -55,7 +55,7 @@ def env_stepping(config: Config, cores: int, seconds: float) -> float:
     def work() -> int:
         for _ in range(64):
             envs.act(generator.integers(0, NUM_ACTIONS, config.num_envs, dtype=np.int32))
-            observe(envs)
+            envs.observe()
         return 64 * config.num_envs
 
     return rate(work, seconds)

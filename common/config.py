@@ -12,11 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import torch
-
 from common.cli import UsageError
 from common.games import DISTRIBUTION_MODES, GAMES, MAX_LEVEL_SEED, Game
-from common.policy_network import NetworkSettings
 from common.precision import Precision, fastest_precision
 
 # What the user may ask for instead of a value: `resolve` chooses.
@@ -25,6 +22,15 @@ AUTO = "auto"
 
 class ConfigError(UsageError):
     """A setting cannot be used; the message is one line for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSettings:
+    """The settings of the network that differ between presets; enough to rebuild it."""
+
+    observation_scale: int  # observations are divided by this
+    relu_before_linear: bool  # the notebook has no relu between the last block and the 256-unit layer
+    orthogonal_heads: bool  # gains .01 (policy) and 1 (value), zero bias; else PyTorch's defaults
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,8 @@ class Machine:
     @staticmethod
     def here() -> "Machine":
         """This machine; `cores` are those the process may use."""
+        import torch  # not at the top: level sets and the audit need this module, not torch
+
         return Machine(len(os.sched_getaffinity(0)), torch.cuda.is_available(), fastest_precision)
 
 

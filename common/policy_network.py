@@ -3,27 +3,17 @@
 Espeholt et al. 2018 (IMPALA), figure 3 right ("large architecture"), without the LSTM.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.config import NetworkSettings
 from common.games import NUM_ACTIONS
 from common.messages import Weights
 
 STAGE_CHANNELS = (16, 32, 32)
 HIDDEN_UNITS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkSettings:
-    """The settings of the network that differ between presets; enough to rebuild it."""
-
-    observation_scale: int  # observations are divided by this
-    relu_before_linear: bool  # the notebook has no relu between the last block and the 256-unit layer
-    orthogonal_heads: bool  # gains .01 (policy) and 1 (value), zero bias; else PyTorch's defaults
 
 
 class ResidualBlock(nn.Module):

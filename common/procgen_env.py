@@ -1,11 +1,12 @@
 """Building Procgen's vectorised environments, for training and bound to exact levels.
 
-`ProcgenGym3Env` is used directly: `act(actions)` returns immediately while C++ threads step; `observe()` waits and
-returns (reward of the last action, observation dict, first). At first=1 the observation is already the first frame of
-the next episode; the terminal frame is never shown.
+The only module that knows the builds of Procgen: `procgen` (Python 3.10) and `procgen-mirror` (3.11, 3.12) with gym3's
+interface, `procgen-gym` (3.13) with gymnasium's. All contain the same engine; `ProcgenEnvs` is their common interface.
 """
 
+import abc
 import functools
+import importlib.util
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -23,15 +24,112 @@ class MissingLibrary(RuntimeError):
 SYSTEM_PACKAGES = "libgl1 libglib2.0-0"
 
 
+class ProcgenEnvs(abc.ABC):
+    """A batch of N environments.
+
+    `act` returns immediately while C++ threads step; `observe` waits. At first=1 the observation is already the first
+    frame of the next episode; the terminal frame is never shown.
+    """
+
+    @abc.abstractmethod
+    def act(self, actions: np.ndarray) -> None:
+        """Starts one step with int32 actions `[N]`."""
+
+    @abc.abstractmethod
+    def observe(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(float32 rewards `[N]`, uint8 frames `[N, 64, 64, 3]`, bool first `[N]`) of the newest step, as copies."""
+
+    @abc.abstractmethod
+    def infos(self) -> list[dict[str, Any]]:
+        """For each environment its `level_seed`, and `prev_level_seed` and `prev_level_complete`, valid at first=1.
+
+        With `render`, also `rgb`, a uint8 image `[512, 512, 3]`.
+        """
+
+    @abc.abstractmethod
+    def get_state(self) -> list[bytes]:
+        """One saved state per environment, which every build of Procgen can load. Call `observe` before."""
+
+    @abc.abstractmethod
+    def set_state(self, states: Sequence[bytes]) -> None:
+        """Environment i continues where `states[i]` was saved, including level range and generators."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Frees the environments."""
+
+
+class _Gym3Envs(ProcgenEnvs):
+    """`procgen` and `procgen-mirror`."""
+
+    def __init__(self, num_envs: int, options: dict[str, Any]):
+        self._envs = _env_module().ProcgenGym3Env(num=num_envs, **options)
+
+    def act(self, actions: np.ndarray) -> None:
+        self._envs.act(actions)
+
+    def observe(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        rewards, observations, first = self._envs.observe()
+        return rewards, observations["rgb"], first
+
+    def infos(self) -> list[dict[str, Any]]:
+        return self._envs.get_info()
+
+    def get_state(self) -> list[bytes]:
+        return self._envs.get_state()
+
+    def set_state(self, states: Sequence[bytes]) -> None:
+        self._envs.set_state(states)
+
+    def close(self) -> None:
+        self._envs.close()
+
+
+class _GymnasiumEnvs(ProcgenEnvs):
+    """`procgen-gym`: its public `step` cannot act and observe separately, its `_clib` can."""
+
+    def __init__(self, num_envs: int, options: dict[str, Any]):
+        self._envs = _env_module().ProcgenVecEnv(num_envs=num_envs, **options)
+
+    def act(self, actions: np.ndarray) -> None:
+        assert actions.shape == (self._envs.num_envs,), actions.shape  # a single action would be broadcast
+        self._envs._clib.act(actions)
+
+    def observe(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        first, observations, rewards, _ = self._envs._clib.observe()
+        return rewards, observations["rgb"], first.astype(np.bool_)
+
+    def infos(self) -> list[dict[str, Any]]:
+        arrays = self._envs._clib.observe()[3]
+        return [{name: array[i] for name, array in arrays.items()} for i in range(self._envs.num_envs)]
+
+    def get_state(self) -> list[bytes]:
+        return self._envs.get_state()
+
+    def set_state(self, states: Sequence[bytes]) -> None:
+        self._envs.set_state(states)
+
+    def close(self) -> None:
+        self._envs.close()
+
+
+def _has_gym3_interface() -> bool:
+    return importlib.util.find_spec("procgen") is not None
+
+
 @functools.cache
-def _procgen() -> Any:
-    """The procgen module, imported without gym's notice that it is unmaintained."""
+def _env_module() -> Any:
+    """The installed build's module of environment classes, imported without gym's notice that it is unmaintained."""
+    if not _has_gym3_interface():
+        import procgen_gym.env
+
+        return procgen_gym.env
     import gym_notices.notices
 
     gym_notices.notices.notices.clear()
-    import procgen
+    import procgen.env
 
-    return procgen
+    return procgen.env
 
 
 def make_envs(
@@ -42,26 +140,26 @@ def make_envs(
     rand_seed: int,
     num_threads: int = 0,
     render: bool = False,
-) -> Any:
-    """A `ProcgenGym3Env` of `num_envs` slots drawing levels from [start_level, start_level + num_levels).
+) -> ProcgenEnvs:
+    """A batch of `num_envs` slots drawing levels from [start_level, start_level + num_levels).
 
     The order of levels depends only on `rand_seed` and the slot. `num_threads` C++ threads step the slots; with 0,
-    `act` steps them on the caller's thread. `render` adds 512 x 512 images to `get_info` (slow).
+    `act` steps them on the caller's thread. `render` adds 512 x 512 images to `infos` (slow).
     """
-    options = {"render_mode": "rgb_array"} if render else {}
-    return _procgen().ProcgenGym3Env(
-        num=num_envs,
-        env_name=game.env_name,
-        distribution_mode=game.distribution_mode,
-        start_level=start_level,
-        num_levels=num_levels,
-        rand_seed=rand_seed,
-        num_threads=num_threads,
-        **options,
-    )
+    options: dict[str, Any] = {
+        "env_name": game.env_name,
+        "distribution_mode": game.distribution_mode,
+        "start_level": start_level,
+        "num_levels": num_levels,
+        "rand_seed": rand_seed,
+        "num_threads": num_threads,
+    }
+    if render:
+        options["render_mode"] = "rgb_array"
+    return _Gym3Envs(num_envs, options) if _has_gym3_interface() else _GymnasiumEnvs(num_envs, options)
 
 
-def make_level_bound_envs(game: Game, levels: Sequence[int], num_threads: int = 0) -> Any:
+def make_level_bound_envs(game: Game, levels: Sequence[int], num_threads: int = 0) -> ProcgenEnvs:
     """A batch whose slot i plays only `levels[i]`, also after each restart.
 
     An environment's saved state includes its level range, so loading the state of a one-level environment into a slot
@@ -71,22 +169,16 @@ def make_level_bound_envs(game: Game, levels: Sequence[int], num_threads: int = 
     for level in levels:
         single = make_envs(1, game, int(level), 1, rand_seed=0)
         single.observe()
-        states.extend(single.callmethod("get_state"))
+        states.extend(single.get_state())
         single.close()
     return envs_from_states(game, states, num_threads)
 
 
-def envs_from_states(game: Game, states: Sequence[bytes], num_threads: int = 0) -> Any:
+def envs_from_states(game: Game, states: Sequence[bytes], num_threads: int = 0) -> ProcgenEnvs:
     """A batch whose slot i continues exactly where `states[i]` was saved, including level range and generators."""
     envs = make_envs(len(states), game, 0, 1, rand_seed=0, num_threads=num_threads)
-    envs.callmethod("set_state", list(states))
+    envs.set_state(states)
     return envs
-
-
-def observe(envs: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(float32 rewards `[N]`, uint8 frames `[N, 64, 64, 3]`, bool first `[N]`) of the newest step."""
-    rewards, observations, first = envs.observe()
-    return rewards, observations["rgb"], first
 
 
 def step_once() -> None:
@@ -104,7 +196,7 @@ def step_once() -> None:
             raise
         raise MissingLibrary(missing[1]) from error
     envs.act(np.zeros(1, np.int32))
-    _, frames, _ = observe(envs)
+    _, frames, _ = envs.observe()
     envs.close()
     if frames.shape[1:] != OBSERVATION_SHAPE:
         raise RuntimeError(f"Procgen returned observations of shape {frames.shape[1:]} instead of {OBSERVATION_SHAPE}")

@@ -10,8 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGES = ("actors", "common", "evaluator", "learner")
-# What decides how an actor acts and how it talks to the learner. Only one of Procgen's two distributions is installed.
-LIBRARIES = ("ray", "torch", "numpy", "procgen", "procgen-mirror", "gym3", "zstandard")
+# The distributions that contain Procgen's engine, for Python 3.10, for 3.11 and 3.12, and for 3.13. One is installed.
+PROCGEN_BUILDS = ("procgen", "procgen-mirror", "procgen-gym")
+# What decides how an actor acts and how it talks to the learner. `procgen-gym` does without gym3.
+LIBRARIES = ("ray", "torch", "numpy", *PROCGEN_BUILDS, "gym3", "zstandard")
 
 
 def package_directories() -> list[Path]:
@@ -42,6 +44,16 @@ def installed_versions(*distributions: str) -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+def procgen_build() -> str:
+    """The installed build of Procgen, such as `procgen-mirror 0.10.7`."""
+    return named_build(installed_versions(*PROCGEN_BUILDS))
+
+
+def named_build(versions: Mapping[str, str]) -> str:
+    """The build of Procgen among stored or installed versions; `unknown` if there is none."""
+    return next((f"{name} {versions[name]}" for name in PROCGEN_BUILDS if name in versions), "unknown")
 
 
 @functools.cache

@@ -108,6 +108,8 @@ def train(prepared: PreparedRun, stop: StopSignals, logs: RunLogging, progress: 
                 f"resumed at policy_version {learner.policy_version}, {learner.frames:,} frames; "
                 f"{_continuation(prepared, state, overlap)}"
             )
+            if prepared.procgen_change is not None:
+                progress.note(prepared.procgen_change)
         fleet = Fleet(config, learner.policy_version, state.counters, state.actors)
         stack.callback(fleet.stop)
         if resumed is not None:
@@ -178,7 +180,7 @@ def _continuation(prepared: ResumedRun, state: RunState, overlap: bool) -> str:
         return f"environments of {restored} of {needed} actors continue, the others start anew"
     if overlap:
         return "environments continue; not bit for bit, because rollouts were in flight in overlap mode"
-    return "it continues bit for bit if the machine and the settings are the same"
+    return "it continues bit for bit if the machine, the software and the settings are the same"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,11 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+
+from common.versions import PROCGEN_BUILDS
+from learner.cluster.machine_checks import SUPPORTED_PYTHONS
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"actors", "common", "evaluator", "learner"}
@@ -109,6 +113,64 @@ def pins() -> dict[str, str]:
         assert pinned.get(name, specifier.version) == specifier.version, f"{requirement.name} is pinned to two versions"
         pinned[name] = specifier.version
     return pinned
+
+
+def pinned_for(python: str) -> list[Requirement]:
+    """What `.[dev]` and constraints.txt pin on this version of Python, read from the files."""
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    constraints = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["dev"], *constraints]
+    requirements = [Requirement(line) for line in lines]
+    return [r for r in requirements if r.marker is None or r.marker.evaluate({"python_version": python})]
+
+
+@pytest.mark.parametrize(
+    ("python", "build", "numpy"),
+    [
+        ("3.10", "procgen", "1"),
+        ("3.11", "procgen-mirror", "1"),
+        ("3.12", "procgen-mirror", "1"),
+        ("3.13", "procgen-gym", "2"),
+    ],
+)
+def test_each_python_gets_one_version_of_everything_and_one_procgen(python: str, build: str, numpy: str) -> None:
+    pinned: dict[str, str] = {}
+    for requirement in pinned_for(python):
+        (specifier,) = requirement.specifier
+        name = canonicalize_name(requirement.name)
+        assert name not in pinned or requirement.extras, f"{name} is pinned twice"
+        pinned[name] = specifier.version
+    assert [name for name in PROCGEN_BUILDS if name in pinned] == [build]
+    assert pinned["numpy"].startswith(f"{numpy}.")
+    assert ("gym3" in pinned) == ("gym" in pinned) == ("glfw" in pinned) == (numpy == "1")
+
+
+def test_supported_pythons_are_the_same_everywhere() -> None:
+    lowest, highest = SUPPORTED_PYTHONS[0], SUPPORTED_PYTHONS[-1]
+    above = f"3.{int(highest.partition('.')[2]) + 1}"
+    (requires,) = re.findall('requires-python = "(.*)"', (ROOT / "pyproject.toml").read_text())
+    assert SpecifierSet(requires) == SpecifierSet(f">={lowest},<{above}")
+    setup = (ROOT / "tools/setup.sh").read_text()
+    assert f"case $1 in {' | '.join(SUPPORTED_PYTHONS)})" in setup
+    for name in ("tools/setup.sh", "Makefile", "README.md", "CONTRIBUTING.md", "docs/settings.md"):
+        assert f"{lowest} to {highest}" in (ROOT / name).read_text(), name
+
+
+def test_procgen_of_python_3_13_is_pinned_by_hash_and_installed_first() -> None:
+    (pin,) = [line for line in (ROOT / "procgen-gym.txt").read_text().splitlines() if not line.startswith("#")]
+    requirement, _, digest = pin.partition(" --hash=sha256:")
+    assert re.fullmatch("[0-9a-f]{64}", digest)
+    assert Requirement(requirement) in pinned_for("3.13")
+    for name, later in (("tools/setup.sh", "--editable"), ("Dockerfile", "-r /tmp/run.txt")):
+        text = (ROOT / name).read_text()
+        assert 0 < text.index("--no-deps --require-hashes") < text.index(later)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="procgen-gym is installed on Python 3.13")
+def test_installed_procgen_gym_is_the_wheel_that_was_compared() -> None:
+    (library,) = [file for file in distribution("procgen-gym").files or [] if file.name == "libenv.so"]
+    assert library.hash is not None and library.hash.value == "La-YClA-5eGXprxPXkjFx85FsrFK8-_pF3HFZH371uo"
 
 
 def installed_dependencies() -> dict[str, str]:

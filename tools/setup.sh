@@ -11,7 +11,7 @@ fail() {
   exit 1
 }
 version() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
-supported() { [ "$1" = 3.10 ] || [ "$1" = 3.11 ]; }
+supported() { case $1 in 3.10 | 3.11 | 3.12 | 3.13) ;; *) return 1 ;; esac; }
 
 # A second set-up in this directory waits for the first and then finds nothing to do.
 if command -v flock >/dev/null; then
@@ -23,10 +23,10 @@ fi
 # .venv/bin point, and the files that say what to install.
 directory=$(pwd -P)
 venv_version=$(version .venv/bin/python || true)
-wanted=$(printf '%s\n' "$directory" "$(cksum pyproject.toml constraints.txt tools/setup.sh)")
+wanted=$(printf '%s\n' "$directory" "$(cksum pyproject.toml constraints.txt procgen-gym.txt tools/setup.sh)")
 if [ -n "${PYTHON:-}" ]; then
-  chosen_version=$(version "$PYTHON") || fail "PYTHON=$PYTHON does not run; name a Python 3.10 or 3.11"
-  supported "$chosen_version" || fail "PYTHON=$PYTHON is Python $chosen_version; Heldout needs 3.10 or 3.11"
+  chosen_version=$(version "$PYTHON") || fail "PYTHON=$PYTHON does not run; name a Python 3.10 to 3.13"
+  supported "$chosen_version" || fail "PYTHON=$PYTHON is Python $chosen_version; Heldout needs 3.10 to 3.13"
 else
   chosen_version=$venv_version
 fi
@@ -41,12 +41,12 @@ if [ -e .venv/.heldout-incomplete ] || ! grep -qsF "$directory/.venv/" .venv/bin
   rm -rf .venv
 fi
 if [ ! -e .venv ]; then
-  for python in ${PYTHON:-python3 python3.11 python3.10}; do
+  for python in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.10}; do
     venv_version=$(version "$python" || true)
     if supported "$venv_version"; then break; fi
   done
-  supported "$venv_version" || fail "no Python 3.10 or 3.11 found; install one (Debian 12: sudo apt-get install -y" \
-    "python3 python3-venv) or name one: make setup PYTHON=/path/to/python3.11"
+  supported "$venv_version" || fail "no Python 3.10 to 3.13 found; install one (Debian 12 and 13, Ubuntu 22.04 and" \
+    "24.04: sudo apt-get install -y python3 python3-venv) or name one: make setup PYTHON=/path/to/python3.12"
   "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     fail "$python has no venv module; run: sudo apt-get install -y python$venv_version-venv"
   say "creating .venv with Python $venv_version"
@@ -66,6 +66,8 @@ pip=(.venv/bin/python -m pip install --constraint constraints.txt)
 [ -t 1 ] || pip+=(--quiet)
 # The build backend first, so that no other version of it builds the package.
 "${pip[@]}" "$(grep -o 'setuptools==[0-9.]*' pyproject.toml)"
+# On Python 3.13 (its marker says so), the build of Procgen whose hash is known.
+"${pip[@]}" --no-deps --require-hashes --requirement procgen-gym.txt
 "${pip[@]}" --no-build-isolation --editable '.[dev]'
 rm .venv/.heldout-incomplete
 

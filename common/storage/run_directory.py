@@ -94,6 +94,17 @@ class RunDirectory:
             raise ConfigError(f"{self.config} was written by another version of heldout (requested: {requested})")
         return requested
 
+    def read_versions(self) -> dict[str, str]:
+        """The software that config.json was written with.
+
+        Raises:
+            ConfigError: as for `read_config`.
+        """
+        versions = self._read("versions")
+        if not isinstance(versions, dict):
+            raise ConfigError(f"{self.config} was written by another version of heldout (versions: {versions})")
+        return versions
+
     def _read(self, part: str) -> Any:
         try:
             return json.loads(self.config.read_bytes())[part]

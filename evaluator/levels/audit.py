@@ -16,7 +16,7 @@ import numpy as np
 
 from common.config import Config
 from common.games import NUM_ACTIONS, OBSERVATION_SHAPE
-from common.procgen_env import make_level_bound_envs, observe
+from common.procgen_env import make_level_bound_envs
 from evaluator.levels.level_sets import Removal, Split, scored_training_levels, training_range
 
 TOLERANCE = 32
@@ -79,7 +79,7 @@ class Audit:
             try:
                 for step in range(len(_ACTIONS) + 1):
                     if step in COMPARED_AFTER:
-                        frames[:, COMPARED_AFTER.index(step)] = observe(envs)[1]
+                        frames[:, COMPARED_AFTER.index(step)] = envs.observe()[1]
                     if step < len(_ACTIONS):
                         envs.act(np.full(len(batch), _ACTIONS[step], np.int32))
             finally:
@@ -97,12 +97,12 @@ class Audit:
         """The levels whose first episode ends within `FEW_STEPS` repetitions of `action` without reward."""
         envs = make_level_bound_envs(self.game, levels)
         try:
-            observe(envs)
+            envs.observe()
             is_playing = np.ones(len(levels), np.bool_)
             reward = np.zeros(len(levels))
             for _ in range(FEW_STEPS):
                 envs.act(np.full(len(levels), action, np.int32))
-                rewards, _, first = observe(envs)
+                rewards, _, first = envs.observe()
                 reward += rewards * is_playing
                 is_playing &= ~first
         finally:

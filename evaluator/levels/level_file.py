@@ -9,7 +9,7 @@ from typing import Any
 from common.config import Config, ConfigError
 from common.storage.atomic_files import write_durably
 from common.storage.run_directory import RunDirectory
-from common.versions import installed_versions
+from common.versions import procgen_build
 from evaluator.levels.audit import COMPARED_AFTER, FEW_STEPS, TOLERANCE, Audit
 from evaluator.levels.level_sets import MAX_TRAIN_LEVELS, SPLITS, LevelSets, draw_level_sets, training_range
 
@@ -26,11 +26,10 @@ def audited_level_sets(config: Config) -> tuple[LevelSets, dict[str, Any]]:
     """
     audit = Audit(config)
     sets, removals = draw_level_sets(config, audit.check)
-    installed = installed_versions("procgen", "procgen-mirror")
     return sets, {
         "format": FORMAT,
         "settings": {name: getattr(config, name) for name in _SETTINGS},
-        "procgen": " ".join(next(iter(installed.items()), ("unknown",))),
+        "procgen": procgen_build(),
         "rule": _rule(config),
         "audit": {
             "judged": audit.num_checked,

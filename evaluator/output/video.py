@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from common.games import NUM_ACTIONS, Game
 from common.policy_network import PolicyNetwork
-from common.procgen_env import make_envs, observe
+from common.procgen_env import make_envs
 from evaluator.scores.play import WrongLevelError, decide, episode_uniforms
 
 # Procgen's key combinations in their order: nine directions, six special keys.
@@ -78,14 +78,14 @@ def record_episode(
     try:
         has_ended = False
         while not has_ended:
-            seen = observe(envs)[1].copy()
-            shown = envs.get_info()[0]["rgb"].copy() if is_sharp else seen[0]
+            seen = envs.observe()[1].copy()
+            shown = envs.infos()[0]["rgb"].copy() if is_sharp else seen[0]
             actions, values, probabilities = decide(policy, seen, uniforms[len(steps) : len(steps) + 1], greedy)
             envs.act(actions)
-            rewards, _, first = observe(envs)
+            rewards, _, first = envs.observe()
             has_ended = bool(first[0])
             steps.append(Step(shown, int(actions[0]), float(rewards[0]), float(values[0]), probabilities[0]))
-        info = envs.get_info()[0]
+        info = envs.infos()[0]
     finally:
         envs.close()
     if info["prev_level_seed"] != level:

@@ -14,7 +14,7 @@ import torch
 
 from common.games import Game
 from common.policy_network import PolicyNetwork, sample_actions
-from common.procgen_env import envs_from_states, make_level_bound_envs, observe
+from common.procgen_env import envs_from_states, make_level_bound_envs
 from common.storage.checkpoints import Checkpoint
 from evaluator.levels.level_sets import Split
 from evaluator.scores.statistics import Episode
@@ -76,13 +76,13 @@ def play(
     envs = make_level_bound_envs(game, [level for _, level in slots])
     try:
         order = np.arange(len(slots))  # order[i]: the slot at place i of the batch
-        _, frames, _ = observe(envs)
+        _, frames, _ = envs.observe()
         while (places := np.flatnonzero(tracker.is_playing[order])).size:
             if places.size <= compact_at * order.size:
-                states = envs.callmethod("get_state")
+                states = envs.get_state()
                 envs.close()
                 envs = envs_from_states(game, [states[place] for place in places])
-                _, frames, _ = observe(envs)
+                _, frames, _ = envs.observe()
                 order = order[places]
                 places = np.arange(order.size)
             active = order[places]
@@ -93,11 +93,11 @@ def play(
             actions = np.full(order.size, _NO_OP, np.int32)
             actions[places] = chosen
             envs.act(actions)
-            rewards, frames, first = observe(envs)
+            rewards, frames, first = envs.observe()
             tracker.count_step(active, rewards[places])
             ended = places[first[places]]
             if ended.size:
-                info = envs.get_info()
+                info = envs.infos()
                 for place in ended:
                     tracker.end_episode(int(order[place]), info[place])
     finally:
@@ -165,7 +165,7 @@ class _EpisodeTracker:
         self.length[active] += 1
 
     def end_episode(self, slot: int, info: dict[str, Any]) -> None:
-        """Records the episode that `slot` just finished; `info` is from `get_info` at first=1."""
+        """Records the episode that `slot` just finished; `info` is from `infos` at first=1."""
         split, level = self.slots[slot]
         length, completed = int(self.length[slot]), bool(info["prev_level_complete"])
         record = Episode(

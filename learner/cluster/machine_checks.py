@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.versions import LIBRARIES, software
+from common.versions import LIBRARIES, PROCGEN_BUILDS, procgen_build, software
 
 SHARED_MEMORY = Path("/dev/shm")
-SUPPORTED_PYTHONS = ("3.10", "3.11")
+SUPPORTED_PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 INSTALL = "pip install -c constraints.txt ."
 GIB = 2**30
 # Measured (docs/benchmarks.md): the learner with its batch and Ray's processes, and one actor.
@@ -40,13 +40,15 @@ def python_check() -> Check:
     found = platform.python_version()
     if found.rpartition(".")[0] in SUPPORTED_PYTHONS:
         return Check("Python", "ok", found)
-    return Check("Python", "fatal", found, f"use Python {' or '.join(SUPPORTED_PYTHONS)}, as Procgen requires")
+    return Check(
+        "Python", "fatal", found, f"use Python {SUPPORTED_PYTHONS[0]} to {SUPPORTED_PYTHONS[-1]}, as Procgen requires"
+    )
 
 
 def libraries_check() -> Check:
-    """The libraries that decide how actors act and communicate. Procgen has its own check."""
+    """The libraries that decide how actors act and communicate. Procgen and gym3, see procgen_check."""
     versions = software()
-    missing = [name for name in LIBRARIES if name not in versions and not name.startswith("procgen")]
+    missing = [name for name in LIBRARIES if name not in versions and name not in (*PROCGEN_BUILDS, "gym3")]
     if missing:
         return Check("libraries", "fatal", f"missing: {', '.join(missing)}", INSTALL)
     found = ", ".join(f"{name} {versions[name]}" for name in LIBRARIES if name in versions)
@@ -81,7 +83,7 @@ def procgen_check() -> Check:
         return Check("Procgen", "fatal", f"{missing} is missing", f"sudo apt-get install -y {SYSTEM_PACKAGES}")
     except Exception as error:  # third-party C++ behind cffi can raise anything
         return Check("Procgen", "fatal", f"does not run: {error}", INSTALL)
-    return Check("Procgen", "ok", "steps an environment")
+    return Check("Procgen", "ok", f"{procgen_build()} steps an environment")
 
 
 def memory_check(actors: int) -> Check:

@@ -12,11 +12,11 @@ from common.storage.checkpoints import Checkpoint, list_checkpoints, load_newest
 from common.storage.file_lock import FileIsLocked, FileLock
 from common.storage.jsonl import set_aside_rows
 from common.storage.run_directory import RunDirectory
-from common.versions import installed_versions
+from common.versions import PROCGEN_BUILDS, installed_versions, named_build, procgen_build
 from learner.startup.flags import CommandLine
 
 AUTO = Path("auto")
-RECORDED_PACKAGES = ("heldout", "torch", "ray", "procgen", "procgen-mirror", "numpy")
+RECORDED_PACKAGES = ("heldout", "torch", "ray", *PROCGEN_BUILDS, "numpy")
 
 
 @dataclass(slots=True)
@@ -59,12 +59,21 @@ class ResumedRun:
     run: RunDirectory
     checkpoint: Checkpoint
     lock: FileLock
+    stored_versions: dict[str, str]
 
     @property
     def environments_continue(self) -> bool:
         """Whether this run has the actors that the checkpoint was saved with."""
         before = self.checkpoint.config
         return (self.config.num_actors, self.config.envs_per_actor) == (before.num_actors, before.envs_per_actor)
+
+    @property
+    def procgen_change(self) -> str | None:
+        """What another build of Procgen than the run was started with means; None: it is the same build."""
+        before, now = named_build(self.stored_versions), procgen_build()
+        if before == now:
+            return None
+        return f"Procgen is {now}, the run was started with {before}: same levels and rewards, some pixels may differ"
 
     def begin(self) -> None:
         """Sets aside what was written after the checkpoint, and updates config.json if a setting changed."""
@@ -130,9 +139,10 @@ def _prepare_resumed(command_line: CommandLine, path: Path) -> ResumedRun:
     config = resolve_resumed(stored, requested, overrides)
     if differing := contradictions(stored, config, overrides):
         raise ConfigError(f"--resume: {path} was started with other settings: {'; '.join(differing)}")
+    stored_versions = run.read_versions()
     run.require_writable()
     lock = lock_for_learner(run)  # before choosing a checkpoint, so that no other learner writes a newer one
-    return ResumedRun(config, requested, run, _newest_complete_checkpoint(run), lock)
+    return ResumedRun(config, requested, run, _newest_complete_checkpoint(run), lock, stored_versions)
 
 
 def _requested(command_line: CommandLine) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from actors.rollout_actor import RolloutActor
 from common.games import Game
 from common.messages import ActorIdentity, FinishedEpisodes, weights_sha256
 from common.policy_network import PolicyNetwork
-from common.procgen_env import make_envs, observe
+from common.procgen_env import make_envs
 from common.seeding import derive_seed
 from tests import conftest
 
@@ -115,11 +115,11 @@ def test_replaying_the_actions_reproduces_all_rollouts_without_a_reset(rollouts)
     envs = make_envs(B, Game(GAME, "easy"), 0, 20, rand_seed=derive_seed(config.seed, "levels", 0, 0, 0))
     observations, actions = joined(rollouts, "observations"), joined(rollouts, "actions")
     rewards, dones = joined(rollouts, "rewards"), joined(rollouts, "dones")
-    _, frames, _ = observe(envs)
+    _, frames, _ = envs.observe()
     for t in range(ROLLOUTS * T):
         np.testing.assert_array_equal(observations[t], frames)
         envs.act(actions[t])
-        reward, frames, first = observe(envs)
+        reward, frames, first = envs.observe()
         np.testing.assert_array_equal(rewards[t], reward)  # raw, and paid for the action at t
         np.testing.assert_array_equal(dones[t], first)
     envs.close()
@@ -155,12 +155,12 @@ def test_finished_episode_names_the_level_that_was_played(policy):
     config = tiny_config(start_level=500, num_levels=1000)
     played = collect(config, policy, 3)
     envs = make_envs(B, Game(GAME, "easy"), 500, 1000, rand_seed=derive_seed(config.seed, "levels", 0, 0, 0))
-    expected, current = [], [info["level_seed"] for info in envs.get_info()]
+    expected, current = [], [info["level_seed"] for info in envs.infos()]
     for action in joined(played, "actions"):
         envs.act(action)
-        first = observe(envs)[2].copy()
+        first = envs.observe()[2].copy()
         expected += [current[b] for b in np.flatnonzero(first)]
-        current = [info["level_seed"] for info in envs.get_info()]
+        current = [info["level_seed"] for info in envs.infos()]
     envs.close()
     levels = np.concatenate([rollout.episodes.levels for rollout in played])
     assert len(set(expected)) > 1

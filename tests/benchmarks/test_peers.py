@@ -11,7 +11,7 @@ from benchmarks import peers
 from common.config import resolve
 from common.games import Game
 from common.policy_network import PolicyNetwork
-from common.procgen_env import make_envs, observe
+from common.procgen_env import make_envs
 
 PARAMETERS = 626_256
 LAB = peers.lab(steps=2)
@@ -97,13 +97,13 @@ def test_sb3_gets_frames_of_procgen_and_signs_of_rewards() -> None:
 
     theirs = peer_sb3.ProcgenVecEnv(LAB)
     direct = make_envs(LAB.num_envs, Game("coinrun", "easy"), 0, 20, rand_seed=1)
-    np.testing.assert_array_equal(theirs.reset(), observe(direct)[1])
+    np.testing.assert_array_equal(theirs.reset(), direct.observe()[1])
     rewarded, ended = 0.0, 0
     generator = np.random.default_rng(0)
     for _ in range(300):
         actions = generator.integers(0, 15, LAB.num_envs)
         direct.act(actions.astype(np.int32))
-        rewards, frames, first = observe(direct)
+        rewards, frames, first = direct.observe()
         got = theirs.step(actions)
         np.testing.assert_array_equal(got[0], frames)
         np.testing.assert_array_equal(got[1], np.sign(rewards))

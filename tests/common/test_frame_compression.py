@@ -7,7 +7,7 @@ import pytest
 
 from common.frame_compression import CompressedFrames, DamagedFrames, compress_frames, decompress_frames
 from common.games import NUM_ACTIONS, Game
-from common.procgen_env import make_envs, observe
+from common.procgen_env import make_envs
 
 STEPS, ENVS = 24, 5
 
@@ -19,7 +19,7 @@ def frames():
     generator = np.random.default_rng(0)
     played = np.zeros((STEPS, ENVS, 64, 64, 3), np.uint8)
     for t in range(STEPS):
-        played[t] = observe(envs)[1]
+        played[t] = envs.observe()[1]
         envs.act(generator.integers(0, NUM_ACTIONS, ENVS, dtype=np.int32))
     envs.close()
     return played

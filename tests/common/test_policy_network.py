@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.policy_network import NetworkSettings, PolicyNetwork, sample_actions
+from common.config import NetworkSettings
+from common.policy_network import PolicyNetwork, sample_actions
 
 LAB = NetworkSettings(observation_scale=256, relu_before_linear=False, orthogonal_heads=False)
 EASY = NetworkSettings(observation_scale=255, relu_before_linear=True, orthogonal_heads=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.games import Game
-from common.procgen_env import envs_from_states, make_envs, make_level_bound_envs, observe
+from common.procgen_env import envs_from_states, make_envs, make_level_bound_envs
 
 PROJECT = Path(__file__).resolve().parents[2]
 # Random play ends an episode of starpilot every hundred steps or so; its pictures scroll, so no two are the same.
@@ -24,11 +24,11 @@ def play(envs, actions):
     rewards, frames, firsts, infos = [], [], [], []
     for action in actions:
         envs.act(action)
-        reward, frame, first = observe(envs)
+        reward, frame, first = envs.observe()
         rewards.append(reward.copy())
         frames.append(frame.copy())
         firsts.append(first.copy())
-        infos.append(envs.get_info())
+        infos.append(envs.infos())
     return np.array(rewards), np.array(frames), np.array(firsts), infos
 
 
@@ -43,7 +43,7 @@ def opened():
 
 def test_observe_returns_the_shapes_and_types_of_rollouts(opened):
     envs = opened(make_envs(3, GAME, 0, 5, rand_seed=1))
-    rewards, frames, first = observe(envs)
+    rewards, frames, first = envs.observe()
     assert (rewards.dtype, rewards.shape) == (np.float32, (3,))
     assert (frames.dtype, frames.shape) == (np.uint8, (3, 64, 64, 3))
     assert (first.dtype, first.shape) == (np.bool_, (3,))
@@ -54,7 +54,7 @@ def test_observe_returns_the_shapes_and_types_of_rollouts(opened):
 def test_frame_at_first_is_the_first_frame_of_the_next_episode(opened):
     level = 3
     fresh = opened(make_envs(1, GAME, level, 1, rand_seed=99))
-    _, first_frame, _ = observe(fresh)
+    _, first_frame, _ = fresh.observe()
     first_frame = first_frame.copy()
 
     envs = opened(make_envs(1, GAME, level, 1, rand_seed=1))
@@ -95,11 +95,11 @@ def test_order_of_levels_depends_only_on_seed_and_slot(opened):
 def test_level_bound_slots_replay_their_level_after_every_restart(opened):
     levels = [7, 0, 123456, 7]
     envs = opened(make_level_bound_envs(GAME, levels))
-    _, start, _ = observe(envs)
+    _, start, _ = envs.observe()
     start = start.copy()
     for slot, level in enumerate(levels):
         single = opened(make_envs(1, GAME, level, 1, rand_seed=5))
-        np.testing.assert_array_equal(start[slot], observe(single)[1][0])
+        np.testing.assert_array_equal(start[slot], single.observe()[1][0])
     _, frames, firsts, infos = play(envs, random_actions(600, 4))
     assert (firsts.sum(axis=0) >= 2).all()
     for t, slot in np.argwhere(firsts):
@@ -121,12 +121,12 @@ def test_batch_slot_plays_the_same_as_a_single_environment(opened):
 def test_environments_continue_exactly_from_saved_states(opened):
     envs = opened(make_envs(3, GAME, 50, 10, rand_seed=4))
     play(envs, random_actions(37, 3, seed=1))
-    states = envs.callmethod("get_state")
-    frame = observe(envs)[1].copy()
+    states = envs.get_state()
+    frame = envs.observe()[1].copy()
     actions = random_actions(300, 3, seed=2)
     expected = play(envs, actions)
     copy = opened(envs_from_states(GAME, states, num_threads=1))
-    np.testing.assert_array_equal(observe(copy)[1], frame)
+    np.testing.assert_array_equal(copy.observe()[1], frame)
     continued = play(copy, actions)
     for one, other in zip(continued[:3], expected[:3], strict=True):
         np.testing.assert_array_equal(one, other)
@@ -138,9 +138,9 @@ def test_environments_continue_exactly_from_saved_states(opened):
 def test_making_environments_prints_nothing():
     program = (
         "from common.games import Game\n"
-        "from common.procgen_env import make_envs, observe\n"
+        "from common.procgen_env import make_envs\n"
         "envs = make_envs(1, Game('coinrun', 'easy'), 0, 1, rand_seed=0)\n"
-        "observe(envs); envs.close()"
+        "envs.observe(); envs.close()"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=180, cwd=PROJECT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

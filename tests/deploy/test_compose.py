@@ -133,7 +133,7 @@ def test_compose_accepts_the_files(files: list[str]) -> None:
 
 def test_package_index_is_visible_only_to_stages_that_install() -> None:
     for name in ("base", "heldout"):
-        assert not any(line.startswith("ARG") for line in stage(name))
+        assert not any(line.startswith("ARG PIP") for line in stage(name))
     assert all("=" not in line for name in ("dependencies", "code") for line in stage(name) if line.startswith("ARG"))
     assert "http" not in (PROJECT / "Dockerfile").read_text()
 
@@ -141,12 +141,12 @@ def test_package_index_is_visible_only_to_stages_that_install() -> None:
 def test_dependencies_are_installed_before_any_code_is_copied() -> None:
     copied = [line for line in stage("dependencies") if line.startswith("COPY")]
     assert copied == [
-        "COPY constraints.txt /tmp/",
+        "COPY constraints.txt procgen-gym.txt /tmp/",
         "COPY --from=requirements /tmp/heldout/build.txt /tmp/heldout/run.txt /tmp/",
     ]
     final = stage("heldout")
     assert final.index("COPY --from=dependencies /opt/heldout /opt/heldout") < final.index(
-        "COPY --from=code /tmp/code /opt/heldout/lib/python3.11/site-packages"
+        "COPY --from=code /tmp/code /opt/heldout/lib/python${PYTHON}/site-packages"
     )
     assert all(
         "-c /tmp/constraints.txt" in part for line in stage("dependencies") for part in line.split("pip install")[1:]
@@ -160,7 +160,7 @@ def test_containers_do_not_run_as_root(name: str) -> None:
 
 
 def test_image_installs_our_packages_and_the_requirements_of_pyproject(tmp_path: Path) -> None:
-    tomllib = pytest.importorskip("tomllib", reason="the image has Python 3.11, whose tomllib reads pyproject.toml")
+    tomllib = pytest.importorskip("tomllib", reason="tomllib comes with Python 3.11, the oldest of the image")
     pyproject = PROJECT / "pyproject.toml"
     script = PROJECT / "deploy/docker/requirements.py"
     subprocess.run([sys.executable, script, pyproject], cwd=tmp_path, check=True)

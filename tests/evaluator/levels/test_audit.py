@@ -7,21 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.config import Config, ConfigError, resolve
+from common.config import Config, ConfigError, Machine, resolve
 from common.games import Game
-from common.procgen_env import make_envs, observe
+from common.procgen_env import make_envs
 from common.storage.run_directory import RunDirectory
 from evaluator.levels.audit import FEW_STEPS, TOLERANCE, Audit
 from evaluator.levels.level_file import audited_level_sets, read_level_sets, stored_level_sets
 
 
 def easy(env_name: str, **given: Any) -> Config:
-    return resolve("easy", {"env_name": env_name, "held_out_levels": 3, **given})
+    return resolve("easy", {"env_name": env_name, "held_out_levels": 3, **given}, Machine())
 
 
 def first_frame(env_name: str, level: int) -> np.ndarray:
     envs = make_envs(1, Game(env_name, "easy"), level, 1, rand_seed=0)
-    frame = observe(envs)[1][0].copy()
+    frame = envs.observe()[1][0].copy()
     envs.close()
     return frame.astype(np.int16)
 
@@ -67,11 +67,11 @@ def test_jumper_levels_that_end_under_every_action_are_found() -> None:
     for action in range(15):
         for level in sorted(lost):
             envs = make_envs(1, Game("jumper", "easy"), level, 1, rand_seed=0)
-            observe(envs)
+            envs.observe()
             reward, ended = 0.0, False
             for _ in range(FEW_STEPS):
                 envs.act(np.array([action], np.int32))
-                rewards, _, first = observe(envs)
+                rewards, _, first = envs.observe()
                 reward += 0.0 if ended else float(rewards[0])
                 ended |= bool(first[0])
             envs.close()

@@ -3,13 +3,13 @@ from typing import Any
 
 import pytest
 
-from common.config import Config, ConfigError, resolve
+from common.config import Config, ConfigError, Machine, resolve
 from common.games import MAX_LEVEL_SEED
 from evaluator.levels.level_sets import LevelSets, Removal, Split, draw_level_sets, live_splits
 
 
 def sets(preset: str, **given: Any) -> LevelSets:
-    return draw_level_sets(resolve(preset, given))[0]
+    return draw_level_sets(resolve(preset, given, Machine()))[0]
 
 
 def test_lab_tests_on_the_notebook_levels_and_validates_on_the_next() -> None:
@@ -57,7 +57,7 @@ def test_removed_level_is_replaced_by_the_next_of_its_sequence() -> None:
     def check(split: Split, levels: Sequence[int]) -> list[Removal | None]:
         return [Removal(split, level, "ends_at_once") if level in (21, 40, 60, 61) else None for level in levels]
 
-    lab, removals = draw_level_sets(resolve("lab", {}), check)
+    lab, removals = draw_level_sets(resolve("lab", {}, Machine()), check)
     assert lab.test == (20, *range(22, 40), 62)  # 60 and 61 are removed as well
     assert lab.validation == (*range(41, 60), 63)
     assert [(removal.split, removal.level) for removal in removals] == [
@@ -66,12 +66,12 @@ def test_removed_level_is_replaced_by_the_next_of_its_sequence() -> None:
         ("test", 61),
         ("validation", 40),
     ]
-    easy = draw_level_sets(resolve("easy", {}))[0].validation
+    easy = draw_level_sets(resolve("easy", {}, Machine()))[0].validation
 
     def check_second(split: Split, levels: Sequence[int]) -> list[Removal | None]:
         return [Removal(split, level, "ends_at_once") if level == easy[1] else None for level in levels]
 
-    assert draw_level_sets(resolve("easy", {}), check_second)[0].validation == (
+    assert draw_level_sets(resolve("easy", {}, Machine()), check_second)[0].validation == (
         easy[0],
         *easy[2:],
         sets("easy", held_out_levels=201).validation[200],
@@ -85,7 +85,7 @@ def test_slots_list_the_requested_splits_with_training_levels_first() -> None:
 
 
 def test_test_levels_are_live_only_with_live_split_test() -> None:
-    easy, lab = (resolve(preset, {}) for preset in ("easy", "lab"))
+    easy, lab = (resolve(preset, {}, Machine()) for preset in ("easy", "lab"))
     assert live_splits(easy, 0) == live_splits(easy, 10) == ("train", "validation")
     assert live_splits(lab, 10) == ("train", "validation", "test")
     assert live_splits(lab, 0) == ("train", "test")  # version 0 is never the best, so it needs no validation
@@ -99,13 +99,13 @@ def test_next_levels_beyond_the_last_level_are_refused() -> None:
 
 
 def test_replacements_beyond_the_last_level_are_refused() -> None:
-    last = resolve("lab", {"start_level": MAX_LEVEL_SEED - 7, "num_levels": 3, "held_out_levels": 2})
+    last = resolve("lab", {"start_level": MAX_LEVEL_SEED - 7, "num_levels": 3, "held_out_levels": 2}, Machine())
     with pytest.raises(ConfigError, match="--held-out-levels 2 is too many"):
         draw_level_sets(last, lambda split, levels: [Removal(split, level, "ends_at_once") for level in levels])
 
 
 def test_training_range_that_leaves_too_few_levels_is_refused() -> None:
-    nearly_all: Config = resolve("easy", {"num_levels": MAX_LEVEL_SEED - 1, "held_out_levels": 2})
+    nearly_all: Config = resolve("easy", {"num_levels": MAX_LEVEL_SEED - 1, "held_out_levels": 2}, Machine())
     with pytest.raises(ConfigError, match="--held-out-levels 2 is too many"):
         draw_level_sets(nearly_all)
 

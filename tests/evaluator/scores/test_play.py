@@ -51,7 +51,7 @@ def play_one_by_one(policy: PolicyNetwork, levels: list[int], episodes: int) -> 
             episode_return, length, done = 0.0, 0, False
             taken = actions.setdefault((level, episode), [])
             while not done:
-                frame = env.observe()[1]["rgb"]
+                frame = env.observe()[1]
                 with torch.inference_mode():
                     logits = policy(torch.from_numpy(frame))[0][0].double().numpy()
                 probabilities = np.exp(logits - logits.max())
@@ -61,7 +61,7 @@ def play_one_by_one(policy: PolicyNetwork, levels: list[int], episodes: int) -> 
                 env.act(np.array(taken[-1:], np.int32))
                 reward, _, first = env.observe()
                 episode_return, length, done = episode_return + float(reward[0]), length + 1, bool(first[0])
-            results.append((level, episode, episode_return, length, bool(env.get_info()[0]["prev_level_complete"])))
+            results.append((level, episode, episode_return, length, bool(env.infos()[0]["prev_level_complete"])))
         env.close()
     return results, actions
 

@@ -7,6 +7,7 @@ import pytest
 
 import common.procgen_env
 from common.procgen_env import MissingLibrary
+from common.versions import procgen_build
 from learner.cluster import machine_checks
 from learner.cluster.machine_checks import (
     GIB,
@@ -28,7 +29,7 @@ def test_machine_that_can_train_has_no_fatal_check():
 def test_unsupported_python_is_fatal(monkeypatch):
     monkeypatch.setattr(machine_checks.platform, "python_version", lambda: "3.1.4")
     check = python_check()
-    assert check.verdict == "fatal" and "3.10 or 3.11" in check.remedy
+    assert check.verdict == "fatal" and "3.10 to 3.13" in check.remedy
 
 
 def test_missing_library_is_named(monkeypatch):
@@ -36,6 +37,24 @@ def test_missing_library_is_named(monkeypatch):
     monkeypatch.setattr(machine_checks, "software", lambda: versions)
     check = libraries_check()
     assert check.verdict == "fatal" and check.found == "missing: zstandard" and "pip install" in check.remedy
+
+
+@pytest.mark.parametrize("python", ["3.10.13", "3.11.7", "3.12.1", "3.13.0"])
+def test_every_python_that_procgen_has_a_build_for_is_accepted(monkeypatch, python):
+    monkeypatch.setattr(machine_checks.platform, "python_version", lambda: python)
+    assert python_check().verdict == "ok"
+
+
+def test_build_of_procgen_and_its_version_are_shown():
+    check = procgen_check()
+    assert check.verdict == "ok" and check.found.startswith(f"{procgen_build()} ") and "unknown" not in check.found
+
+
+@pytest.mark.parametrize("missing", ["gym3", "procgen", "procgen-mirror", "procgen-gym"])
+def test_library_that_only_some_builds_of_procgen_need_is_not_missed(monkeypatch, missing):
+    versions = {name: found for name, found in machine_checks.software().items() if name != missing}
+    monkeypatch.setattr(machine_checks, "software", lambda: versions)
+    assert libraries_check().verdict == "ok"
 
 
 @pytest.mark.parametrize(

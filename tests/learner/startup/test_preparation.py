@@ -7,6 +7,7 @@ import pytest
 from common.config import ConfigError
 from common.storage.checkpoints import list_checkpoints, save_checkpoint
 from common.storage.run_directory import RunDirectory
+from common.versions import procgen_build
 from learner.ppo.learner import PPOLearner
 from learner.startup.flags import parse
 from learner.startup.preparation import NewRun, ResumedRun, prepare_run
@@ -71,6 +72,26 @@ def test_resumed_run_continues_from_the_newest_checkpoint_with_the_stored_config
     resumed.begin()
     assert stored(run) == before
     assert run.metrics.read_text() == '{"policy_version": 1}\n'
+
+
+@pytest.mark.parametrize("stored_build", ["procgen", "procgen-mirror", "procgen-gym"])
+def test_resume_with_another_build_of_procgen_names_both(run, prepare, stored_build):
+    contents = stored(run)
+    others = {name: version for name, version in contents["versions"].items() if not name.startswith("procgen")}
+    run.config.write_text(json.dumps({**contents, "versions": {**others, stored_build: "0.9.9"}}))
+    resumed = prepare("--resume", run.path)
+    assert f"{stored_build} 0.9.9" in resumed.procgen_change and procgen_build() in resumed.procgen_change
+
+
+def test_resume_with_the_same_build_of_procgen_says_nothing(run, prepare):
+    assert prepare("--resume", run.path).procgen_change is None
+
+
+@pytest.mark.parametrize("versions", ["none", ["procgen 0.10.7"], None])
+def test_damaged_versions_are_a_one_line_error(run, prepare, versions):
+    run.config.write_text(json.dumps({**stored(run), "versions": versions}))
+    with pytest.raises(ConfigError, match=r"config\.json was written by another version of heldout \(versions"):
+        prepare("--resume", run.path)
 
 
 def test_resumed_run_adds_new_flags_to_the_stored_request(run, prepare):
