@@ -31,7 +31,21 @@ def _procgen() -> Any:
     gym_notices.notices.notices.clear()
     import procgen
 
+    _open_library_once()
     return procgen
+
+
+def _open_library_once() -> None:
+    """gym3 opens the C library again for every environment, and cffi keeps each handle: 11 KiB an environment."""
+    import gym3.libenv
+
+    class _FFI(gym3.libenv.FFI):
+        def dlopen(self, name: str, flags: int = 0) -> Any:
+            return _handle(self, name, flags)
+
+    opened = gym3.libenv.FFI.dlopen
+    _handle = functools.cache(lambda ffi, name, flags: opened(ffi, name, flags))
+    gym3.libenv.FFI = _FFI
 
 
 def make_envs(
@@ -61,19 +75,19 @@ def make_envs(
     )
 
 
-def make_level_bound_envs(game: Game, levels: Sequence[int], num_threads: int = 0) -> Any:
-    """A batch whose slot i plays only `levels[i]`, also after each restart.
+def level_state(game: Game, level: int) -> bytes:
+    """The saved state of an environment at the start of `level`, which plays only this level.
 
-    An environment's saved state includes its level range, so loading the state of a one-level environment into a slot
-    binds that slot to the level.
+    A saved state includes the level range, so loading it into a slot binds that slot to the level, also after each
+    restart. Replacing the range in another level's state is not enough: Dodgeball and Miner carry over more.
     """
-    states = []
-    for level in levels:
-        single = make_envs(1, game, int(level), 1, rand_seed=0)
+    single = make_envs(1, game, int(level), 1, rand_seed=0)
+    try:
         single.observe()
-        states.extend(single.callmethod("get_state"))
+        (state,) = single.callmethod("get_state")
+    finally:
         single.close()
-    return envs_from_states(game, states, num_threads)
+    return state
 
 
 def envs_from_states(game: Game, states: Sequence[bytes], num_threads: int = 0) -> Any:

@@ -16,7 +16,8 @@ import numpy as np
 
 from common.config import Config
 from common.games import NUM_ACTIONS, OBSERVATION_SHAPE
-from common.procgen_env import make_level_bound_envs, observe
+from common.procgen_env import observe
+from evaluator.levels.level_envs import NUM_ENVS, borrow_envs, level_state, load_states
 from evaluator.levels.level_sets import Removal, Split, scored_training_levels, training_range
 
 TOLERANCE = 32
@@ -31,7 +32,6 @@ _ACTIONS = (
     + [_RIGHT, _RIGHT, _UP_RIGHT] * 4
 )
 COMPARED_AFTER = (0, 4, 8, 12, 16, 20, 24, 28, 32)  # steps
-_BATCH_LEVELS = 250
 _BLOCK = 8
 
 
@@ -75,15 +75,13 @@ class Audit:
         """Batches of (levels, uint8 frames to compare `[levels, frames, 64, 64, 3]`)."""
         for batch in _batches(levels):
             frames = np.empty((len(batch), len(COMPARED_AFTER), *OBSERVATION_SHAPE), np.uint8)
-            envs = make_level_bound_envs(self.game, batch)
-            try:
+            with borrow_envs(self.game) as envs:
+                load_states(envs, [level_state(self.game, level) for level in batch])
                 for step in range(len(_ACTIONS) + 1):
                     if step in COMPARED_AFTER:
-                        frames[:, COMPARED_AFTER.index(step)] = observe(envs)[1]
+                        frames[:, COMPARED_AFTER.index(step)] = observe(envs)[1][: len(batch)]
                     if step < len(_ACTIONS):
-                        envs.act(np.full(len(batch), _ACTIONS[step], np.int32))
-            finally:
-                envs.close()
+                        envs.act(np.full(NUM_ENVS, _ACTIONS[step], np.int32))
             yield batch, frames
 
     def _ends_at_once(self, levels: Sequence[int]) -> set[int]:
@@ -95,23 +93,22 @@ class Audit:
 
     def _lost(self, levels: Sequence[int], action: int) -> list[int]:
         """The levels whose first episode ends within `FEW_STEPS` repetitions of `action` without reward."""
-        envs = make_level_bound_envs(self.game, levels)
-        try:
+        is_playing = np.ones(NUM_ENVS, np.bool_)
+        reward = np.zeros(NUM_ENVS)
+        with borrow_envs(self.game) as envs:
+            load_states(envs, [level_state(self.game, level) for level in levels])
             observe(envs)
-            is_playing = np.ones(len(levels), np.bool_)
-            reward = np.zeros(len(levels))
             for _ in range(FEW_STEPS):
-                envs.act(np.full(len(levels), action, np.int32))
+                envs.act(np.full(NUM_ENVS, action, np.int32))
                 rewards, _, first = observe(envs)
                 reward += rewards * is_playing
                 is_playing &= ~first
-        finally:
-            envs.close()
-        return [level for level, lost in zip(levels, ~is_playing & (reward <= 0), strict=True) if lost]
+        is_lost = (~is_playing & (reward <= 0))[: len(levels)]
+        return [level for level, lost in zip(levels, is_lost, strict=True) if lost]
 
 
 def _batches(levels: Sequence[int]) -> Iterator[Sequence[int]]:
-    return (levels[start : start + _BATCH_LEVELS] for start in range(0, len(levels), _BATCH_LEVELS))
+    return (levels[start : start + NUM_ENVS] for start in range(0, len(levels), NUM_ENVS))
 
 
 def _compared_training_levels(config: Config) -> list[int]:
