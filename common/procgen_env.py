@@ -39,13 +39,12 @@ def _open_library_once() -> None:
     """gym3 opens the C library again for every environment, and cffi keeps each handle: 11 KiB an environment."""
     import gym3.libenv
 
-    class _FFI(gym3.libenv.FFI):
+    class OneHandleFFI(gym3.libenv.FFI):
+        @functools.cache  # noqa: B019  gym3 keeps the object for good anyway
         def dlopen(self, name: str, flags: int = 0) -> Any:
-            return _handle(self, name, flags)
+            return super().dlopen(name, flags)
 
-    opened = gym3.libenv.FFI.dlopen
-    _handle = functools.cache(lambda ffi, name, flags: opened(ffi, name, flags))
-    gym3.libenv.FFI = _FFI
+    gym3.libenv.FFI = OneHandleFFI
 
 
 def make_envs(

@@ -17,7 +17,7 @@ import numpy as np
 from common.config import Config
 from common.games import NUM_ACTIONS, OBSERVATION_SHAPE
 from common.procgen_env import observe
-from evaluator.levels.level_envs import NUM_ENVS, borrow_envs, level_state, load_states
+from evaluator.levels.level_envs import NUM_ENVS, batch_size, borrow_envs, level_state, load_states
 from evaluator.levels.level_sets import Removal, Split, scored_training_levels, training_range
 
 TOLERANCE = 32
@@ -75,13 +75,14 @@ class Audit:
         """Batches of (levels, uint8 frames to compare `[levels, frames, 64, 64, 3]`)."""
         for batch in _batches(levels):
             frames = np.empty((len(batch), len(COMPARED_AFTER), *OBSERVATION_SHAPE), np.uint8)
-            with borrow_envs(self.game) as envs:
-                load_states(envs, [level_state(self.game, level) for level in batch])
+            num_envs = batch_size(len(batch))
+            with borrow_envs(self.game, num_envs) as envs:
+                load_states(envs, [level_state(self.game, level) for level in batch], num_envs)
                 for step in range(len(_ACTIONS) + 1):
                     if step in COMPARED_AFTER:
                         frames[:, COMPARED_AFTER.index(step)] = observe(envs)[1][: len(batch)]
                     if step < len(_ACTIONS):
-                        envs.act(np.full(NUM_ENVS, _ACTIONS[step], np.int32))
+                        envs.act(np.full(num_envs, _ACTIONS[step], np.int32))
             yield batch, frames
 
     def _ends_at_once(self, levels: Sequence[int]) -> set[int]:
@@ -93,13 +94,14 @@ class Audit:
 
     def _lost(self, levels: Sequence[int], action: int) -> list[int]:
         """The levels whose first episode ends within `FEW_STEPS` repetitions of `action` without reward."""
-        is_playing = np.ones(NUM_ENVS, np.bool_)
-        reward = np.zeros(NUM_ENVS)
-        with borrow_envs(self.game) as envs:
-            load_states(envs, [level_state(self.game, level) for level in levels])
+        num_envs = batch_size(len(levels))
+        is_playing = np.ones(num_envs, np.bool_)
+        reward = np.zeros(num_envs)
+        with borrow_envs(self.game, num_envs) as envs:
+            load_states(envs, [level_state(self.game, level) for level in levels], num_envs)
             observe(envs)
             for _ in range(FEW_STEPS):
-                envs.act(np.full(NUM_ENVS, action, np.int32))
+                envs.act(np.full(num_envs, action, np.int32))
                 rewards, _, first = observe(envs)
                 reward += rewards * is_playing
                 is_playing &= ~first

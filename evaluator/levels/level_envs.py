@@ -16,11 +16,17 @@ from common import procgen_env
 from common.games import Game
 
 NUM_ENVS = 32  # the largest batch a policy is given; more only take memory (0.3 to 0.8 MiB each)
+_FEW_ENVS = 8
 _MAX_STATES = 2048  # 10 kB each, compressed; beyond that the least recently used level is made again
-_MAX_IDLE = 3  # batches kept; an evaluator needs one for scores and one for videos
+_MAX_IDLE = 3  # batches kept; an evaluator needs two for scores and the audit and one for videos
 
 _lock = threading.Lock()
 _idle: dict[tuple[Game, int, bool], Any] = {}  # the least recently used first
+
+
+def batch_size(num_levels: int) -> int:
+    """The number of environments for playing `num_levels`: one of two, so that batches are reused."""
+    return _FEW_ENVS if num_levels <= _FEW_ENVS else NUM_ENVS
 
 
 def level_state(game: Game, level: int) -> bytes:
@@ -34,7 +40,7 @@ def _compressed_state(game: Game, level: int) -> bytes:
 
 
 @contextlib.contextmanager
-def borrow_envs(game: Game, num_envs: int = NUM_ENVS, render: bool = False) -> Iterator[Any]:
+def borrow_envs(game: Game, num_envs: int, render: bool = False) -> Iterator[Any]:
     """A batch in an arbitrary state, for `load_states`. It is kept for the next caller, but closed after an error."""
     key = (game, num_envs, render)
     with _lock:
@@ -55,6 +61,6 @@ def borrow_envs(game: Game, num_envs: int = NUM_ENVS, render: bool = False) -> I
         other.close()
 
 
-def load_states(envs: Any, states: Sequence[bytes], num_envs: int = NUM_ENVS) -> None:
+def load_states(envs: Any, states: Sequence[bytes], num_envs: int) -> None:
     """Slot i of `num_envs` continues where `states[i]` was saved; the slots left over repeat the first state."""
     envs.callmethod("set_state", [*states, *[states[0]] * (num_envs - len(states))])

@@ -17,7 +17,7 @@ from common.games import Game
 from common.policy_network import PolicyNetwork, sample_actions
 from common.procgen_env import observe
 from common.storage.checkpoints import Checkpoint
-from evaluator.levels.level_envs import NUM_ENVS, borrow_envs, level_state, load_states
+from evaluator.levels.level_envs import batch_size, borrow_envs, level_state, load_states
 from evaluator.levels.level_sets import Split
 from evaluator.scores.statistics import Episode
 
@@ -59,7 +59,7 @@ def play(
     seed: int,
     greedy: bool = False,
     on_step: OnStep | None = None,
-    num_envs: int = NUM_ENVS,
+    num_envs: int | None = None,
 ) -> list[Episode]:
     """Exactly `episodes_per_level` episodes on every level of `slots`, in that order.
 
@@ -69,7 +69,7 @@ def play(
         seed: of the action noise.
         greedy: take the most probable action instead of sampling.
         on_step: called for every step of every episode.
-        num_envs: environments in the batch.
+        num_envs: environments in the batch, by default as many as `batch_size` says.
 
     Raises:
         WrongLevelError: an environment reports a different level than it is bound to.
@@ -77,6 +77,7 @@ def play(
     tracker = _EpisodeTracker(slots, episodes_per_level, seed, game.time_limit)
     order = np.empty(0, np.int64)  # order[i]: the slot at place i of the batch
     num_started = 0
+    num_envs = num_envs or batch_size(len(slots))
     with borrow_envs(game, num_envs) as envs:
         while (places := np.flatnonzero(tracker.is_playing[order])).size or num_started < len(slots):
             if places.size <= num_envs // 2 and num_started < len(slots):

@@ -27,7 +27,11 @@ def policy(checkpoint: Checkpoint) -> PolicyNetwork:
 
 
 def play_recorded(
-    policy: PolicyNetwork, slots: list[tuple[Split, int]], episodes: int, num_envs: int = 32, greedy: bool = False
+    policy: PolicyNetwork,
+    slots: list[tuple[Split, int]],
+    episodes: int,
+    num_envs: int | None = None,
+    greedy: bool = False,
 ) -> tuple[list[Episode], Actions]:
     actions: Actions = {}
 
