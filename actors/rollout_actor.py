@@ -98,7 +98,7 @@ class RolloutActor:
 
     def state(self) -> ActorState:
         """The state from which another actor continues exactly. Valid only between rollouts."""
-        saved = [state for group in self.groups for state in group.envs.callmethod("get_state")]
+        saved = [state for group in self.groups for state in group.envs.get_state()]
         return ActorState(
             env_states=np.frombuffer(b"".join(saved), np.uint8),
             env_state_sizes=np.array([len(state) for state in saved], np.int64),

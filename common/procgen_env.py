@@ -129,7 +129,20 @@ def _env_module() -> Any:
     gym_notices.notices.notices.clear()
     import procgen.env
 
+    _open_library_once()
     return procgen.env
+
+
+def _open_library_once() -> None:
+    """gym3 opens the C library again for every environment, and cffi keeps each handle: 11 KiB an environment."""
+    import gym3.libenv
+
+    class OneHandleFFI(gym3.libenv.FFI):
+        @functools.cache  # noqa: B019  gym3 keeps the object for good anyway
+        def dlopen(self, name: str, flags: int = 0) -> Any:
+            return super().dlopen(name, flags)
+
+    gym3.libenv.FFI = OneHandleFFI
 
 
 def make_envs(
@@ -159,19 +172,19 @@ def make_envs(
     return _Gym3Envs(num_envs, options) if _has_gym3_interface() else _GymnasiumEnvs(num_envs, options)
 
 
-def make_level_bound_envs(game: Game, levels: Sequence[int], num_threads: int = 0) -> ProcgenEnvs:
-    """A batch whose slot i plays only `levels[i]`, also after each restart.
+def level_state(game: Game, level: int) -> bytes:
+    """The saved state of an environment at the start of `level`, which plays only this level.
 
-    An environment's saved state includes its level range, so loading the state of a one-level environment into a slot
-    binds that slot to the level.
+    A saved state includes the level range, so loading it into a slot binds that slot to the level, also after each
+    restart. Replacing the range in another level's state is not enough: Dodgeball and Miner carry over more.
     """
-    states = []
-    for level in levels:
-        single = make_envs(1, game, int(level), 1, rand_seed=0)
+    single = make_envs(1, game, int(level), 1, rand_seed=0)
+    try:
         single.observe()
-        states.extend(single.get_state())
+        (state,) = single.get_state()
+    finally:
         single.close()
-    return envs_from_states(game, states, num_threads)
+    return state
 
 
 def envs_from_states(game: Game, states: Sequence[bytes], num_threads: int = 0) -> ProcgenEnvs:

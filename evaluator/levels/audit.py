@@ -16,7 +16,7 @@ import numpy as np
 
 from common.config import Config
 from common.games import NUM_ACTIONS, OBSERVATION_SHAPE
-from common.procgen_env import make_level_bound_envs
+from evaluator.levels.level_envs import NUM_ENVS, batch_size, borrow_envs, level_state, load_states
 from evaluator.levels.level_sets import Removal, Split, scored_training_levels, training_range
 
 TOLERANCE = 32
@@ -31,7 +31,6 @@ _ACTIONS = (
     + [_RIGHT, _RIGHT, _UP_RIGHT] * 4
 )
 COMPARED_AFTER = (0, 4, 8, 12, 16, 20, 24, 28, 32)  # steps
-_BATCH_LEVELS = 250
 _BLOCK = 8
 
 
@@ -75,15 +74,14 @@ class Audit:
         """Batches of (levels, uint8 frames to compare `[levels, frames, 64, 64, 3]`)."""
         for batch in _batches(levels):
             frames = np.empty((len(batch), len(COMPARED_AFTER), *OBSERVATION_SHAPE), np.uint8)
-            envs = make_level_bound_envs(self.game, batch)
-            try:
+            num_envs = batch_size(len(batch))
+            with borrow_envs(self.game, num_envs) as envs:
+                load_states(envs, [level_state(self.game, level) for level in batch], num_envs)
                 for step in range(len(_ACTIONS) + 1):
                     if step in COMPARED_AFTER:
-                        frames[:, COMPARED_AFTER.index(step)] = envs.observe()[1]
+                        frames[:, COMPARED_AFTER.index(step)] = envs.observe()[1][: len(batch)]
                     if step < len(_ACTIONS):
-                        envs.act(np.full(len(batch), _ACTIONS[step], np.int32))
-            finally:
-                envs.close()
+                        envs.act(np.full(num_envs, _ACTIONS[step], np.int32))
             yield batch, frames
 
     def _ends_at_once(self, levels: Sequence[int]) -> set[int]:
@@ -95,23 +93,23 @@ class Audit:
 
     def _lost(self, levels: Sequence[int], action: int) -> list[int]:
         """The levels whose first episode ends within `FEW_STEPS` repetitions of `action` without reward."""
-        envs = make_level_bound_envs(self.game, levels)
-        try:
+        num_envs = batch_size(len(levels))
+        is_playing = np.ones(num_envs, np.bool_)
+        reward = np.zeros(num_envs)
+        with borrow_envs(self.game, num_envs) as envs:
+            load_states(envs, [level_state(self.game, level) for level in levels], num_envs)
             envs.observe()
-            is_playing = np.ones(len(levels), np.bool_)
-            reward = np.zeros(len(levels))
             for _ in range(FEW_STEPS):
-                envs.act(np.full(len(levels), action, np.int32))
+                envs.act(np.full(num_envs, action, np.int32))
                 rewards, _, first = envs.observe()
                 reward += rewards * is_playing
                 is_playing &= ~first
-        finally:
-            envs.close()
-        return [level for level, lost in zip(levels, ~is_playing & (reward <= 0), strict=True) if lost]
+        is_lost = (~is_playing & (reward <= 0))[: len(levels)]
+        return [level for level, lost in zip(levels, is_lost, strict=True) if lost]
 
 
 def _batches(levels: Sequence[int]) -> Iterator[Sequence[int]]:
-    return (levels[start : start + _BATCH_LEVELS] for start in range(0, len(levels), _BATCH_LEVELS))
+    return (levels[start : start + NUM_ENVS] for start in range(0, len(levels), NUM_ENVS))
 
 
 def _compared_training_levels(config: Config) -> list[int]:

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from common.games import NUM_ACTIONS, Game
 from common.policy_network import PolicyNetwork
-from common.procgen_env import make_envs
+from evaluator.levels.level_envs import borrow_envs, level_state, load_states
 from evaluator.scores.play import WrongLevelError, decide, episode_uniforms
 
 # Procgen's key combinations in their order: nine directions, six special keys.
@@ -72,10 +72,10 @@ def record_episode(
         WrongLevelError: the environment played a different level.
     """
     is_sharp = resolution == 512
-    envs = make_envs(1, game, level, 1, rand_seed=0, render=is_sharp)
     uniforms = episode_uniforms(seed, level, episode, game.time_limit)
     steps: list[Step] = []
-    try:
+    with borrow_envs(game, num_envs=1, render=is_sharp) as envs:
+        load_states(envs, [level_state(game, level)], num_envs=1)
         has_ended = False
         while not has_ended:
             seen = envs.observe()[1].copy()
@@ -86,8 +86,6 @@ def record_episode(
             has_ended = bool(first[0])
             steps.append(Step(shown, int(actions[0]), float(rewards[0]), float(values[0]), probabilities[0]))
         info = envs.infos()[0]
-    finally:
-        envs.close()
     if info["prev_level_seed"] != level:
         raise WrongLevelError(f"the video of level {level} shows level {info['prev_level_seed']}")
     completed = bool(info["prev_level_complete"])

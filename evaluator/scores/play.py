@@ -1,8 +1,9 @@
-"""Plays a policy on exact levels: k episodes on every level, all levels in one vectorised batch.
+"""Plays a policy on exact levels: k episodes on every level, many levels in one vectorised batch.
 
 Slot i is bound to the level `slots[i]` and plays its first k episodes to their end: taking the episodes that finish
 first would favour short ones. Every (level, episode) has its own random numbers, so its actions do not depend on which
-other levels share the batch. Finished slots need no inference and leave the batch once they are half of it.
+other levels share the batch. Finished slots need no inference; once half of the batch is finished, waiting slots take
+their places.
 """
 
 import contextlib
@@ -14,8 +15,8 @@ import torch
 
 from common.games import Game
 from common.policy_network import PolicyNetwork, sample_actions
-from common.procgen_env import envs_from_states, make_level_bound_envs
 from common.storage.checkpoints import Checkpoint
+from evaluator.levels.level_envs import batch_size, borrow_envs, level_state, load_states
 from evaluator.levels.level_sets import Split
 from evaluator.scores.statistics import Episode
 
@@ -57,7 +58,7 @@ def play(
     seed: int,
     greedy: bool = False,
     on_step: OnStep | None = None,
-    compact_at: float = 0.5,
+    num_envs: int | None = None,
 ) -> list[Episode]:
     """Exactly `episodes_per_level` episodes on every level of `slots`, in that order.
 
@@ -67,30 +68,32 @@ def play(
         seed: of the action noise.
         greedy: take the most probable action instead of sampling.
         on_step: called for every step of every episode.
-        compact_at: rebuild the batch when at most this share of it is still playing; 0 never does.
+        num_envs: environments in the batch, by default as many as `batch_size` says.
 
     Raises:
         WrongLevelError: an environment reports a different level than it is bound to.
     """
     tracker = _EpisodeTracker(slots, episodes_per_level, seed, game.time_limit)
-    envs = make_level_bound_envs(game, [level for _, level in slots])
-    try:
-        order = np.arange(len(slots))  # order[i]: the slot at place i of the batch
-        _, frames, _ = envs.observe()
-        while (places := np.flatnonzero(tracker.is_playing[order])).size:
-            if places.size <= compact_at * order.size:
-                states = envs.get_state()
-                envs.close()
-                envs = envs_from_states(game, [states[place] for place in places])
+    order = np.empty(0, np.int64)  # order[i]: the slot at place i of the batch
+    num_started = 0
+    num_envs = num_envs or batch_size(len(slots))
+    with borrow_envs(game, num_envs) as envs:
+        while (places := np.flatnonzero(tracker.is_playing[order])).size or num_started < len(slots):
+            if places.size <= num_envs // 2 and num_started < len(slots):
+                states = envs.get_state() if places.size else []
+                added = np.arange(num_started, min(num_started + num_envs - places.size, len(slots)))
+                starts = [level_state(game, slots[slot][1]) for slot in added]
+                load_states(envs, [*(states[place] for place in places), *starts], num_envs)
                 _, frames, _ = envs.observe()
-                order = order[places]
+                order = np.concatenate([order[places], added])
                 places = np.arange(order.size)
+                num_started += added.size
             active = order[places]
             chosen = choose_actions(policy, frames[places], tracker.current_uniforms(active), greedy)
             if on_step is not None:
                 for place, slot, action in zip(places, active, chosen, strict=True):
                     on_step(slots[slot][1], int(tracker.episode[slot]), frames[place], int(action))
-            actions = np.full(order.size, _NO_OP, np.int32)
+            actions = np.full(num_envs, _NO_OP, np.int32)
             actions[places] = chosen
             envs.act(actions)
             rewards, frames, first = envs.observe()
@@ -100,8 +103,6 @@ def play(
                 info = envs.infos()
                 for place in ended:
                     tracker.end_episode(int(order[place]), info[place])
-    finally:
-        envs.close()
     return [record for records in tracker.records for record in records]
 
 

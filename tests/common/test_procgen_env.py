@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.games import Game
-from common.procgen_env import envs_from_states, make_envs, make_level_bound_envs
+from common.procgen_env import envs_from_states, level_state, make_envs
 
 PROJECT = Path(__file__).resolve().parents[2]
 # Random play ends an episode of starpilot every hundred steps or so; its pictures scroll, so no two are the same.
@@ -94,7 +94,7 @@ def test_order_of_levels_depends_only_on_seed_and_slot(opened):
 
 def test_level_bound_slots_replay_their_level_after_every_restart(opened):
     levels = [7, 0, 123456, 7]
-    envs = opened(make_level_bound_envs(GAME, levels))
+    envs = opened(envs_from_states(GAME, [level_state(GAME, level) for level in levels]))
     _, start, _ = envs.observe()
     start = start.copy()
     for slot, level in enumerate(levels):
@@ -111,7 +111,7 @@ def test_level_bound_slots_replay_their_level_after_every_restart(opened):
 def test_batch_slot_plays_the_same_as_a_single_environment(opened):
     levels = [7, 0, 11]
     actions = random_actions(300, 3)
-    together = play(opened(make_level_bound_envs(GAME, levels)), actions)
+    together = play(opened(envs_from_states(GAME, [level_state(GAME, level) for level in levels])), actions)
     for slot, level in enumerate(levels):
         alone = play(opened(make_envs(1, GAME, level, 1, rand_seed=5)), actions[:, [slot]])
         for one, other in zip(together[:3], alone[:3], strict=True):

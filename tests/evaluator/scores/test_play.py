@@ -1,11 +1,15 @@
+import functools
+
 import numpy as np
 import pytest
 import torch
 
+from common import procgen_env
 from common.games import Game
 from common.policy_network import PolicyNetwork
-from common.procgen_env import make_envs, make_level_bound_envs
+from common.procgen_env import make_envs
 from common.storage.checkpoints import Checkpoint
+from evaluator.levels import level_envs
 from evaluator.levels.level_sets import Split
 from evaluator.scores import play as scoring
 from evaluator.scores.play import WrongLevelError, choose_actions, episode_uniforms, load_policy, play
@@ -23,14 +27,18 @@ def policy(checkpoint: Checkpoint) -> PolicyNetwork:
 
 
 def play_recorded(
-    policy: PolicyNetwork, slots: list[tuple[Split, int]], episodes: int, compact_at: float = 0.5, greedy: bool = False
+    policy: PolicyNetwork,
+    slots: list[tuple[Split, int]],
+    episodes: int,
+    num_envs: int | None = None,
+    greedy: bool = False,
 ) -> tuple[list[Episode], Actions]:
     actions: Actions = {}
 
     def record(level: int, episode: int, frame: np.ndarray, action: int) -> None:
         actions.setdefault((level, episode), []).append(action)
 
-    played = play(policy, LEAPER, slots, episodes, SEED, greedy, record, compact_at)
+    played = play(policy, LEAPER, slots, episodes, SEED, greedy, record, num_envs)
     return played, actions
 
 
@@ -82,11 +90,12 @@ def test_every_episode_is_played_on_its_own_level(batched: tuple[list[Episode], 
     assert [e.level_seed for e in batched[0]] == [e.level for e in batched[0]]
 
 
-def test_compaction_changes_nothing(policy: PolicyNetwork, batched: tuple[list[Episode], Actions]) -> None:
-    lengths = {e.length for e in batched[0]}
-    assert len(lengths) > 1  # slots end at different times, or there would be nothing to compact
-    assert play_recorded(policy, SLOTS, 2, compact_at=0) == batched
-    assert play_recorded(policy, SLOTS, 2, compact_at=0.99) == batched
+@pytest.mark.parametrize("num_envs", [1, 2, 3, 5])
+def test_waiting_slots_that_take_places_change_nothing(
+    num_envs: int, policy: PolicyNetwork, batched: tuple[list[Episode], Actions]
+) -> None:
+    assert len({e.length for e in batched[0]}) > 1  # slots end at different times
+    assert play_recorded(policy, SLOTS, 2, num_envs) == batched
 
 
 def test_episodes_do_not_depend_on_the_other_slots(
@@ -98,7 +107,7 @@ def test_episodes_do_not_depend_on_the_other_slots(
 
 
 def test_environment_on_a_different_level_is_an_error(policy: PolicyNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "make_level_bound_envs", lambda game, levels: make_level_bound_envs(game, [4]))
+    monkeypatch.setattr(scoring, "level_state", lambda game, level: level_envs.level_state(game, 4))
     with pytest.raises(WrongLevelError, match="slot of level 3 played level 4"):
         play(policy, LEAPER, [("train", 3)], 1, SEED)
 
@@ -138,7 +147,8 @@ def test_every_episode_has_its_own_fixed_random_stream() -> None:
 def test_threads_of_torch_and_procgen_change_nothing(
     policy: PolicyNetwork, batched: tuple[list[Episode], Actions], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "make_level_bound_envs", lambda game, levels: make_level_bound_envs(game, levels, 2))
+    monkeypatch.setattr(level_envs, "_idle", {})
+    monkeypatch.setattr(procgen_env, "make_envs", functools.partial(make_envs, num_threads=2))
     torch.set_num_threads(2)
     assert play_recorded(policy, SLOTS, 2) == batched
     assert torch.get_num_threads() == 2

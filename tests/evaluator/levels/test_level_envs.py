@@ -1,0 +1,105 @@
+"""Environments are made once, because one that is closed does not give back all its memory, and play as new ones do."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from common import procgen_env
+from common.config import resolve
+from common.games import GAMES, Game
+from common.procgen_env import envs_from_states, make_envs
+from common.storage.checkpoints import Checkpoint
+from evaluator.levels import level_envs
+from evaluator.levels.audit import Audit
+from evaluator.levels.level_envs import borrow_envs, level_state, load_states
+from evaluator.output.video import record_episode
+from evaluator.scores import play as scoring
+from evaluator.scores.evaluation import evaluate
+from evaluator.scores.play import load_policy
+
+LEAPER = Game("leaper", "easy")
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Counter:
+    """How many native environments of each number of slots were made, with nothing kept from other tests."""
+    counts: Counter = Counter()
+
+    def counted(num_envs, *args, **options):
+        counts[num_envs] += 1
+        return make_envs(num_envs, *args, **options)
+
+    monkeypatch.setattr(procgen_env, "make_envs", counted)
+    monkeypatch.setattr(level_envs, "_idle", {})
+    level_envs._compressed_state.cache_clear()
+    return counts
+
+
+def test_scores_and_videos_after_the_first_make_no_environment(
+    checkpoint: Checkpoint, made: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "choose_actions", lambda policy, frames, uniforms, _: (15 * uniforms).astype(np.int32))
+    slots = [("train", level) for level in range(40)]
+    policy = load_policy(checkpoint)
+
+    def score(levels):
+        evaluate(checkpoint, slots[:levels], 1, seed=0)
+        record_episode(policy, LEAPER, 3, seed=0)
+
+    score(40)
+    first = made.copy()
+    assert first == {1: 40 + 1, 32: 1}  # each level, the video's and the scores'
+    for levels in (40, 3, 33, 8, 40):
+        score(levels)
+    assert made == first | {8: 1}
+
+
+def test_audit_makes_each_level_once(made: Counter) -> None:
+    audit = Audit(resolve("easy", {"env_name": "jumper", "num_levels": 40}))
+    audit.check("test", range(10_000, 10_040))
+    audit.check("validation", range(10_000, 10_040))
+    assert made == {1: 80, 32: 1, 8: 1}
+
+
+def test_library_is_opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    libenv = pytest.importorskip("gym3.libenv")
+    make_envs(1, LEAPER, 0, 1, rand_seed=0).close()
+    handles = [len(ffi._libraries) for ffi in libenv.FFI_CACHE.values()]
+    for level in range(3):
+        make_envs(1, LEAPER, level, 1, rand_seed=0).close()
+    assert [len(ffi._libraries) for ffi in libenv.FFI_CACHE.values()] == handles
+
+
+@pytest.mark.parametrize("env_name", sorted(GAMES))
+def test_used_batch_plays_loaded_states_like_a_new_one(env_name: str) -> None:
+    game = Game(env_name, "hard")
+    states = [level_state(game, level) for level in (0, 7, 2_000_000_011)]
+    actions = np.random.default_rng(0).integers(0, 15, (150, 3), dtype=np.int32)
+
+    def played(envs):
+        steps = [envs.observe()]
+        for action in actions:
+            envs.act(action)
+            steps.append(envs.observe())
+        return [np.array(parts) for parts in zip(*steps, strict=True)]
+
+    new = envs_from_states(game, states)
+    expected = played(new)
+    new.close()
+    with borrow_envs(game, 3) as envs:
+        load_states(envs, [level_state(game, 11)], 3)
+        played(envs)
+        load_states(envs, states, 3)
+        for one, other in zip(played(envs)[1:], expected[1:], strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_batch_is_closed_after_an_error_and_few_are_kept(made: Counter) -> None:
+    with pytest.raises(KeyError), borrow_envs(LEAPER, 2):
+        raise KeyError
+    assert not level_envs._idle
+    for num_envs in range(1, 7):
+        with borrow_envs(LEAPER, num_envs):
+            pass
+    assert [num_envs for _, num_envs, _ in level_envs._idle] == [4, 5, 6]
