@@ -9,14 +9,9 @@ from common import procgen_env
 from common.config import resolve
 from common.games import GAMES, Game
 from common.procgen_env import envs_from_states, make_envs
-from common.storage.checkpoints import Checkpoint
 from evaluator.levels import level_envs
 from evaluator.levels.audit import Audit
 from evaluator.levels.level_envs import borrow_envs, level_state, load_states
-from evaluator.output.video import record_episode
-from evaluator.scores import play as scoring
-from evaluator.scores.evaluation import evaluate
-from evaluator.scores.play import load_policy
 
 LEAPER = Game("leaper", "easy")
 
@@ -34,25 +29,6 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Counter:
     monkeypatch.setattr(level_envs, "_idle", {})
     level_envs._compressed_state.cache_clear()
     return counts
-
-
-def test_scores_and_videos_after_the_first_make_no_environment(
-    checkpoint: Checkpoint, made: Counter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scoring, "choose_actions", lambda policy, frames, uniforms, _: (15 * uniforms).astype(np.int32))
-    slots = [("train", level) for level in range(40)]
-    policy = load_policy(checkpoint)
-
-    def score(levels):
-        evaluate(checkpoint, slots[:levels], 1, seed=0)
-        record_episode(policy, LEAPER, 3, seed=0)
-
-    score(40)
-    first = made.copy()
-    assert first == {1: 40 + 1, 32: 1}  # each level, the video's and the scores'
-    for levels in (40, 3, 33, 8, 40):
-        score(levels)
-    assert made == first | {8: 1}
 
 
 def test_audit_makes_each_level_once(made: Counter) -> None:
