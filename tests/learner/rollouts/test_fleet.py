@@ -227,7 +227,7 @@ def test_actor_that_keeps_failing_is_reported_as_missing_with_the_reason(new_fle
     for member in fleet.members:  # as if none had been reported before the first failure
         member.is_reported, member.last_error = False, None
     fleet.ready()
-    assert "has been missing for" in fleet.last_error and "no such game" in fleet.last_error
+    assert "has been missing for" in fleet.last_error and "it failed: The actor is dead" in fleet.last_error
     assert "\n" not in fleet.last_error and fleet.last_error in caplog.messages
 
 
