@@ -132,9 +132,15 @@ class EvaluationService:
                 self._enqueue(path, version)
 
     def _enqueue(self, path: Path, policy_version: int) -> None:
+        """A version older than one that was enqueued before is skipped: after a slow start the newest is found on the
+        disk before the notices of the others arrive.
+        """
+        is_late = policy_version < self._newest_version
         self._newest_version = max(self._newest_version, policy_version)
         if policy_version == 0:
             self._waiting_baseline = path
+        elif is_late:
+            self._skipped += not self._files.is_scored(policy_version)
         elif self._waiting is None:
             self._waiting = path
         elif self._waiting.name != path.name:
@@ -208,6 +214,8 @@ class EvaluationService:
         config, version = self._config, int(path.name)
         if self._files.is_scored(version):
             self.last_error = None
+            with self._changed:
+                self._skipped += skipped  # they belong to the next row
             return
         try:
             checkpoint = load_checkpoint(path, policy_only=True)

@@ -4,6 +4,13 @@ import logging
 import sys
 from contextlib import ExitStack
 
+from learner.supervision import Supervisor, fork_training
+
+if __name__ == "__main__":
+    supervisor = fork_training()  # before anything large is imported
+else:
+    supervisor = Supervisor()
+
 import torch
 from rich.console import Console
 
@@ -46,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             prepared = prepare_run(command_line)
             stack.callback(prepared.close)
+            supervisor.tell_run_directory(prepared.run.path)
             draw_level_sets(prepared.config)  # refuses levels that do not exist before anything starts
             with StopSignals() as stop:
                 return train_on_cluster(prepared, command_line, stop, logs, console)
@@ -184,4 +192,8 @@ def _continuation(prepared: ResumedRun, state: RunState, overlap: bool) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        exit_code = main()
+    finally:
+        supervisor.tell_exiting()
+    sys.exit(exit_code)

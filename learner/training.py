@@ -2,8 +2,9 @@
 
 stream.next_batch --StagedBatch--> learner.update --Weights--> stream.publish
                                         |-- row --> metrics.jsonl, TensorBoard, progress, operator metrics
-                                        '-- every checkpoint_interval: a copy --> checkpoint_writer
-                                                                                        '--notice--> evaluator
+                                        |-- every checkpoint_interval: a copy --> checkpoint_writer
+                                        |                                               '--notice--> evaluator
+                                        '-- else, as often as it is cheap: a copy --> checkpoint_writer (resume point)
 """
 
 import logging
@@ -45,7 +46,7 @@ class Diverged(RuntimeError):
 class Training:
     """One run from the learner's current version to the end. Used by the main thread.
 
-    `resumed_from` is the checkpoint that the learner was restored from, None for a new run.
+    `resumed_from` is the checkpoint or resume point that the learner was restored from, None for a new run.
     """
 
     config: Config
@@ -62,8 +63,14 @@ class Training:
     skipped_in_a_row: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        self.last_snapshot = -1 if self.resumed_from is None else self.learner.policy_version
-        self.writer = CheckpointWriter(self.run, self.config, newest=self.last_snapshot)
+        version = -1 if self.resumed_from is None else self.learner.policy_version
+        self.last_snapshot = version if self.resumed_from_checkpoint else -1
+        self.writer = CheckpointWriter(self.run, self.config, newest=version)
+
+    @property
+    def resumed_from_checkpoint(self) -> bool:
+        """Whether the learner was restored from a checkpoint, which is scored, and not from a resume point."""
+        return self.resumed_from is not None and self.resumed_from.parent == self.run.checkpoints
 
     def run_to_end(self) -> None:
         """Trains until total_frames, and waits for the score of the last checkpoint.
@@ -88,7 +95,7 @@ class Training:
         stream.publish(learner.weights(), learner.policy_version)
         if self.resumed_from is None:
             self._checkpoint()
-        else:
+        elif self.resumed_from_checkpoint:
             self.evaluator.notify(CheckpointNotice(str(self.resumed_from), learner.policy_version, learner.frames))
         while learner.frames < config.total_frames:
             started = time.perf_counter()
@@ -116,6 +123,8 @@ class Training:
                 )
             if learner.policy_version % config.checkpoint_interval == 0:
                 self._checkpoint()
+            elif learner.frames < config.total_frames and self.writer.resume_point_is_due():
+                self.writer.put_resume_point(self._snapshot())
 
     def _update(self, batch: StagedBatch) -> dict[str, float]:
         """The statistics of the update; it is skipped if they are not finite."""
@@ -136,7 +145,10 @@ class Training:
         for notice in self.writer.written():
             self.evaluator.notify(notice)
         self.reporter.set_status(
-            self.writer.newest, self.writer.last_error, self.stream.fleet.last_error, self.evaluator.last_error
+            self.writer.newest,
+            self.writer.last_error or self.writer.resume_error,
+            self.stream.fleet.last_error,
+            self.evaluator.last_error,
         )
         self.stop.check()
 
@@ -146,8 +158,14 @@ class Training:
         if learner.policy_version == self.last_snapshot:
             return
         self.last_snapshot = learner.policy_version
+        self.writer.put(self._snapshot(), patience)
+
+    def _snapshot(self) -> Snapshot:
+        learner, started = self.learner, time.perf_counter()
         state = {"learner": on_host(learner.state_dict()), "run": self.state.state_dict()}
-        self.writer.put(Snapshot(learner.policy_version, learner.frames, learner.weights(), state), patience)
+        weights = learner.weights()
+        seconds = time.perf_counter() - started
+        return Snapshot(learner.policy_version, learner.frames, weights, state, seconds)
 
     def _finish_writing(self, seconds: float) -> str | None:
         """Writes the newest update and what waits; returns one line about what could not be written, or None."""

@@ -16,7 +16,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -151,7 +151,14 @@ def load_newest_complete(
     directory: Path, on_damaged: Callable[[str], None], policy_only: bool = False
 ) -> Checkpoint | None:
     """The newest checkpoint that verifies, or None; `on_damaged` gets one line for each newer one that does not."""
-    for path in reversed(list_checkpoints(directory)):
+    return load_first_complete(reversed(list_checkpoints(directory)), on_damaged, policy_only)
+
+
+def load_first_complete(
+    paths: Iterable[Path], on_damaged: Callable[[str], None], policy_only: bool = False
+) -> Checkpoint | None:
+    """The first checkpoint that verifies, or None; `on_damaged` gets one line for each one before it."""
+    for path in paths:
         try:
             return load_checkpoint(path, policy_only)
         except CheckpointError as error:

@@ -23,6 +23,7 @@ class RunDirectory:
         self.level_sets = path / "levels.json"
         self.test_uses = path / "test_uses.jsonl"
         self.checkpoints = path / "checkpoints"
+        self.resume_points = path / "resume"  # the newest updates, from which only a resumed run continues
         self.best = self.checkpoints / "best"  # a link to the checkpoint that is best on the validation levels
         self.tensorboard = path / "tensorboard"
         self.scores_plot = path / "scores.png"

@@ -22,6 +22,8 @@ MAX_FAILURES_AT_START = 5
 # Seconds before a replacement is started: 1, 2, 4 ... up to this, until a rollout is delivered.
 MAX_BACK_OFF = 30.0
 _DRAIN_POLL_SECONDS = 5.0
+# An actor that has not been ready for this long is reported, with the reason.
+MISSING_SECONDS = 60.0
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,10 @@ class Member:
     start_at: float = 0.0  # time.monotonic()
     has_delivered: bool = False
     failures: list[tuple[str, ...]] = field(default_factory=list)  # kinds, since the last delivered rollout
-    last_error: str | None = None  # why it cannot work on the node where Ray placed it
+    last_error: str | None = None  # why it cannot work on the node where Ray placed it, or why it is missing
+    missing_since: float = field(default_factory=time.monotonic)  # while it is not ready
+    last_failure: str | None = None  # why it was replaced last
+    is_reported: bool = False  # as missing
 
     @property
     def actor_id(self) -> int:
@@ -91,7 +96,7 @@ class Fleet:
 
     @property
     def last_error(self) -> str | None:
-        """One line about a node whose actors cannot work, or None."""
+        """One line about an actor that cannot work or has been missing for a minute, or None."""
         return next((member.last_error for member in self.members if member.last_error), None)
 
     def wait_until_placed(self, timeout: float, poll: Callable[[], None]) -> int:
@@ -127,6 +132,7 @@ class Fleet:
                 self._start(member)
             elif member.starting is not None and ray.wait([member.starting], timeout=0)[0]:
                 self._continue_start(member, member.starting)
+            self._report_missing(member)
         return [member.actor_id for member in self.members if member.is_ready]
 
     def collect(self, actor_id: int, weights: ray.ObjectRef, policy_version: int) -> "ray.ObjectRef[Rollout]":
@@ -149,6 +155,7 @@ class Fleet:
         """
         member = self.members[actor_id]
         self._log_failure(member, error)
+        member.last_failure = cause_in_one_line(error)
         kind = failure_kind(error)
         if not member.has_delivered:
             member.failures.append(kind)
@@ -197,7 +204,7 @@ class Fleet:
             self.replace(member.actor_id, error)
             return
         if member.location is not None:
-            member.starting = member.last_error = None
+            member.starting = member.last_error = member.last_failure = None
             return
         member.location, its_software = answer
         if differing := differences(self.software, its_software):
@@ -215,6 +222,26 @@ class Fleet:
         member.last_error = message
         self._end(member)
         member.start_at = time.monotonic() + MAX_BACK_OFF
+
+    def _report_missing(self, member: Member) -> None:
+        """Logs once that an actor has been missing for a minute, and sets its `last_error`.
+
+        In an elastic fleet an actor that never failed only waits for room.
+        """
+        if member.is_ready:
+            member.missing_since, member.is_reported = time.monotonic(), False
+            return
+        seconds = time.monotonic() - member.missing_since
+        if member.is_reported or seconds < MISSING_SECONDS or (self.is_elastic and member.last_failure is None):
+            return
+        member.is_reported = True
+        if member.last_error is not None:  # a warning was logged
+            return
+        reason = f"it failed: {member.last_failure}" if member.last_failure else "it has not started"
+        if member.location is None and member.starting is not None:
+            reason += "; Ray has not placed or started its process"
+        member.last_error = f"actor {member.actor_id} has been missing for {seconds:.0f} s: {reason}"
+        logger.warning(member.last_error)
 
     def _end(self, member: Member) -> None:
         if member.handle is not None:

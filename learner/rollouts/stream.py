@@ -146,9 +146,11 @@ class RolloutStream:
                         if not self._assembly.has_unassigned():  # the learner is busy; actors need not deliver
                             last_delivery = time.monotonic()
                 if time.monotonic() - last_delivery > self._patience:
+                    reason = f"; {self.fleet.last_error}" if self.fleet.last_error else ""
                     raise NoRollouts(
                         f"no actor has delivered a rollout for {self._patience:.0f} s "
                         f"(--actor-timeout {self.config.actor_timeout:.0f}, {self.counters.actors_ready} actors ready)"
+                        f"{reason}"
                     )
         # Without this the learner would wait forever.
         except BaseException as error:

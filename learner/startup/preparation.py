@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import DEFAULTS, Config, ConfigError, contradictions, resolve, resolve_resumed
-from common.storage.checkpoints import Checkpoint, list_checkpoints, load_newest_complete, remove_leftovers, set_aside
+from common.storage.checkpoints import Checkpoint, list_checkpoints, load_first_complete, remove_leftovers, set_aside
 from common.storage.file_lock import FileIsLocked, FileLock
 from common.storage.jsonl import set_aside_rows
 from common.storage.run_directory import RunDirectory
@@ -125,7 +125,7 @@ def _prepare_auto(command_line: CommandLine) -> PreparedRun:
     if not run.config.exists():
         run.require_unused()
         return _prepare_new(command_line, run)
-    if list_checkpoints(run.checkpoints):
+    if _restorable(run):
         return _prepare_resumed(command_line, command_line.run_dir)
     return _prepare_new(command_line, run, lock_for_learner(run))
 
@@ -160,9 +160,15 @@ def lock_for_learner(run: RunDirectory) -> FileLock:
         raise ConfigError(f"run directory {run.path} is not writable: {error.strerror}") from error
 
 
+def _restorable(run: RunDirectory) -> list[Path]:
+    """Checkpoints and resume points, complete or damaged, the newest first; of one version the checkpoint first."""
+    paths = [*list_checkpoints(run.checkpoints), *list_checkpoints(run.resume_points)]
+    return sorted(paths, key=lambda path: int(path.name), reverse=True)  # stable
+
+
 def _newest_complete_checkpoint(run: RunDirectory) -> Checkpoint:
     damaged: list[str] = []
-    checkpoint = load_newest_complete(run.checkpoints, damaged.append)
+    checkpoint = load_first_complete(_restorable(run), damaged.append)
     for line in damaged:
         print(f"learner: {line}", file=sys.stderr)
     if checkpoint is None:
@@ -174,10 +180,11 @@ def _newest_complete_checkpoint(run: RunDirectory) -> Checkpoint:
 
 def _set_aside_after(run: RunDirectory, policy_version: int) -> None:
     """Later versions will be computed again: renames what is stored of them and removes unfinished checkpoints."""
-    remove_leftovers(run.checkpoints)
-    for path in list_checkpoints(run.checkpoints):
-        if int(path.name) > policy_version:
-            set_aside(path)
+    for directory in (run.checkpoints, run.resume_points):
+        remove_leftovers(directory)
+        for path in list_checkpoints(directory):
+            if int(path.name) > policy_version:
+                set_aside(path)
     for log in (run.metrics, run.evaluations):
         set_aside_rows(log, lambda row: row.get("policy_version", 0) <= policy_version)
 

@@ -83,6 +83,19 @@ def test_baseline_is_scored_first_then_the_newest_checkpoint(
     assert os.readlink(run.best) == "00000030"
 
 
+def test_slow_start_that_finds_the_newest_before_the_notices_counts_each_skipped_version_once(
+    run: RunDirectory, config: Config, save: Save, gate: threading.Event
+) -> None:
+    paths = [save(run.checkpoints, version) for version in (0, 10, 20, 30)]
+    late = EvaluationService(run, config)
+    for path in paths:
+        late.notify(notice(path))
+    gate.set()
+    assert late.finish(DEADLINE) is not None
+    late.close()
+    assert [(row["policy_version"], row["skipped"]) for row in stored(run)] == [(0, 0), (30, 2)]
+
+
 def test_waiting_baseline_is_not_replaced_by_newer_notices(
     service: EvaluationService, run: RunDirectory, save: Save, gate: threading.Event
 ) -> None:

@@ -10,6 +10,7 @@ from common.storage.checkpoints import list_checkpoints, load_checkpoint
 from common.storage.jsonl import append_jsonl
 from common.storage.run_directory import RunDirectory
 from learner.reporting.checkpoint_writer import CheckpointWriter, Snapshot, on_host
+from learner.reporting.resume_schedule import ResumeSchedule
 from tests.conftest import PATIENCE, wait_until
 
 
@@ -85,7 +86,7 @@ def test_closing_tries_once_more_and_returns_whether_all_is_written(run):
     ("overrides", "kept"),
     [
         ({}, list(range(10))),
-        ({"keep_checkpoints": 3}, [2, 7, 8, 9]),
+        ({"keep_checkpoints": 3}, [0, 2, 7, 8, 9]),
         ({"keep_checkpoints": 1, "keep_every": 4}, [0, 2, 4, 8, 9]),
         ({"keep_checkpoints": 2, "backfill": True}, [0, 1, 2, 4, 6, 7, 8, 9]),
         ({"keep_checkpoints": 2, "backfill": True, "evaluator": False}, [2, 8, 9]),
@@ -105,6 +106,70 @@ def test_newest_best_every_nth_and_with_backfill_unscored_checkpoints_are_kept(r
     assert writer.close(PATIENCE)
     assert versions(run) == kept
     assert not list(run.checkpoints.glob(".*"))
+
+
+def test_slow_evaluator_keeps_the_unscored_baseline_and_what_it_was_notified_of_last(run):
+    writer = new_writer(run, keep_checkpoints=1)
+    for version in range(0, 50, 10):  # five checkpoints before the evaluator has scored one
+        writer.put(snapshot(version))
+        wait_until(lambda version=version: writer.newest == version)
+        if version < 40:
+            assert [notice.policy_version for notice in writer.written()] == [version]
+    writer.put(snapshot(50))  # that of 40 is complete, but the evaluator still believes in 30
+    assert writer.close(30)
+    assert versions(run) == [0, 30, 50]
+    append_jsonl(run.evaluations, {"policy_version": 0})
+    append_jsonl(run.evaluations, {"policy_version": 50})
+    writer = new_writer(run, keep_checkpoints=1)
+    writer.put(snapshot(60))
+    assert writer.close(30)
+    assert versions(run) == [60]
+
+
+def resume_points(run):
+    return [int(path.name) for path in list_checkpoints(run.resume_points)]
+
+
+def test_two_newest_resume_points_are_kept_and_none_is_announced(run, monkeypatch):
+    monkeypatch.setattr(ResumeSchedule, "is_due", lambda self, now: True)
+    writer = new_writer(run, keep_checkpoints=1)
+    writer.put(snapshot(0))
+    for version in range(1, 6):
+        wait_until(writer.resume_point_is_due)
+        writer.put_resume_point(snapshot(version))
+    wait_until(lambda: writer.newest == 5)
+    assert resume_points(run) == [4, 5] and versions(run) == [0]
+    assert [notice.policy_version for notice in writer.written()] == [0]
+    assert load_checkpoint(run.resume_points / "00000005").learner_state == {"learner": {"n": 5}}
+    assert writer.close(30)
+
+
+def test_waiting_checkpoint_is_written_before_a_resume_point_and_the_cost_is_recorded(run):
+    writer = new_writer(run)
+    assert writer.resume_point_is_due()
+    writer.put_resume_point(Snapshot(1, 64, {"w": np.zeros(1, np.float32)}, {}, copy_seconds=60.0))
+    assert not writer.resume_point_is_due()  # one is being written
+    wait_until(lambda: writer.newest == 1)
+    assert not writer.resume_point_is_due()  # a minute of copying is not paid back in a second
+    writer.put(snapshot(2))
+    assert writer.close(30)
+    assert versions(run) == [2] and resume_points(run) == [1]
+
+
+def test_failed_resume_point_is_reported_until_a_later_one_is_written(run, monkeypatch):
+    monkeypatch.setattr(ResumeSchedule, "is_due", lambda self, now: True)
+    writer = new_writer(run)
+    run.resume_points.write_text("in the way")
+    writer.put_resume_point(snapshot(1))
+    wait_until(lambda: writer.resume_error is not None)
+    assert f"resume points cannot be written to {run.resume_points}: File exists" in writer.resume_error
+    assert writer.last_error is None and writer.newest == -1
+    run.resume_points.unlink()
+    wait_until(writer.resume_point_is_due)
+    writer.put_resume_point(snapshot(2))
+    wait_until(lambda: writer.newest == 2)
+    assert writer.resume_error is None and resume_points(run) == [2]
+    assert writer.close(30)
 
 
 def test_copy_on_the_host_shares_nothing_with_its_source():

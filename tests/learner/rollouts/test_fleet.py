@@ -214,6 +214,38 @@ def test_native_crash_while_building_is_logged_with_its_stack(new_fleet, broken_
     assert "make_env_groups" in logged and "SIGABRT" in logged and "log of the process: " in logged
 
 
+def test_actor_that_keeps_failing_is_reported_as_missing_with_the_reason(new_fleet, broken_config, monkeypatch, caplog):
+    monkeypatch.setattr(learner.rollouts.fleet, "MISSING_SECONDS", 0.0)
+    fleet = new_fleet(broken_config)
+    deadline = time.monotonic() + DEADLINE
+    while not any(member.last_failure for member in fleet.members):
+        assert fleet.ready() == [] and time.monotonic() < deadline
+        time.sleep(0.05)
+    for member in fleet.members:  # as if none had been reported before the first failure
+        member.is_reported, member.last_error = False, None
+    fleet.ready()
+    assert "has been missing for" in fleet.last_error and "it failed: The actor is dead" in fleet.last_error
+    assert "\n" not in fleet.last_error and fleet.last_error in caplog.messages
+
+
+def test_actor_that_ray_cannot_start_is_reported_once_and_no_longer_when_it_works(new_fleet, monkeypatch, caplog):
+    monkeypatch.setattr(learner.rollouts.fleet, "MISSING_SECONDS", 1.0)
+    fleet = new_fleet(tiny_config(num_actors=ACTORS + 1, envs_per_actor=2))  # the machine has room for one fewer
+    deadline = time.monotonic() + DEADLINE
+    while len(fleet.ready()) < ACTORS or fleet.last_error is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (missing,) = [member for member in fleet.members if not member.is_ready]
+    expected = f"actor {missing.actor_id} has been missing for 1 s: it has not started; Ray has not placed or started"
+    assert [text for text in caplog.messages if text.startswith(expected)] == [missing.last_error]
+    fleet.relocate(next(iter(fleet.ready())))  # makes room
+    while not missing.is_ready:
+        fleet.ready()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert missing.last_error is None
+
+
 def test_node_with_other_software_is_refused_with_both_versions(new_fleet, broken_config, monkeypatch):
     theirs = {**software(), "torch": "1.2.3"}
     monkeypatch.setattr(learner.rollouts.fleet, "software", lambda: theirs)

@@ -1,0 +1,118 @@
+"""The parent of a training process says what the child could not, and otherwise ends as the child did."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+PREAMBLE = "import os, signal, sys, time; from pathlib import Path; from learner.supervision import fork_training\n"
+
+
+def start(code, **options):
+    return subprocess.Popen(
+        [sys.executable, "-c", PREAMBLE + "supervisor = fork_training()\n" + code],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def run(code):
+    process = start(code)
+    out, err = process.communicate(timeout=30)
+    return process.returncode, out, err
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "learner.log").write_text("before\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 130])
+def test_child_that_says_why_it_ends_keeps_its_exit_code_and_the_last_word(run_dir, code):
+    told = f"supervisor.tell_run_directory(Path({str(run_dir)!r})); supervisor.tell_exiting(); sys.exit({code})"
+    assert run(told) == (code, "", "")
+    assert (run_dir / "learner.log").read_text() == "before\n"
+
+
+def test_child_that_fails_before_there_is_a_run_keeps_its_exit_code():
+    assert run("sys.exit(2)") == (2, "", "")
+
+
+@pytest.mark.parametrize(
+    ("end", "what"),
+    [
+        ("os._exit(1)", "exited with code 1 without a message"),
+        ("os._exit(0)", "exited with code 0 without a message"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "was ended by SIGKILL (out of memory?)"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "was ended by SIGSEGV"),
+    ],
+)
+def test_silent_end_is_reported_on_stderr_and_in_the_log(run_dir, end, what):
+    exit_code, _, err = run(f"supervisor.tell_run_directory(Path({str(run_dir)!r})); {end}")
+    assert exit_code == 1
+    assert err.startswith(f"learner: the training process {what}") and len(err.splitlines()) == 1
+    assert err.endswith(f"; continue with --resume {run_dir}\n")
+    before, added = (run_dir / "learner.log").read_text().splitlines()
+    assert before == "before" and added.endswith(f"ERROR learner: exit code 1: {err.strip().removeprefix('learner: ')}")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_reaches_the_child_once(signum):
+    process = start(
+        "seen = []\n"
+        f"signal.signal({int(signum)}, lambda n, f: seen.append(n))\n"
+        "print('ready', flush=True)\n"
+        "while not seen: time.sleep(0.02)\n"
+        "time.sleep(0.5); print(len(seen)); supervisor.tell_exiting(); sys.exit(128 + seen[0])",
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    psutil.Process(process.pid).send_signal(signum)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (128 + signum, "1\n", "")
+
+
+def test_signal_to_the_whole_group_as_from_a_terminal_reaches_the_child_once():
+    process = start(
+        "seen = []\nsignal.signal(2, lambda n, f: seen.append(n))\nprint('ready', flush=True)\n"
+        "while not seen: time.sleep(0.02)\n"
+        "time.sleep(0.5); print(len(seen)); supervisor.tell_exiting(); sys.exit(130)",
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (130, "1\n", "")
+
+
+def test_child_ended_by_a_forwarded_signal_ends_the_parent_in_the_same_way():
+    process = start("signal.signal(15, signal.SIG_DFL); print('ready', flush=True); time.sleep(60)")
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    assert process.communicate(timeout=30) == ("", "") and process.returncode == -signal.SIGTERM
+
+
+def test_child_does_not_outlive_a_killed_parent_which_is_small():
+    process = start("print('ready', flush=True); time.sleep(60)")
+    assert process.stdout.readline() == "ready\n"
+    parent = psutil.Process(process.pid)
+    (child,) = parent.children()
+    assert parent.memory_info().rss < 40 << 20
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 10
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
