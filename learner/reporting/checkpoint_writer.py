@@ -114,7 +114,7 @@ class CheckpointWriter:
 
     def _needed_by_evaluator(self) -> Callable[[int], bool]:
         """Whether a version is the best one or, with --backfill, not scored yet."""
-        best = self._run.best.readlink().name if self._run.best.is_symlink() else ""
+        best = self._run.best_checkpoint() or ""
         scored = {row.get("policy_version") for row in read_jsonl(self._run.evaluations)}
         keeps_unscored = self._config.evaluator and self._config.backfill
         return lambda version: (best.isdigit() and version == int(best)) or (keeps_unscored and version not in scored)
