@@ -42,7 +42,7 @@ class RemoteRolloutActor:
 
     def build(self, learner_node_id: str, config: Config, identity: ActorIdentity, state: ActorState | None) -> None:
         """Builds environments and policy; an answer proves that they work."""
-        prepare_process(num_threads=1, sees_gpu=config.actor_gpus > 0)
+        prepare_process(num_threads=1, sees_gpu=config.actor_gpus > 0, group_readable=config.group_readable)
         self.actor = RolloutActor(config, identity, state)
         # Within a node nothing is sent: the object store is shared memory.
         is_remote = learner_node_id != ray.get_runtime_context().get_node_id()

@@ -93,6 +93,7 @@ class Config:
         RUN, "keep only the newest N checkpoints and the best one; 0: keep all", 0, at_least=0
     )
     keep_every: int = option(RUN, "also keep every checkpoint whose version is a multiple of N; 0: off", 0, at_least=0)
+    group_readable: bool = option(RUN, "let your group read the run's files: modes 0640 and 0750", False)
     device: Literal["cpu", "cuda"] = option(RUN, "where the learner trains; auto: a GPU if there is one", AUTO)
 
     env_name: str = setting(GAME, "Procgen game", "coinrun", choices=tuple(GAMES))

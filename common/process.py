@@ -16,12 +16,12 @@ import torch
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
-def prepare_process(num_threads: int | None, sees_gpu: bool) -> None:
+def prepare_process(num_threads: int | None, sees_gpu: bool, group_readable: bool = False) -> None:
     """Sets file modes, allocator and torch's thread count (None: torch's default); hides GPUs unless `sees_gpu`.
 
     Ray shows all GPUs to an actor that asked for none; a CUDA context there would cost the learner memory.
     """
-    keep_files_private()
+    set_file_modes(group_readable)
     keep_freed_memory()
     if not sees_gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -29,9 +29,12 @@ def prepare_process(num_threads: int | None, sees_gpu: bool) -> None:
         torch.set_num_threads(num_threads)
 
 
-def keep_files_private() -> None:
-    """Only this user can read files that this process and its children create from now on: modes 0600 and 0700."""
-    os.umask(0o077)
+def set_file_modes(group_readable: bool = False) -> None:
+    """Who can read files that this process and its children create from now on.
+
+    Only this user (modes 0600 and 0700), or with `group_readable` also their group (0640 and 0750).
+    """
+    os.umask(0o027 if group_readable else 0o077)
 
 
 def keep_freed_memory() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class LogFile(logging.Handler):
-    """Appends records to a file that only its owner can read (mode 0600).
+    """Appends records to a file that only its owner can read (mode 0600), or with --group-readable their group too.
 
     The file is opened for every record: it may be missing until the run directory exists, and a record that cannot be
     written, for example because the disk is full, is dropped.
@@ -25,4 +25,4 @@ class LogFile(logging.Handler):
 
 
 def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    return os.open(path, flags, 0o640)  # common/process.py sets the umask, which removes 0o040 unless --group-readable

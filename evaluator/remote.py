@@ -29,7 +29,7 @@ class RemoteEvaluatorActor:
 
     def __init__(self, run_path: Path, config: Config):
         end_with_parent()
-        prepare_process(num_threads=1, sees_gpu=False)
+        prepare_process(num_threads=1, sees_gpu=False, group_readable=config.group_readable)
         # Imported here, because the learner imports this file too and does not need matplotlib.
         import evaluator.service  # noqa: F401
 

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from common.config import ConfigError
-from common.process import keep_files_private, prepare_process
+from common.process import prepare_process, set_file_modes
 from evaluator.levels.level_sets import draw_level_sets
 from learner.cluster import connection, nodes
 from learner.cluster.target import ClusterError, ClusterTarget
@@ -41,7 +41,7 @@ logger = logging.getLogger("learner")
 
 def main(argv: list[str] | None = None) -> int:
     """Runs training, or the doctor, and returns the exit code."""
-    keep_files_private()
+    set_file_modes()
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["doctor"]:
         from learner.cluster import doctor  # training does not need it
@@ -53,8 +53,12 @@ def main(argv: list[str] | None = None) -> int:
         try:
             prepared = prepare_run(command_line)
             stack.callback(prepared.close)
-            supervisor.tell_run_directory(prepared.run.path)
             draw_level_sets(prepared.config)  # refuses levels that do not exist before anything starts
+            set_file_modes(prepared.config.group_readable)
+            prepared.claim()
+            supervisor.tell_run_directory(prepared.run.path)
+            if missing := prepared.run.check_file_system():
+                logger.warning("the file system of %s lacks features that runs use: %s", prepared.run.path, missing)
             with StopSignals() as stop:
                 return train_on_cluster(prepared, command_line, stop, logs, console)
         except (ConfigError, ClusterError) as error:
@@ -100,7 +104,8 @@ def train(prepared: PreparedRun, stop: StopSignals, logs: RunLogging, progress: 
     config, run, device = prepared.config, prepared.run, torch.device(prepared.config.device)
     resumed = prepared.checkpoint if isinstance(prepared, ResumedRun) else None
     # On a CPU the gradients have their own threads: torch must not spread each operator as well.
-    prepare_process(num_threads=1 if device.type == "cpu" else None, sees_gpu=device.type == "cuda")
+    num_threads = 1 if device.type == "cpu" else None
+    prepare_process(num_threads, sees_gpu=device.type == "cuda", group_readable=config.group_readable)
     overlap = config.mode == "overlap"
     with ExitStack() as stack:
         learner = PPOLearner(config)
@@ -146,7 +151,7 @@ def train(prepared: PreparedRun, stop: StopSignals, logs: RunLogging, progress: 
             _begin(prepared, logs)
         totals = {**state.state_dict()["counters"], "frames": learner.frames, "policy_version": learner.policy_version}
         reporter = Reporter(
-            RunLog(run, purge_step=learner.frames or None),
+            RunLog(run, purge_step=0 if resumed is None else learner.frames + 1),
             Bottleneck(config, overlap),
             progress,
             OperatorMetrics(run.path.name, config.num_actors, totals, stream.bytes_in_flight),

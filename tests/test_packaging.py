@@ -95,6 +95,37 @@ def test_installed_program_shows_its_help_from_another_directory(
     assert [flag for flag in flags if flag not in shown] == []
 
 
+@pytest.fixture
+def crowded(tmp_path: Path) -> Path:
+    """A user's directory with folders of the names of our packages."""
+    for name in PACKAGES:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('the folder of the user')")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("script", "word"), [("heldout-learner", "--run-dir"), ("heldout-evaluator", "compare")])
+def test_console_script_finds_our_packages_whatever_the_directory_holds(
+    script: str, word: str, clean_python: Path, crowded: Path
+) -> None:
+    assert word in run(clean_python.with_name(script), "--help", cwd=crowded)
+
+
+def test_authentication_probe_finds_our_packages_whatever_the_directory_holds(
+    clean_python: Path, crowded: Path
+) -> None:
+    site_packages = run(clean_python, "-c", "import common; print(common.__path__[0])", cwd=Path("/")).strip()
+    code = f"""
+import sys
+sys.path[0] = {str(Path(site_packages).parent)!r}
+from learner.cluster import authentication_probe
+authentication_probe.RETRY_PERIOD = 0
+print(authentication_probe.probe("127.0.0.1:9", with_token=False).reason)
+"""
+    reason = run(clean_python, "-c", code, cwd=crowded)
+    assert reason.strip() and "ended with exit code" not in reason  # the probe ran, and nobody answered
+
+
 def pins() -> dict[str, str]:
     """Exact version by canonical name: pyproject.toml's (as installed) and constraints.txt's."""
     lines = (ROOT / "constraints.txt").read_text().splitlines() + (distribution("heldout").requires or [])

@@ -1,14 +1,31 @@
 """Files that are either complete or absent: temporary name, fsync, rename."""
 
+import errno
 import os
 from pathlib import Path
 
+from common.storage.file_system import is_unsupported, remove_quietly
 
-def fsync_directory(path: Path) -> None:
-    """Makes renames and new files in directory `path` survive a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
+
+def fsync(descriptor: int) -> None:
+    """Waits until a file is on the disk, where the file system offers that."""
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not is_unsupported(error):
+            raise
+
+
+def fsync_directory(path: Path) -> None:
+    """Makes renames and new files in directory `path` survive a power failure, where the file system offers that."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        if error.errno in (errno.EISDIR, errno.EACCES) or is_unsupported(error):
+            return  # this file system does not open directories
+        raise
+    try:
+        fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -18,7 +35,7 @@ def write_durably(path: Path, data: bytes) -> None:
     with open(path, "wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        fsync(file.fileno())
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -26,8 +43,19 @@ def write_atomically(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write_durably(temporary, data)
-        os.replace(temporary, path)
+        replace(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        remove_quietly(temporary)
         raise
     fsync_directory(path.parent)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Renames a file to `target`. Where a rename cannot replace a file, `target` is deleted first: not atomic."""
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if not (is_unsupported(error) or error.errno == errno.EEXIST) or not os.path.lexists(target):
+            raise
+        os.unlink(target)
+        os.rename(source, target)

@@ -1,5 +1,6 @@
 """The files of a run: where they are, and whether a run can be written there."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -8,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from common.config import SETTINGS, Config, ConfigError
-from common.storage.atomic_files import write_atomically
+from common.storage.atomic_files import replace, write_atomically
+from common.storage.file_system import existing_parent, probe, remove_quietly
 
 
 class RunDirectory:
@@ -25,6 +27,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.resume_points = path / "resume"  # the newest updates, from which only a resumed run continues
         self.best = self.checkpoints / "best"  # a link to the checkpoint that is best on the validation levels
+        self.best_text = self.checkpoints / "best.txt"  # its name, where the file system has no links
         self.tensorboard = path / "tensorboard"
         self.scores_plot = path / "scores.png"
         self.levels_plot = path / "levels.png"
@@ -43,7 +46,7 @@ class RunDirectory:
             raise ConfigError(f"--run-dir: cannot create {self.path}: {error.strerror}") from error
         if holds_run:
             raise ConfigError(f"--run-dir: {self.path} already holds a run; continue it with --resume {self.path}")
-        existing = next(path for path in (self.path, *self.path.parents) if path.exists())
+        existing = existing_parent(self.path)
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             raise ConfigError(f"--run-dir: cannot create {self.path}: {existing} is not a writable directory")
 
@@ -68,6 +71,63 @@ class RunDirectory:
             probe.unlink()
         except OSError as error:
             raise ConfigError(f"run directory {self.path} is not writable: {error.strerror}") from error
+
+    def change_modes(self, group_readable: bool) -> None:
+        """Gives all files and directories of the run the modes that new ones get, where that is possible."""
+        for path in (self.path, *self.path.rglob("*")):
+            if not path.is_symlink():
+                with contextlib.suppress(OSError):
+                    path.chmod(
+                        (0o750 if path.is_dir() else 0o640) if group_readable else 0o700 if path.is_dir() else 0o600
+                    )
+
+    def check_file_system(self) -> str:
+        """What the file system lacks and what happens instead, in one line; "" if it has everything.
+
+        Raises:
+            ConfigError: a run cannot be written there.
+        """
+        directory = existing_parent(self.path)
+        features = probe(directory)
+        if features.unusable is not None:
+            raise ConfigError(
+                f"run directory {self.path} cannot be used: in {directory}, {features.unusable}; choose a directory on "
+                "another file system with --run-dir"
+            )
+        return features.describe()
+
+    def best_checkpoint(self) -> str | None:
+        """The name of the checkpoint that is best on the validation levels, if one is known."""
+        try:
+            return self.best.readlink().name
+        except OSError:
+            pass
+        try:
+            return self.best_text.read_text().strip() or None
+        except OSError:
+            return None
+
+    def set_best_checkpoint(self, name: str | None) -> None:
+        """Points checkpoints/best to a checkpoint, or writes its name to best.txt without symbolic links; None: none.
+
+        Raises:
+            OSError: neither can be written.
+        """
+        if name is None:
+            self.best.unlink(missing_ok=True)
+            self.best_text.unlink(missing_ok=True)
+            return
+        temporary = self.best.with_name(f".best.{os.getpid()}.tmp")
+        temporary.unlink(missing_ok=True)
+        try:
+            temporary.symlink_to(name)
+            replace(temporary, self.best)
+        except OSError:
+            remove_quietly(temporary)
+            write_atomically(self.best_text, f"{name}\n".encode())
+            remove_quietly(self.best)  # a link from another file system, which would contradict the text
+        else:
+            remove_quietly(self.best_text)
 
     def write_config(
         self, config: Config, versions: Mapping[str, str], requested: Mapping[str, Any] | None = None
@@ -115,6 +175,26 @@ class RunDirectory:
             raise ConfigError(f"{self.config} cannot be read: it has no {part}") from error
         except (OSError, ValueError) as error:
             raise ConfigError(f"{self.config} cannot be read: {error}") from error
+
+
+def claim_directory(path: Path) -> Path:
+    """Creates a directory that no other process gets: `path`, or `path` with -2, -3, ... appended to its name.
+
+    Raises:
+        ConfigError: it cannot be created.
+    """
+    claimed, number = path, 1
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                claimed.mkdir()
+                return claimed
+            except FileExistsError:
+                number += 1
+                claimed = path.with_name(f"{path.name}-{number}")
+    except OSError as error:
+        raise ConfigError(f"cannot create run directory {claimed}: {error.strerror}") from error
 
 
 def config_from_dict(settings: Any, source: str) -> Config:

@@ -6,33 +6,54 @@ failed write raises OSError and the next call begins a new file; so it does when
 
 import contextlib
 import os
+import re
+import socket
+import struct
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import imageio.v3 as iio
+from google.protobuf.message import DecodeError
 from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
+
+from common.storage.atomic_files import fsync
+
+_STAMP = re.compile(r"tfevents\.(\d{10})\.")
+
+
+class _Records(RecordWriter):
+    """A file of records. The original fails where the file system cannot sync a file."""
+
+    def flush(self) -> None:
+        self._writer.flush()
+        fsync(self._writer.fileno())
 
 
 class EventFile:
     """An event file in `directory`, created with the first event and flushed in each call. Not thread-safe.
 
-    With `purge_step`, TensorBoard ignores what earlier files say about that step and later ones. All `add_` methods
-    raise OSError if the event cannot be written.
+    With `purge_step`, TensorBoard ignores what earlier files say about that step and later ones: the first step that
+    will be written again. All `add_` methods raise OSError if the event cannot be written.
     """
 
     def __init__(self, directory: Path, purge_step: int | None = None):
-        self._directory = directory
+        self.directory = directory
         self._purge_step = purge_step
-        self._writer: EventsWriter | None = None
+        self._writer: _Records | None = None
         self._path: Path | None = None
-        self._files = 0
 
     def add_scalars(self, values: Mapping[str, float], step: int) -> None:
         """Adds one point to each curve."""
         self._write(Event(step=step, summary=summary.scalar(tag, value)) for tag, value in values.items())
+
+    def purge(self, step: int) -> None:
+        """Begins a new file, with the next event, that has this `purge_step`."""
+        self.close()
+        self._purge_step = step if self._purge_step is None else min(step, self._purge_step)
 
     def add_text(self, tag: str, text: str, step: int) -> None:
         """Adds a paragraph."""
@@ -59,20 +80,53 @@ class EventFile:
             assert self._writer is not None
             for event in events:
                 event.wall_time = time.time()
-                self._writer.write_event(event)
+                self._writer.write(event.SerializeToString())
             self._writer.flush()
+            self._purge_step = None
         except OSError:
             self.close()
             raise
 
     def _open(self) -> None:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        suffix = f".{os.getpid()}.{self._files}"  # two files created in the same second need different names
-        self._files += 1
-        self._writer = EventsWriter(str(self._directory / "events"), suffix)
-        self._path = Path(self._writer._file_name)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        # TensorBoard reads the files of a directory in the order of their names, whichever host's clock is ahead.
+        stamps = [int(match[1]) for path in self.directory.iterdir() if (match := _STAMP.search(path.name))]
+        stamp = max([int(time.time()), *(newest + 1 for newest in stamps)])
+        self._path = self.directory / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}"
+        self._writer = _Records(str(self._path))
+        first = [Event(file_version="brain.Event:2")]
         if self._purge_step is not None:
-            start = Event(step=self._purge_step, session_log=SessionLog(status=SessionLog.START))
-            start.wall_time = time.time()
-            self._writer.write_event(start)
-            self._purge_step = None
+            first.append(Event(step=self._purge_step, session_log=SessionLog(status=SessionLog.START)))
+        for event in first:
+            event.wall_time = time.time()
+            self._writer.write(event.SerializeToString())
+
+
+def shown_tags(directory: Path) -> dict[int, Counter[str]]:
+    """How often TensorBoard shows each tag at each step, by its rule for the files of one directory.
+
+    They are read in the order of their names; a session's START event discards what was read before of its step and
+    later ones. A file is read up to its first incomplete record.
+    """
+    shown: dict[int, Counter[str]] = {}
+    for path in sorted(directory.glob("*tfevents*")) if directory.is_dir() else ():
+        for event in _events(path.read_bytes()):
+            if event.session_log.status == SessionLog.START:
+                shown = {step: tags for step, tags in shown.items() if step < event.step}
+            for value in event.summary.value:
+                shown.setdefault(event.step, Counter())[value.tag] += 1
+    return shown
+
+
+def _events(data: bytes) -> Iterator[Event]:
+    """The events of a file's contents; each record is length, checksum, event, checksum."""
+    begin = 0
+    while begin + 16 <= len(data):
+        (length,) = struct.unpack_from("<Q", data, begin)
+        if begin + 16 + length > len(data):
+            return
+        try:
+            yield Event.FromString(data[begin + 12 : begin + 12 + length])
+        except DecodeError:  # damaged
+            return
+        begin += 16 + length

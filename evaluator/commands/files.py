@@ -15,6 +15,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         UsageError: nothing complete was found there.
     """
+    path = _follow_best(path)
     run = RunDirectory(path)
     if not path.exists():
         raise UsageError(f"{path} does not exist")
@@ -32,6 +33,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return load_checkpoint(path.resolve(), policy_only=True)  # checkpoints/best is a symbolic link
     except CheckpointError as error:
         raise UsageError(str(error)) from error
+
+
+def _follow_best(path: Path) -> Path:
+    """RUN_DIR/checkpoints/best is a file, best.txt, where the file system has no symbolic links."""
+    run = RunDirectory(path.absolute().parents[1])
+    if path.absolute() not in (run.best, run.best_text) or path.is_dir():
+        return path
+    name = run.best_checkpoint()
+    return path if name is None else path.with_name(name)
 
 
 def open_run(path: Path) -> RunDirectory:

@@ -25,7 +25,8 @@ def evaluate_all(
     Raises:
         UsageError: the checkpoints have no levels of a split in common, or a use of the test levels cannot be logged.
     """
-    prepare_process(num_threads=1, sees_gpu=False)
+    group_readable = all(checkpoint.config.group_readable for checkpoint in checkpoints)  # levels.json, test_uses.jsonl
+    prepare_process(num_threads=1, sees_gpu=False, group_readable=group_readable)
     available = [level_sets_of(checkpoint).slots(options.split) for checkpoint in checkpoints]
     common = set(available[0]).intersection(*available[1:])
     slots = [slot for slot in available[0] if slot in common]

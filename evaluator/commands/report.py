@@ -3,7 +3,7 @@
 import argparse
 
 from common.cli import UsageError
-from common.process import keep_files_private
+from common.process import set_file_modes
 from common.storage.atomic_files import write_atomically
 from evaluator.commands.files import open_run, write_new_file
 from evaluator.output.html_report import render_report
@@ -12,7 +12,7 @@ from evaluator.output.html_report import render_report
 def run(options: argparse.Namespace) -> None:
     """Writes the page and prints its path; UsageError if nothing is scored or the page cannot be written."""
     directory = open_run(options.path)
-    keep_files_private()
+    set_file_modes(directory.read_config().group_readable)
     path = options.output or directory.path / "report.html"
     page = render_report(directory).encode()
     if options.output is not None:

@@ -35,7 +35,7 @@ def _backfill(options: argparse.Namespace) -> None:
     directory = open_run(options.path)
     config = directory.read_config()
     directory.require_writable()
-    prepare_process(num_threads=1, sees_gpu=False)
+    prepare_process(num_threads=1, sees_gpu=False, group_readable=config.group_readable)
     service = EvaluationService(directory, config)
     before = service.num_scored
     service.backfill()

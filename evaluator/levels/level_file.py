@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import Config, ConfigError
-from common.storage.atomic_files import write_durably
+from common.storage.atomic_files import replace, write_durably
 from common.storage.run_directory import RunDirectory
 from common.versions import procgen_build
 from evaluator.levels.audit import COMPARED_AFTER, FEW_STEPS, TOLERANCE, Audit
@@ -83,15 +83,28 @@ def describe_removal(removal: dict[str, Any]) -> str:
 
 
 def _write_once(path: Path, contents: dict[str, Any]) -> None:
-    """Writes the file atomically; does nothing if another process was faster or the directory is read-only."""
+    """Writes the file atomically; does nothing if another process was faster or the directory is read-only.
+
+    Without hard links, the slower process replaces the file: both have drawn the same sets.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write_durably(temporary, (json.dumps(contents, indent=2) + "\n").encode())
-        os.link(temporary, path)
+        _link(temporary, path)
     except (FileExistsError, PermissionError):
         pass
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links; what else is wrong shows below
+        if not target.exists():
+            replace(source, target)
 
 
 def _rule(config: Config) -> dict[str, str]:

@@ -5,9 +5,10 @@ a crash between the two leaves rows in levels.csv without an evaluation; the nex
 levels.csv.abandoned, and the version can be scored again. Everything else is derived from these two files.
 """
 
+import contextlib
 import csv
 import io
-import os
+import math
 from collections.abc import Sequence
 from dataclasses import astuple, fields
 from typing import Any, cast
@@ -19,8 +20,8 @@ from common.storage.checkpoints import checkpoint_name
 from common.storage.file_lock import FileIsLocked, FileLock
 from common.storage.jsonl import append_jsonl, read_jsonl
 from common.storage.run_directory import RunDirectory
-from common.storage.tensorboard import EventFile
-from evaluator.levels.level_sets import Split
+from common.storage.tensorboard import EventFile, shown_tags
+from evaluator.levels.level_sets import SPLITS, Split
 from evaluator.output.plot import levels_figure, png, scores_figure
 from evaluator.output.scoreboard import LEVEL_CHOICES, LevelHistory, scoreboard
 from evaluator.output.video import Video, encode_gif
@@ -35,6 +36,7 @@ _TENSORBOARD_NAMES = {
     "success_rate": "success_rate",
     "timeout_rate": "timeout_rate",
 }
+_TENSORBOARD_FIELDS = ("generalization_gap", "seconds", "eval_seconds", "updates_behind")
 
 
 class RunIsBeingScored(UsageError):
@@ -70,6 +72,9 @@ class ScoreFiles:
         self.rows = sorted(read_jsonl(self.run.evaluations), key=_version)
         self._set_aside_unscored_levels()
         self._history = LevelHistory.read(self.run.levels, set(map(_version, self.rows)))
+        self._is_shown = False
+        with contextlib.suppress(OSError):  # tried again with the next score
+            self._repair_tensorboard()
         self._link_best()
 
     def is_scored(self, policy_version: int) -> bool:
@@ -103,7 +108,12 @@ class ScoreFiles:
         }
         append_jsonl(self.run.evaluations, row)
         self.rows = sorted([*self.rows, row], key=_version)
-        self._write_scalars(evaluation, row)
+        if self._is_shown:
+            self._is_shown = False  # until it has been written
+            self._events.add_scalars(_scalars(row), row["frames"])
+            self._is_shown = True
+        else:
+            self._repair_tensorboard()
         scores, levels = png(scores_figure(self.rows, self.config)), png(levels_figure(self._history, self.config))
         write_atomically(self.run.scores_plot, scores)
         write_atomically(self.run.levels_plot, levels)
@@ -157,24 +167,39 @@ class ScoreFiles:
         """Points checkpoints/best to the best version whose checkpoint still exists."""
         best = best_row(row for row in self.rows if (self.run.checkpoints / row["checkpoint"]).is_dir())
         if best is None:
-            self.run.best.unlink(missing_ok=True)
-            return
-        temporary = self.run.best.with_name(f".best.{os.getpid()}.tmp")
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(best["checkpoint"])
-        os.replace(temporary, self.run.best)
+            self.run.set_best_checkpoint(None)
+        else:
+            self.run.set_best_checkpoint(best["checkpoint"])
 
-    def _write_scalars(self, evaluation: Evaluation, row: dict[str, Any]) -> None:
-        scalars: dict[str, float] = {
-            f"evaluation/{split}_{name}": row[split][key]
-            for split in evaluation.splits
-            for key, name in _TENSORBOARD_NAMES.items()
-        }
-        for split, counts in row["scoreboard"].items():
-            scalars |= {f"scoreboard/{split}_{name}": count for name, count in counts.items()}
-        for name in ("generalization_gap", "seconds", "eval_seconds", "updates_behind"):
-            scalars[f"evaluation/{name}"] = row[name]
-        self._events.add_scalars(scalars, row["frames"])
+    def _repair_tensorboard(self) -> None:
+        """Makes TensorBoard show the scores of every row once, and none of a version that was set aside."""
+        shown = shown_tags(self._events.directory)
+        rows = {row["frames"]: row for row in self.rows}
+        wrong = [
+            step
+            for step, tags in shown.items()
+            if step not in rows or any(tags[name] != 1 for name in _scalars(rows[step]))
+        ]
+        purged_from = min(wrong, default=math.inf)
+        if wrong:
+            self._events.purge(min(wrong))
+        for step in sorted(rows):
+            if step >= purged_from or step not in shown:
+                self._events.add_scalars(_scalars(rows[step]), step)
+        self._is_shown = True
+
+
+def _scalars(row: dict[str, Any]) -> dict[str, float]:
+    """What TensorBoard shows of a row of evaluations.jsonl."""
+    scalars: dict[str, float] = {
+        f"evaluation/{split}_{name}": row[split][key]
+        for split in SPLITS
+        if split in row
+        for key, name in _TENSORBOARD_NAMES.items()
+    }
+    for split, counts in row["scoreboard"].items():
+        scalars |= {f"scoreboard/{split}_{name}": count for name, count in counts.items()}
+    return scalars | {f"evaluation/{name}": row[name] for name in _TENSORBOARD_FIELDS if row[name] is not None}
 
 
 def _version(row: dict[str, Any]) -> int:

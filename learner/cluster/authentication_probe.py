@@ -17,12 +17,20 @@ from ray._private import services
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError, RayError
 
+from common.versions import package_directories
+
 MODE_VARIABLE, TOKEN_VARIABLE, PATH_VARIABLE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 # Seconds: a busy head may answer late.
 RETRY_PERIOD = 20.0
 PROBE_TIMEOUT = 30.0
 # Seconds per attempt of Ray's client, which by default takes tens of seconds and goes on after a refusal.
 CLIENT_TIMEOUTS = {"RAY_gcs_rpc_server_connect_timeout_s": "2", "RAY_py_gcs_connect_timeout_s": "2"}
+# As `python -m`, which would find another package `learner` in the current directory.
+_START = """
+import runpy, sys
+sys.path.insert(0, sys.argv.pop(1))
+runpy.run_module("learner.cluster.authentication_probe", run_name="__main__", alter_sys=True)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +46,7 @@ class Answer:
 def probe(address: str, with_token: bool) -> Answer:
     """Probes the head at `address` (HOST:PORT or auto) until it answers, for at most RETRY_PERIOD seconds."""
     environment = {**os.environ, **CLIENT_TIMEOUTS, MODE_VARIABLE: "token" if with_token else "disabled"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), *sys.path]))
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     if not with_token:
         environment.pop(TOKEN_VARIABLE, None)
         environment.pop(PATH_VARIABLE, None)
@@ -53,7 +61,7 @@ def probe(address: str, with_token: bool) -> Answer:
 def _probe_once(address: str, environment: dict[str, str]) -> Answer:
     try:
         process = subprocess.run(
-            [sys.executable, "-m", "learner.cluster.authentication_probe", address],
+            [sys.executable, "-c", _START, str(package_directories()[0].parent), address],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -1,6 +1,7 @@
 """`python -m learner doctor`: shows what this machine and a cluster lack for training, and what to do about it."""
 
 import argparse
+import os
 import shutil
 import stat
 from pathlib import Path
@@ -12,6 +13,8 @@ from rich.table import Table
 from common.cli import OneLineParser
 from common.config import PRESETS, Config, ConfigError, resolve
 from common.storage.checkpoints import list_checkpoints
+from common.storage.file_system import existing_parent
+from common.storage.file_system import probe as probe_file_system
 from common.storage.run_directory import RunDirectory
 from common.versions import differences, software
 from learner.cluster import connection
@@ -45,6 +48,7 @@ def check_local(config: Config, run_dir: Path | None) -> list[Check]:
         shared_memory_check(connection.object_store_bytes_needed(config)),
         run_directory_check(run_dir),
         token_check(),
+        file_system_check(run_dir),
     ]
 
 
@@ -103,13 +107,29 @@ def run_directory_check(run_dir: Path | None) -> Check:
             run.require_unused()
     except ConfigError as error:
         return Check(name, "fatal", str(error), "choose another with --run-dir, or fix the problem")
-    free = shutil.disk_usage(next(parent for parent in (path, *path.parents) if parent.exists())).free
+    free = shutil.disk_usage(existing_parent(path)).free
     checkpoints = len(list_checkpoints(run.checkpoints)) if holds_run else 0
     state = f"holds a run with {checkpoints} checkpoints" if holds_run else "free for a new run"
     found = f"{path}: {state}, {free / GIB:.0f} GiB of disk free"
     if free < DISK_FOR_A_RUN:
         return Check(name, "warning", found, "free some, or keep fewer checkpoints with --keep-checkpoints N")
     return Check(name, "ok", found)
+
+
+def file_system_check(run_dir: Path | None) -> Check:
+    """What the file system of `run_dir` (None: runs/) lacks; leaves nothing behind."""
+    name = "file system"
+    path = Path("runs").absolute() if run_dir is None else run_dir.absolute()
+    directory = existing_parent(path)
+    if not os.access(directory, os.W_OK | os.X_OK):
+        return Check(name, "fatal", f"{directory} is not writable", "choose another with --run-dir, or fix the problem")
+    features = probe_file_system(directory)
+    if features.unusable is not None:
+        return Check(name, "fatal", f"{directory}: {features.unusable}", "use --run-dir on another file system")
+    if features.missing:
+        remedy = "training works; for full safety use --run-dir on a local disk, and see docs/run-directory.md"
+        return Check(name, "warning", f"{directory}: {features.describe()}", remedy)
+    return Check(name, "ok", f"{directory}: links, locks, fsync, rename and modes work")
 
 
 def token_check() -> Check:

@@ -10,6 +10,7 @@ from pathlib import Path
 import ray
 from ray._private import ray_constants
 
+from common.versions import package_directories
 from learner.cluster.target import ClusterError
 
 
@@ -20,7 +21,7 @@ def start_embedded_ray(object_store_memory: int) -> None:
         ClusterError: the directory for Ray's files cannot be used.
         Exception: any error of Ray's.
     """
-    with only_loopback():
+    with only_loopback(), working_directory(package_directories()[0].parent):
         ray.init(
             address="local",
             object_store_memory=object_store_memory,
@@ -31,6 +32,21 @@ def start_embedded_ray(object_store_memory: int) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+
+
+@contextlib.contextmanager
+def working_directory(path: Path) -> Iterator[None]:
+    """Changes into a directory for a while.
+
+    Ray puts the directory in which it is started first in its workers' search path. That must be where our packages
+    are, and not the user's, which may have packages of the same names.
+    """
+    before = os.getcwd()
+    os.chdir(path)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 @contextlib.contextmanager

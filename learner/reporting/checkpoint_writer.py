@@ -174,7 +174,7 @@ class CheckpointWriter:
         """Whether a version is the best one, is not scored yet although it is never skipped (0), although the evaluator
         was notified of it last, or although --backfill will score it.
         """
-        best = self._run.best.readlink().name if self._run.best.is_symlink() else ""
+        best = self._run.best_checkpoint() or ""
         scored = {row.get("policy_version") for row in read_jsonl(self._run.evaluations)}
 
         def is_needed(version: int) -> bool:

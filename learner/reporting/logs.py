@@ -166,4 +166,4 @@ def _screen_handler(console: Console) -> logging.Handler:
 
 
 def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    return os.open(path, flags, 0o640)  # common/process.py sets the umask, which removes 0o040 unless --group-readable

@@ -18,11 +18,11 @@ Row = dict[str, Any]
 class RunLog:
     """Keeps rows that cannot be written and writes them, in order, when it can. Called by the main thread.
 
-    `last_error` is one line about rows that wait, or None. `purge_step` is the number of frames at which a resumed run
-    starts; None for a new run.
+    `last_error` is one line about rows that wait, or None. `purge_step` is the first number of frames that may be
+    written again.
     """
 
-    def __init__(self, run: RunDirectory, purge_step: int | None):
+    def __init__(self, run: RunDirectory, purge_step: int):
         self.last_error: str | None = None
         self._events = EventFile(run.tensorboard / "learner", purge_step)
         # A row has about 1 kB: a day of one-second updates that cannot be written takes 86 MB.
@@ -77,4 +77,8 @@ class RunLog:
             for name, value in row.items()
             if value is not None and math.isfinite(value) and name not in ("time", "frames")
         }
-        self._events.add_scalars(scalars, row["frames"])
+        try:
+            self._events.add_scalars(scalars, row["frames"])
+        except OSError:
+            self._events.purge(row["frames"])  # some of its points may be in the file
+            raise

@@ -1,9 +1,10 @@
 """Everything decided before the first process starts: settings, run directory, checkpoint to continue from."""
 
+import contextlib
 import platform
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from common.config import DEFAULTS, Config, ConfigError, contradictions, resolve
 from common.storage.checkpoints import Checkpoint, list_checkpoints, load_first_complete, remove_leftovers, set_aside
 from common.storage.file_lock import FileIsLocked, FileLock
 from common.storage.jsonl import set_aside_rows
-from common.storage.run_directory import RunDirectory
+from common.storage.run_directory import RunDirectory, claim_directory
 from common.versions import PROCGEN_BUILDS, installed_versions, named_build, procgen_build
 from learner.startup.flags import CommandLine
 
@@ -21,15 +22,29 @@ RECORDED_PACKAGES = ("heldout", "torch", "ray", *PROCGEN_BUILDS, "numpy")
 
 @dataclass(slots=True)
 class NewRun:
-    """A run that starts from scratch. Nothing is written before `begin`.
+    """A run that starts from scratch. Nothing is written before `begin`, except an empty directory by `claim`.
 
     `lock` is held from the start where an earlier attempt left a config.json but no checkpoint to continue from.
+    `is_named_by_us`: nobody chose the directory's name, so it can be changed.
     """
 
     config: Config
     requested: dict[str, Any]
     run: RunDirectory
     lock: FileLock | None = None
+    is_named_by_us: bool = False
+    _claimed: list[Path] = field(default_factory=list)  # empty directories, to be removed if the run does not begin
+
+    def claim(self) -> None:
+        """Creates the directory if we chose its name: runs that start in the same second get different ones.
+
+        Raises:
+            ConfigError: it cannot be created.
+        """
+        if self.is_named_by_us:
+            parents = [] if self.run.path.parent.exists() else [self.run.path.parent]
+            self.run = RunDirectory(claim_directory(self.run.path))
+            self._claimed = [self.run.path, *parents]
 
     def begin(self) -> None:
         """Creates the run directory, or sets aside what the earlier attempt left, and writes config.json.
@@ -40,14 +55,19 @@ class NewRun:
         if self.lock is None:
             self.run.create()
             self.lock = lock_for_learner(self.run)
+            self._claimed.clear()
         else:
             _set_aside_after(self.run, policy_version=-1)
         self.run.write_config(self.config, versions(), self.requested)
 
     def close(self) -> None:
-        """Lets another learner use the run."""
+        """Lets another learner use the run; removes the directory if the run did not begin."""
         if self.lock is not None:
             self.lock.close()
+        with contextlib.suppress(OSError):  # another run may be in the parent directory
+            for directory in self._claimed:
+                directory.rmdir()
+        self._claimed.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +95,14 @@ class ResumedRun:
             return None
         return f"Procgen is {now}, the run was started with {before}: same levels and rewards, some pixels may differ"
 
+    def claim(self) -> None:
+        """Nothing to do: the lock is held."""
+
     def begin(self) -> None:
         """Sets aside what was written after the checkpoint, and updates config.json if a setting changed."""
         _set_aside_after(self.run, self.checkpoint.policy_version)
+        if self.config.group_readable != self.run.read_config().group_readable:
+            self.run.change_modes(self.config.group_readable)
         if (self.config, self.requested) != (self.run.read_config(), self.run.read_requested()):
             self.run.write_config(self.config, versions(), self.requested)
 
@@ -114,7 +139,7 @@ def _directory_of_new_run(command_line: CommandLine) -> RunDirectory:
 
 def _prepare_new(command_line: CommandLine, run: RunDirectory, lock: FileLock | None = None) -> NewRun:
     config = resolve(command_line.preset or "lab", command_line.overrides)
-    return NewRun(config, _requested(command_line), run, lock)
+    return NewRun(config, _requested(command_line), run, lock, is_named_by_us=command_line.run_dir is None)
 
 
 def _prepare_auto(command_line: CommandLine) -> PreparedRun:

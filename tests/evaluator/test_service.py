@@ -15,6 +15,7 @@ import pytest
 
 from common.config import Config
 from common.messages import CheckpointNotice
+from common.process import set_file_modes
 from common.storage.run_directory import RunDirectory
 from evaluator import service as service_module
 from evaluator.log_file import LogFile
@@ -245,13 +246,17 @@ def test_unwritable_run_directory_is_retried_until_it_works(
     ]
 
 
-def test_log_file_is_private_and_survives_what_cannot_be_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("group_readable", "mode"), [(False, 0o600), (True, 0o640)])
+def test_log_file_is_private_and_survives_what_cannot_be_written(
+    tmp_path: Path, group_readable: bool, mode: int
+) -> None:
+    set_file_modes(group_readable)
     log = LogFile(tmp_path / "run" / "evaluator.log")
     log.handle(logging.makeLogRecord({"name": "evaluator.service", "levelname": "INFO", "msg": "too early"}))
     (tmp_path / "run").mkdir()
     log.handle(logging.makeLogRecord({"name": "evaluator.service", "levelname": "INFO", "msg": "scored"}))
     path = tmp_path / "run" / "evaluator.log"
-    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.stat().st_mode & 0o777 == mode
     assert path.read_text().endswith(" INFO evaluator.service: scored\n") and "too early" not in path.read_text()
     full_disk = LogFile(Path("/dev/full"))
     full_disk.handle(logging.makeLogRecord({"msg": "lost"}))

@@ -144,7 +144,7 @@ class Harness:
         self.evaluator, self.state = FakeEvaluator(), RunState()
         progress = RecordingProgress(self.calls, CONFIG, Console(file=self.screen))
         metrics = OperatorMetrics("run", 1, {}, lambda: 0)
-        log = RunLog(self.run, purge_step=None)
+        log = RunLog(self.run, purge_step=0)
         reporter = Reporter(log, Bottleneck(CONFIG, overlap=False), progress, metrics)
         stop = SimpleNamespace(check=self.check)
         self.training = Training(

@@ -3,13 +3,14 @@
 import io
 import shutil
 import struct
+import time
 
 import imageio.v3 as iio
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from common.storage.tensorboard import EventFile
+from common.storage.tensorboard import EventFile, shown_tags
 
 
 def events_in(directory):
@@ -94,3 +95,44 @@ def test_resumed_run_writes_its_purge_step_once(tmp_path):
     starts = [event.step for event in events_in(tmp_path) if event.session_log.status == SessionLog.START]
     assert starts == [100]
     file.close()
+
+
+def points(directory):
+    return {step: dict(tags) for step, tags in shown_tags(directory).items()}
+
+
+def test_purge_discards_its_step_and_later_ones_of_earlier_files(tmp_path):
+    file = EventFile(tmp_path)
+    for step in (64, 128, 192):
+        file.add_scalars({"a": 1.0}, step)
+    file.purge(129)  # resumed at 128
+    file.add_scalars({"a": 1.0}, 192)
+    file.close()
+    assert points(tmp_path) == {64: {"a": 1}, 128: {"a": 1}, 192: {"a": 1}}
+    again = EventFile(tmp_path, purge_step=128)
+    again.add_scalars({"a": 1.0}, 256)
+    again.close()
+    assert points(tmp_path) == {64: {"a": 1}, 256: {"a": 1}}
+
+
+def test_what_is_shown_ends_at_a_torn_or_damaged_record(tmp_path):
+    assert points(tmp_path / "nowhere") == {}
+    file = EventFile(tmp_path)
+    file.add_scalars({"a": 1.0}, 1)
+    file.close()
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    for damage in (b"\x08", struct.pack("<QI", 4, 0) + b"\xff\xff\xff\xff" + bytes(4), struct.pack("<QI", 99, 0)):
+        path.write_bytes(whole + damage)
+        assert points(tmp_path) == {1: {"a": 1}}
+
+
+def test_file_of_a_host_whose_clock_is_behind_is_read_last(tmp_path, monkeypatch):
+    clock = iter([5_000_000_000.0, 1_700_000_000.0])
+    for step in (2, 1):
+        now = next(clock)
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        file = EventFile(tmp_path, purge_step=step)
+        file.add_scalars({"a": 1.0}, step)
+        file.close()
+    assert points(tmp_path) == {1: {"a": 1}}

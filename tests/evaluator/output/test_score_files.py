@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -12,7 +13,9 @@ import pytest
 
 from common.config import Config
 from common.storage.checkpoints import Checkpoint
+from common.storage.jsonl import append_jsonl, set_aside_rows
 from common.storage.run_directory import RunDirectory
+from common.storage.tensorboard import EventFile, shown_tags
 from evaluator.levels.level_sets import Split
 from evaluator.output.score_files import RunIsBeingScored, ScoreFiles
 from evaluator.output.video import record_episode
@@ -181,3 +184,62 @@ def test_levels_without_an_evaluation_are_set_aside_at_the_next_start(
     assert (tmp_path / "levels.csv.abandoned").read_text() == crashed + "\n"
     files.add(later(evaluation, 6), **CIRCUMSTANCES)
     assert [row["policy_version"] for row in level_rows(run)] == ["5"] * 4 + ["6"] * 4
+
+
+def shown_steps(run: RunDirectory) -> dict[int, set[int]]:
+    """For each step that TensorBoard shows: how often its scalars are shown (pictures may be missing)."""
+    shown = shown_tags(run.tensorboard / "evaluator")
+    return {step: {n for tag, n in tags.items() if "/train" in tag} for step, tags in shown.items()}
+
+
+def test_tensorboard_shows_every_step_once_after_a_resume_backfill_and_restart(
+    evaluation: Evaluation, config: Config, tmp_path: Path
+) -> None:
+    run = RunDirectory(tmp_path)
+    files = ScoreFiles(run, config)
+    for version in (2, 6, 8):
+        files.add(later(evaluation, version), **CIRCUMSTANCES)
+    files.close()
+    set_aside_rows(run.evaluations, lambda row: row["policy_version"] <= 6)  # resumed at version 6
+    files = ScoreFiles(run, config)
+    files.add(later(evaluation, 8), **CIRCUMSTANCES)
+    files.add(later(evaluation, 4), **CIRCUMSTANCES)  # as --backfill does
+    files.close()
+    ScoreFiles(run, config).close()
+    assert shown_steps(run) == {2000: {1}, 4000: {1}, 6000: {1}, 8000: {1}}
+
+
+def test_tensorboard_gets_what_a_crash_or_a_full_disk_kept_from_it(
+    evaluation: Evaluation, config: Config, tmp_path: Path
+) -> None:
+    run = RunDirectory(tmp_path)
+    files = ScoreFiles(run, config)
+    files.add(later(evaluation, 2), **CIRCUMSTANCES)
+    row = rows(run)[0]
+    files.close()
+    append_jsonl(run.evaluations, {**row, "policy_version": 4, "frames": 4000})  # crashed before TensorBoard
+    file = EventFile(run.tensorboard / "evaluator")
+    file.add_scalars({"evaluation/train_return": 1.0}, 6000)  # crashed in between
+    file.close()
+    append_jsonl(run.evaluations, {**row, "policy_version": 6, "frames": 6000})
+    ScoreFiles(run, config).close()
+    assert shown_steps(run) == {2000: {1}, 4000: {1}, 6000: {1}}
+
+
+def test_best_is_a_text_file_without_symbolic_links(
+    evaluation: Evaluation, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def symlink(*args: Any, **kwargs: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "symlink", symlink)
+    run = RunDirectory(tmp_path)
+    files = ScoreFiles(run, config)
+    for version in (2, 4):
+        path = run.checkpoints / f"{version:08d}"
+        path.mkdir(parents=True)
+        scored = later(evaluation, version)
+        checkpoint = dataclasses.replace(scored.checkpoint, path=path)
+        files.add(dataclasses.replace(scored, checkpoint=checkpoint), **CIRCUMSTANCES)
+    files.close()
+    assert run.best_checkpoint() == "00000002" and not run.best.is_symlink()

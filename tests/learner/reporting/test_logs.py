@@ -7,6 +7,7 @@ import threading
 import pytest
 from rich.console import Console
 
+from common.process import set_file_modes
 from learner.reporting import logs
 from learner.reporting.logs import MAX_PER_MINUTE_IN_FILE, MAX_PER_MINUTE_ON_SCREEN, LogFile, RateLimit, RunLogging
 
@@ -30,6 +31,7 @@ def record(message, *args, created=1000.0, name="learner.a"):
 
 
 def test_warnings_are_one_line_on_the_screen_and_have_tracebacks_in_the_file(screen, log_file):
+    set_file_modes()
     with RunLogging(Console(file=screen)) as run_logging:
         run_logging.open(log_file)
         logger.info("joined %s", "a cluster")

@@ -1,11 +1,13 @@
 """Rows that cannot be written wait, and are later written once and in order."""
 
+import errno
 import math
 
 import pytest
 
 from common.storage.jsonl import read_jsonl
 from common.storage.run_directory import RunDirectory
+from common.storage.tensorboard import shown_tags
 from learner.reporting.run_log import RunLog
 
 
@@ -23,7 +25,7 @@ def versions(run):
 
 
 def test_rows_go_to_metrics_and_tensorboard(run):
-    log = RunLog(run, purge_step=None)
+    log = RunLog(run, purge_step=0)
     log.add(row(1, value_loss=0.5, episode_return=None, explained_variance=math.nan))
     log.close()
     assert read_jsonl(run.metrics) == [row(1, value_loss=0.5, episode_return=None, explained_variance=None)]
@@ -36,7 +38,7 @@ def test_rows_go_to_metrics_and_tensorboard(run):
 
 
 def test_rows_wait_for_a_failing_file_and_none_is_lost_or_written_twice(run):
-    log = RunLog(run, purge_step=None)
+    log = RunLog(run, purge_step=0)
     log.add(row(1))
     aside = run.metrics.rename(run.path / "aside")
     run.metrics.mkdir()
@@ -53,7 +55,7 @@ def test_rows_wait_for_a_failing_file_and_none_is_lost_or_written_twice(run):
 
 def test_failing_tensorboard_does_not_stop_metrics_and_catches_up(run):
     run.tensorboard.write_text("in the way")
-    log = RunLog(run, purge_step=None)
+    log = RunLog(run, purge_step=0)
     log.add(row(1, value_loss=1.0))
     log.add(row(2, value_loss=2.0))
     log.add_text("learner/bottleneck", "a line", 128)
@@ -67,8 +69,40 @@ def test_failing_tensorboard_does_not_stop_metrics_and_catches_up(run):
 
 def test_closing_tries_once_more(run):
     run.metrics.mkdir()
-    log = RunLog(run, purge_step=None)
+    log = RunLog(run, purge_step=0)
     log.add(row(1))
     run.metrics.rmdir()
     log.close()
     assert versions(run) == [1]
+
+
+def test_row_that_was_written_in_part_is_shown_once(run, monkeypatch):
+    log = RunLog(run, purge_step=0)
+    log.add(row(1, value_loss=1.0))
+    with monkeypatch.context() as patch:
+
+        def full_after_one_point(values, step):
+            write({"learner/value_loss": 9.0}, step)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        write = log._events.add_scalars
+        patch.setattr(log._events, "add_scalars", full_after_one_point)
+        log.add(row(2, value_loss=2.0))
+    log.close()
+    shown = shown_tags(run.tensorboard / "learner")
+    assert len(shown) == 2 and {n for tags in shown.values() for n in tags.values()} == {1}
+
+
+@pytest.mark.parametrize("resumed_at", [0, 1, 2])
+def test_every_step_is_shown_once_after_a_resume(run, resumed_at):
+    frames = [row(version)["frames"] for version in (1, 2, 3)]
+    first = RunLog(run, purge_step=0)
+    for version in (1, 2, 3):
+        first.add(row(version))
+    first.close()
+    resumed = RunLog(run, purge_step=([0, *frames][resumed_at]) + 1)
+    for version in range(resumed_at + 1, 4):
+        resumed.add(row(version))
+    resumed.close()
+    shown = shown_tags(run.tensorboard / "learner")
+    assert sorted(shown) == frames and {n for tags in shown.values() for n in tags.values()} == {1}

@@ -1,10 +1,12 @@
 """New and resumed runs: what they are prepared from, when files are written, and who may use the directory."""
 
 import json
+import time
 
 import pytest
 
 from common.config import ConfigError
+from common.process import set_file_modes
 from common.storage.checkpoints import list_checkpoints, save_checkpoint
 from common.storage.run_directory import RunDirectory
 from common.versions import procgen_build
@@ -133,3 +135,52 @@ def test_resume_auto_starts_continues_and_restarts_in_one_directory(prepare, tmp
     assert run.read_config().seed == 5
     assert run.metrics.read_text() == ""
     assert len((run.path / "metrics.jsonl.abandoned").read_text().splitlines()) == 2
+
+
+def test_runs_that_start_in_the_same_second_get_different_names(prepare, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda form: "20260101-000000")
+    runs = [prepare("--device", "cpu") for _ in range(3)]
+    for run in runs:
+        run.claim()
+    name = "coinrun-lab-20260101-000000"
+    assert [run.run.path.name for run in runs] == [name, f"{name}-2", f"{name}-3"]
+    runs[1].begin()
+    for run in runs:
+        run.close()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [f"{name}-2"]  # only this one began
+
+
+def test_refused_start_leaves_nothing_behind(prepare, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = prepare("--device", "cpu")
+    run.claim()
+    assert run.run.path.is_dir()
+    run.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_given_by_the_user_is_not_changed(prepare, tmp_path):
+    run = prepare("--device", "cpu", "--run-dir", tmp_path / "run")
+    run.claim()
+    assert run.run.path == tmp_path / "run" and list(tmp_path.iterdir()) == []
+
+
+def test_run_can_be_opened_to_the_group_and_closed_again_when_it_is_resumed(run, prepare):
+    def modes():
+        return {path.stat().st_mode & 0o777 for path in (run.path, *run.path.rglob("*"))}
+
+    for flag, expected in [("--group-readable", {0o750, 0o640}), ("--no-group-readable", {0o700, 0o600})]:
+        resumed = prepare("--resume", run.path, flag)
+        set_file_modes(resumed.config.group_readable)
+        resumed.begin()
+        resumed.close()
+        assert modes() == expected
+
+
+@pytest.mark.parametrize(("flag", "expected"), [("--group-readable", {0o750, 0o640}), (None, {0o700, 0o600})])
+def test_new_run_has_the_modes_asked_for(prepare, tmp_path, flag, expected):
+    new = prepare("--device", "cpu", "--run-dir", tmp_path / "a" / "run", *filter(None, [flag]))
+    set_file_modes(new.config.group_readable)
+    new.begin()
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "a").rglob("*")} == expected
