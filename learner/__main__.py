@@ -8,7 +8,8 @@ import torch
 from rich.console import Console
 
 from common.config import ConfigError
-from common.process import keep_files_private, prepare_process
+from common.output import harmless_output, run_as_process
+from common.process import keep_files_private, prepare_process, restored_afterwards
 from evaluator.levels.level_sets import draw_level_sets
 from learner.cluster import connection, nodes
 from learner.cluster.target import ClusterError, ClusterTarget
@@ -33,7 +34,13 @@ logger = logging.getLogger("learner")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs training, or the doctor, and returns the exit code."""
+    """Runs training, or the doctor, and returns the exit code; this process is as before then, as a notebook needs."""
+    with harmless_output(), restored_afterwards():
+        return run_command(argv)
+
+
+def run_command(argv: list[str] | None) -> int:
+    """Runs training, or the doctor."""
     keep_files_private()
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["doctor"]:
@@ -58,6 +65,7 @@ def train_on_cluster(
 ) -> int:
     """Trains on the cluster at --address, or on an embedded one, and leaves it."""
     target = ClusterTarget.from_flags(command_line.address, command_line.allow_unauthenticated)
+    connection.require_no_ray()  # before `try`, at whose end Ray is shut down
     try:
         joined = connection.connect(target, prepared.config)
         stop.install()  # Ray installed its own handlers
@@ -184,4 +192,4 @@ def _continuation(prepared: ResumedRun, state: RunState, overlap: bool) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_process(main)

@@ -11,6 +11,7 @@ import ray
 from ray._private import ray_constants
 
 from learner.cluster.target import ClusterError
+from learner.stopping import only_for_the_learner
 
 
 def start_embedded_ray(object_store_memory: int) -> None:
@@ -20,7 +21,7 @@ def start_embedded_ray(object_store_memory: int) -> None:
         ClusterError: the directory for Ray's files cannot be used.
         Exception: any error of Ray's.
     """
-    with only_loopback():
+    with only_loopback(), only_for_the_learner():
         ray.init(
             address="local",
             object_store_memory=object_store_memory,
