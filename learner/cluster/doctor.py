@@ -16,7 +16,7 @@ from common.storage.run_directory import RunDirectory
 from common.versions import differences, software
 from learner.cluster import connection
 from learner.cluster.authentication import HOW_TO_ENABLE, find_token
-from learner.cluster.machine_checks import GIB, Check, machine_checks, shared_memory_check
+from learner.cluster.machine_checks import GIB, Check, machine_checks, shared_memory_check, streams_check
 from learner.cluster.nodes import ProbeResult, living_nodes, machine_probe, probe
 from learner.cluster.target import ClusterError, ClusterTarget
 from learner.startup.preparation import lock_for_learner
@@ -45,6 +45,7 @@ def check_local(config: Config, run_dir: Path | None) -> list[Check]:
         shared_memory_check(connection.object_store_bytes_needed(config)),
         run_directory_check(run_dir),
         token_check(),
+        streams_check(),
     ]
 
 

@@ -106,7 +106,8 @@ def test_score_without_skipped_checkpoints_says_nothing_about_them():
 
 
 @pytest.mark.parametrize(
-    ("terminal", "environment"), [(True, {"TERM": "dumb"}), (False, {"FORCE_COLOR": "1"}), (True, {"TTY_INTERACTIVE": "0"})]
+    ("terminal", "environment"),
+    [(True, {"TERM": "dumb"}), (False, {"FORCE_COLOR": "1"}), (True, {"TTY_INTERACTIVE": "0"})],
 )
 def test_where_no_display_can_be_drawn_each_update_is_a_line(new_progress, terminal, environment):
     progress, screen = new_progress(terminal, **environment)
