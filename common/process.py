@@ -8,6 +8,7 @@ import ctypes
 import os
 import threading
 import time
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -78,3 +79,24 @@ def prepare_ray_environment() -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a notice; we hide GPUs ourselves
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+
+
+@contextlib.contextmanager
+def restored_afterwards() -> Iterator[None]:
+    """At its end, file modes, environment variables and torch's thread count are what they were at its start."""
+    umask, environment, num_threads = _umask(), dict(os.environ), torch.get_num_threads()
+    try:
+        yield
+    finally:
+        os.umask(umask)
+        torch.set_num_threads(num_threads)
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
+
+
+def _umask() -> int:
+    """The umask, which can only be read by setting it."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask

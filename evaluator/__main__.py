@@ -2,27 +2,45 @@
 
 import importlib
 import sys
+from typing import NoReturn
 
 from common.cli import USAGE_EXIT_CODE, UsageError
+from common.output import OutputError, checked_output, print_error, run_as_process
 from evaluator.commands.parser import parse
 
+OUTPUT_EXIT_CODE = 1
 INTERRUPTED_EXIT_CODE = 130
+CLOSED_PIPE_EXIT_CODE = 141  # as a process that SIGPIPE ends
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns the exit code: 0, 2 for wrong usage, 130 for Ctrl-C."""
-    options = parse(sys.argv[1:] if arguments is None else arguments)
+    """Runs one command and returns the exit code.
+
+    0, 1 if standard output could not be written, 2 for wrong usage, 130 for Ctrl-C, 141 if its reader closed the pipe.
+    """
     try:
-        # Only the chosen command's module: importing torch takes seconds, which --help need not wait for.
-        importlib.import_module(f"evaluator.commands.{options.command}").run(options)
+        with checked_output():
+            options = parse(sys.argv[1:] if arguments is None else arguments)
+            # Only the chosen command's module: importing torch takes seconds, which --help need not wait for.
+            importlib.import_module(f"evaluator.commands.{options.command}").run(options)
     except UsageError as error:
-        print(f"evaluator: {error}", file=sys.stderr)
+        print_error(f"evaluator: {error}")
         return USAGE_EXIT_CODE
+    except OutputError as error:
+        if error.is_closed_pipe:
+            return CLOSED_PIPE_EXIT_CODE
+        print_error(f"evaluator: cannot write standard output: {error}")
+        return OUTPUT_EXIT_CODE
     except KeyboardInterrupt:
-        print("evaluator: interrupted", file=sys.stderr)
+        print_error("evaluator: interrupted")
         return INTERRUPTED_EXIT_CODE
     return 0
 
 
+def run() -> NoReturn:
+    """The entry point of `heldout-evaluator`."""
+    run_as_process(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -1,204 +1,25 @@
-"""`python -m learner`: reads the flags, wires actors, learner and evaluator together, and ends them in order."""
+"""`python -m learner`: main.py in a child of a small parent process. See supervision.py."""
 
-import logging
-import sys
-from contextlib import ExitStack
+from typing import NoReturn
 
+from common.output import run_as_process
 from learner.supervision import Supervisor, fork_training
 
-if __name__ == "__main__":
-    supervisor = fork_training()  # before anything large is imported
-else:
-    supervisor = Supervisor()
 
-import torch
-from rich.console import Console
-
-from common.config import ConfigError
-from common.process import prepare_process, set_file_modes
-from evaluator.levels.level_sets import draw_level_sets
-from learner.cluster import connection, nodes
-from learner.cluster.target import ClusterError, ClusterTarget
-from learner.evaluator_handle import RemoteEvaluator
-from learner.ppo.learner import PPOLearner
-from learner.reporting.bottleneck import Bottleneck
-from learner.reporting.logs import RunLogging
-from learner.reporting.operator_metrics import OperatorMetrics
-from learner.reporting.progress import Progress
-from learner.reporting.reporter import Reporter
-from learner.reporting.run_log import RunLog
-from learner.rollouts.fleet import Fleet, FleetError
-from learner.rollouts.stream import NoRollouts, RolloutStream
-from learner.run_state import RunState
-from learner.startup import flags
-from learner.startup.flags import CommandLine
-from learner.startup.preparation import PreparedRun, ResumedRun, prepare_run
-from learner.stopping import StopRequested, StopSignals
-from learner.training import Diverged, RunDirectoryFailed, Training
-
-logger = logging.getLogger("learner")
+def run() -> NoReturn:
+    """Also the entry point of `heldout-learner`."""
+    supervisor = fork_training()
+    run_as_process(lambda: _main(supervisor))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs training, or the doctor, and returns the exit code."""
-    set_file_modes()
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["doctor"]:
-        from learner.cluster import doctor  # training does not need it
-
-        return doctor.main(argv[1:])
-    command_line = flags.parse(argv)
-    console = Console(highlight=False)
-    with RunLogging(console) as logs, ExitStack() as stack:
-        try:
-            prepared = prepare_run(command_line)
-            stack.callback(prepared.close)
-            draw_level_sets(prepared.config)  # refuses levels that do not exist before anything starts
-            set_file_modes(prepared.config.group_readable)
-            prepared.claim()
-            supervisor.tell_run_directory(prepared.run.path)
-            if missing := prepared.run.check_file_system():
-                logger.warning("the file system of %s lacks features that runs use: %s", prepared.run.path, missing)
-            with StopSignals() as stop:
-                return train_on_cluster(prepared, command_line, stop, logs, console)
-        except (ConfigError, ClusterError) as error:
-            return fail(str(error), 2)
-
-
-def train_on_cluster(
-    prepared: PreparedRun, command_line: CommandLine, stop: StopSignals, logs: RunLogging, console: Console
-) -> int:
-    """Trains on the cluster at --address, or on an embedded one, and leaves it."""
-    target = ClusterTarget.from_flags(command_line.address, command_line.allow_unauthenticated)
+def _main(supervisor: Supervisor) -> int:
     try:
-        joined = connection.connect(target, prepared.config)
-        stop.install()  # Ray installed its own handlers
-        if target is not None:
-            nodes.require_same_software(prepared.config.cluster_timeout)
-        return train(prepared, stop, logs, Progress(prepared.config, console), joined.describe())
-    except FleetError as error:
-        if error.details:
-            print(error.details, file=sys.stderr)
-        return fail(str(error), 2)
-    except NoRollouts as error:
-        return fail(f"{error}; continue with --resume {prepared.run.path}", 1)
-    except (RunDirectoryFailed, Diverged) as error:
-        return fail(str(error), 1)
-    except StopRequested as request:
-        can_resume = prepared.run.config.exists()
-        next_step = f"continue with --resume {prepared.run.path}" if can_resume else "training had not begun"
-        return fail(f"stopped by {request}; {next_step}", request.exit_code)
-    finally:
-        connection.disconnect()
+        from learner.main import main  # after the fork: it imports torch
 
-
-def fail(message: str, exit_code: int) -> int:
-    """Says why in one line on stderr and in learner.log."""
-    print(f"learner: {message}", file=sys.stderr)
-    logger.info("exit code %d: %s", exit_code, message)  # not as an error, which the screen would show again
-    return exit_code
-
-
-def train(prepared: PreparedRun, stop: StopSignals, logs: RunLogging, progress: Progress, connection_text: str) -> int:
-    """Starts the three roles, trains to the end and says where the results are."""
-    config, run, device = prepared.config, prepared.run, torch.device(prepared.config.device)
-    resumed = prepared.checkpoint if isinstance(prepared, ResumedRun) else None
-    # On a CPU the gradients have their own threads: torch must not spread each operator as well.
-    num_threads = 1 if device.type == "cpu" else None
-    prepare_process(num_threads, sees_gpu=device.type == "cuda", group_readable=config.group_readable)
-    overlap = config.mode == "overlap"
-    with ExitStack() as stack:
-        learner = PPOLearner(config)
-        stack.callback(learner.close)
-        state = _restore(prepared, learner)
-        progress.note(
-            f"{config.game}, preset {config.preset}, {config.mode} mode, learner on {device} in {config.precision}, "
-            f"{connection_text}"
-        )
-        progress.note(f"run directory {run.path}")
-        if isinstance(prepared, ResumedRun):
-            progress.note(
-                f"resumed at policy_version {learner.policy_version}, {learner.frames:,} frames; "
-                f"{_continuation(prepared, state, overlap)}"
-            )
-            if prepared.procgen_change is not None:
-                progress.note(prepared.procgen_change)
-        fleet = Fleet(config, learner.policy_version, state.counters, state.actors)
-        stack.callback(fleet.stop)
-        if resumed is not None:
-            _begin(prepared, logs)  # before the evaluator reads which versions are scored
-        # Started together with the actors: on two cores the first score comes several seconds earlier.
-        evaluator = RemoteEvaluator(run.path, config)
-        stack.callback(evaluator.stop)
-        placed = fleet.wait_until_placed(config.cluster_timeout, stop.check)
-        if placed < config.num_actors and not fleet.is_elastic:
-            logger.warning(
-                "%d of %d actors placed, %d missing: the cluster has too few CPUs; the batch stays the same, each "
-                "actor collects more of it",
-                *(placed, config.num_actors, config.num_actors - placed),
-            )
-        stream = RolloutStream(
-            config,
-            fleet,
-            max_policy_lag=1 if overlap else 0,
-            first_batch=learner.policy_version,
-            num_batches=config.num_updates,
-            device=device,
-            counters=state.counters,
-        )
-        stack.callback(stream.close)
-        if resumed is None:
-            _begin(prepared, logs)
-        totals = {**state.state_dict()["counters"], "frames": learner.frames, "policy_version": learner.policy_version}
-        reporter = Reporter(
-            RunLog(run, purge_step=0 if resumed is None else learner.frames + 1),
-            Bottleneck(config, overlap),
-            progress,
-            OperatorMetrics(run.path.name, config.num_actors, totals, stream.bytes_in_flight),
-        )
-        resumed_from = None if resumed is None else resumed.path
-        progress.start(learner.frames)
-        stack.callback(progress.stop)
-        Training(config, run, learner, stream, evaluator, reporter, stop, state, resumed_from).run_to_end()
-    if (bottleneck := reporter.bottleneck.describe()) is not None:
-        progress.note(bottleneck)
-    progress.note(f"results in {run.path}")
-    progress.note(f"curves: tensorboard --logdir {run.tensorboard}")
-    logger.info("exit code 0: finished")
-    return 0
-
-
-def _begin(prepared: PreparedRun, logs: RunLogging) -> None:
-    prepared.begin()
-    logs.open(prepared.run.learner_log)
-
-
-def _restore(prepared: PreparedRun, learner: PPOLearner) -> RunState:
-    """Restores the learner of a resumed run; returns the rest of the run's state."""
-    if not isinstance(prepared, ResumedRun) or prepared.checkpoint.learner_state is None:
-        return RunState()
-    learner.load_state_dict(prepared.checkpoint.learner_state["learner"])
-    state = RunState.from_state_dict(prepared.checkpoint.learner_state["run"])
-    if not prepared.environments_continue:
-        state.actors.clear()
-    return state
-
-
-def _continuation(prepared: ResumedRun, state: RunState, overlap: bool) -> str:
-    """How exactly a resumed run continues."""
-    if not prepared.environments_continue:
-        return "environments start anew (the number of actors or environments changed)"
-    restored, needed = len(state.actors), prepared.config.num_actors
-    if prepared.checkpoint.policy_version and restored < needed:
-        return f"environments of {restored} of {needed} actors continue, the others start anew"
-    if overlap:
-        return "environments continue; not bit for bit, because rollouts were in flight in overlap mode"
-    return "it continues bit for bit if the machine, the software and the settings are the same"
-
-
-if __name__ == "__main__":
-    try:
-        exit_code = main()
+        return main(supervisor=supervisor)
     finally:
         supervisor.tell_exiting()
-    sys.exit(exit_code)
+
+
+if __name__ == "__main__":
+    run()

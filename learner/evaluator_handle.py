@@ -7,7 +7,6 @@ itself. If restarts do not help, the run loses its scores and nothing else.
 
 import contextlib
 import logging
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from common.config import Config
 from common.messages import CheckpointNotice
 from evaluator.remote import RemoteEvaluatorActor
 from learner.cluster.remote_errors import cause_in_one_line
+from learner.rollouts.deadlines import AwakeClock
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 _ANSWER_SECONDS = 1.0
 # An actor that has not answered for this long is hung: its calls take no time, scoring has its own thread.
 _HUNG_SECONDS = 60.0
+# More between two looks at an answer is not held against the evaluator: this process may have been suspended.
+_LONGEST_STEP_SECONDS = 30.0
 # Without a new score in between; after one more death it is given up.
 _MAX_DEATHS_IN_A_ROW = 3
 
@@ -48,6 +50,7 @@ class RemoteEvaluator:
         self._deaths_in_a_row = 0
         self._notice: CheckpointNotice | None = None
         self._newest: dict[str, Any] | None = None
+        self._clock = AwakeClock(_LONGEST_STEP_SECONDS)
         self._calls: dict[str, tuple[ray.ObjectRef, float]] = {}  # in flight, and since when, by method
         self.actor: Any = None if self.is_off else self._start_actor()  # another one after a restart
 
@@ -80,8 +83,8 @@ class RemoteEvaluator:
 
         None after `timeout` seconds, or as soon as it is clear that the score will not come.
         """
-        deadline = time.monotonic() + timeout
-        while (left := deadline - time.monotonic()) > 0:
+        clock = AwakeClock(longest_step=5.0)
+        while (left := timeout - clock.now()) > 0:
             poll()
             row = self.finish(min(1.0, left))
             if self.is_off or row is not None:  # a row of another version: this one was skipped
@@ -105,10 +108,10 @@ class RemoteEvaluator:
         """The row that the call in flight returns within `wait` seconds; makes the call if none is in flight."""
         try:
             if method not in self._calls:
-                self._calls[method] = getattr(self.actor, method).remote(*args), time.monotonic()
+                self._calls[method] = getattr(self.actor, method).remote(*args), self._clock.now()
             call, since = self._calls[method]
             if not ray.wait([call], timeout=wait)[0]:
-                if time.monotonic() - since > wait + _HUNG_SECONDS:
+                if self._clock.now() - since > wait + _HUNG_SECONDS:
                     self._restart(GetTimeoutError(f"no answer within {_HUNG_SECONDS:.0f} s"))
                 return None
             del self._calls[method]

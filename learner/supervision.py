@@ -1,49 +1,61 @@
-"""A small parent process that outlives a training process which Ray or the kernel ends without a word.
+"""A small parent process that outlives a training process which Ray or the kernel ends without a message.
 
 When its raylet dies, Ray ends the learner's process from C++: no exception, no message. The same is true of SIGKILL. So
 training runs in a child; the parent forwards signals, waits, and says what happened if the child did not. It is forked
 before anything large is imported.
 
-The child tells its parent two things through a pipe: the run directory, and that it is about to exit by itself.
+The child tells its parent three things through a pipe, one per line: the run directory, the signals that it received,
+and that it is about to exit by itself.
 """
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from common.output import open_closed_descriptors, print_error
+from learner.stopping import SIGNALS, handled_signals
+
+# A signal sent to all our processes, as batch systems do, reaches the child without us within this time.
+_GROUP_SECONDS = 0.1
 _PR_SET_PDEATHSIG = 1
-_EXITING = b"exiting\n"
+_RUN, _SIGNAL, _EXITING = "run", "signal", "exiting"
 
 
 class Supervisor:
-    """The child's side: what the parent must know."""
+    """The child's side: what the parent must know. Without a descriptor there is no parent to tell."""
 
     def __init__(self, descriptor: int | None = None):
         self._descriptor = descriptor
 
     def tell_run_directory(self, path: Path) -> None:
         """From now on the parent reports an end without a message, also in learner.log."""
-        self._write(os.fsencode(path) + b"\n")
+        self._tell(_RUN, str(path))
+
+    def tell_signal(self, signum: int) -> None:
+        """The signal came and needs no forwarding."""
+        self._tell(_SIGNAL, int(signum))
 
     def tell_exiting(self) -> None:
         """The process ends by itself and has said why."""
-        self._write(_EXITING)
+        self._tell(_EXITING, True)
 
-    def _write(self, line: bytes) -> None:
+    def _tell(self, what: str, value: str | int) -> None:
         if self._descriptor is not None:
             with contextlib.suppress(OSError):
-                os.write(self._descriptor, line)
+                os.write(self._descriptor, (json.dumps({what: value}) + "\n").encode())
 
 
 def fork_training() -> Supervisor:
     """Returns in the child. The parent waits for the child and exits as it did, or with 1 if it ended silently."""
+    open_closed_descriptors()  # a pipe must not take the place of a standard stream
     reader, writer = os.pipe()  # not inherited by the programs that the child starts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     parent = os.getpid()
     child = os.fork()
     if child == 0:
@@ -55,62 +67,90 @@ def fork_training() -> Supervisor:
         os.close(reader)
         return Supervisor(writer)
     os.close(writer)
-    _forward_signals(child)
+    watched = _Child(child, reader)
+    watched.forward_signals()
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     _, status = os.waitpid(child, 0)
-    os.set_blocking(reader, False)
-    said = b""
-    with contextlib.suppress(BlockingIOError):
-        said = os.read(reader, 1 << 16)
-    sys.exit(_exit_code(status, said))
+    sys.exit(watched.exit_code(status))
 
 
-def _exit_code(status: int, said: bytes) -> int:
-    """The exit code for a child that ended with `status`, after saying why it ended if it did not."""
-    code = os.waitstatus_to_exitcode(status)
-    if -code in FORWARDED:  # a second signal ends training immediately: end in the same way
-        signal.signal(-code, signal.SIG_DFL)
-        os.kill(os.getpid(), -code)
-    has_begun, is_exiting = bool(said.removesuffix(_EXITING)), said.endswith(_EXITING)
-    if code >= 0 and (is_exiting or not has_begun):
-        return code
-    run = Path(os.fsdecode(said.removesuffix(_EXITING).removesuffix(b"\n"))) if has_begun else None
-    message = _describe(code, run)
-    with contextlib.suppress(OSError):
-        print(f"learner: {message}", file=sys.stderr, flush=True)
-    if run is not None and (log := run / "learner.log").exists():
-        with contextlib.suppress(OSError), open(log, "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')},000 ERROR learner: exit code 1: {message}\n")
-    return 1
+class _Child:
+    """The parent's side."""
 
+    def __init__(self, pid: int, reader: int):
+        os.set_blocking(reader, False)
+        self._pid = pid
+        self._reader = reader
+        self._unread = b""
+        self._run: Path | None = None
+        self._is_exiting = False
+        self._received: Counter[int] = Counter()  # signals that the child says it received
+        self._sent: Counter[int] = Counter()  # of these, the ones that we know of
 
-def _describe(code: int, run: Path | None) -> str:
-    if code == -signal.SIGKILL:
-        what = "was ended by SIGKILL (out of memory?)"
-    elif code < 0:
-        what = f"was ended by {signal.Signals(-code).name}"
-    else:
-        what = f"exited with code {code} without a message (Ray ends it when its raylet or the cluster's head dies)"
-    can_resume = run is not None and (run / "config.json").exists()
-    next_step = f"continue with --resume {run}" if can_resume else "training had not begun"
-    return f"the training process {what}; {next_step}"
+    def forward_signals(self) -> None:
+        """Installs handlers that pass the signals on."""
+        for signum in handled_signals():
+            signal.signal(signum, self._forward)
+        signal.signal(signal.SIGTSTP, self._suspend)
 
+    def exit_code(self, status: int) -> int:
+        """The exit code for a child that ended with `status`, after saying why it ended if it did not."""
+        self._read()
+        code = os.waitstatus_to_exitcode(status)
+        if -code in SIGNALS:  # a second signal ends training immediately: end in the same way
+            signal.signal(-code, signal.SIG_DFL)
+            os.kill(os.getpid(), -code)
+        if code >= 0 and (self._is_exiting or self._run is None):
+            return code
+        message = self._describe(code)
+        print_error(f"learner: {message}")
+        if self._run is not None and (log := self._run / "learner.log").exists():
+            with contextlib.suppress(OSError), open(log, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')},000 ERROR learner: exit code 1: {message}\n")
+        return 1
 
-def _forward_signals(child: int) -> None:
-    def forward(signum: int, frame: object) -> None:
+    def _describe(self, code: int) -> str:
+        if code == -signal.SIGKILL:
+            what = "was ended by SIGKILL (out of memory?)"
+        elif code < 0:
+            what = f"was ended by {signal.Signals(-code).name}"
+        else:
+            what = f"exited with code {code} without a message (Ray ends it when its raylet or the cluster's head dies)"
+        can_resume = self._run is not None and (self._run / "config.json").exists()
+        next_step = f"continue with --resume {self._run}" if can_resume else "training had not begun"
+        return f"the training process {what}; {next_step}"
+
+    def _forward(self, signum: int, frame: object) -> None:
+        """Sends the signal to the child unless whoever sent it has sent it to the child as well."""
+        time.sleep(_GROUP_SECONDS)
+        self._read()
+        if self._received[signum] > self._sent[signum]:
+            self._sent[signum] = self._received[signum]
+            return
+        self._sent[signum] += 1
         with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signum)
+            os.kill(self._pid, signum)
 
-    def suspend(signum: int, frame: object) -> None:
+    def _suspend(self, signum: int, frame: object) -> None:
         """Ctrl-Z stops both, `fg` and `bg` continue both."""
-        os.kill(child, signal.SIGSTOP)
+        os.kill(self._pid, signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGSTOP)
-        os.kill(child, signal.SIGCONT)
+        os.kill(self._pid, signal.SIGCONT)
 
-    for signum in FORWARDED:
-        if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup: the child ignores it too
-            signal.signal(signum, forward)
-    signal.signal(signal.SIGTSTP, suspend)
+    def _read(self) -> None:
+        """Reads what the child has told so far."""
+        with contextlib.suppress(BlockingIOError):
+            while part := os.read(self._reader, 1 << 16):
+                self._unread += part
+        *lines, self._unread = self._unread.split(b"\n")
+        for line in lines:
+            ((what, value),) = json.loads(line).items()
+            if what == _RUN:
+                self._run = Path(value)
+            elif what == _SIGNAL:
+                self._received[value] += 1
+            else:
+                self._is_exiting = True
 
 
 def _end_with(parent: int) -> None:

@@ -12,9 +12,9 @@ MAY_IMPORT = {
     "evaluator": {"evaluator", "common"},
     "learner": {"learner", "common"},
 }
-NAMES_OTHER_PROCESSES = {"learner/rollouts/fleet.py", "learner/evaluator_handle.py", "learner/__main__.py"}
+NAMES_OTHER_PROCESSES = {"learner/rollouts/fleet.py", "learner/evaluator_handle.py", "learner/main.py"}
 RAY_PATHS = {
-    *("actors/remote.py", "evaluator/remote.py", "learner/__main__.py", "learner/evaluator_handle.py"),
+    *("actors/remote.py", "evaluator/remote.py", "learner/main.py", "learner/evaluator_handle.py"),
     "learner/reporting/operator_metrics.py",
 }
 RAY_FOLDERS = ("learner/rollouts/", "learner/cluster/")
@@ -112,7 +112,7 @@ def test_broken_rule_is_found(path: str, source: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("learner/__main__.py", "import ray\nfrom evaluator.levels.level_sets import draw_level_sets"),
+        ("learner/main.py", "import ray\nfrom evaluator.levels.level_sets import draw_level_sets"),
         ("learner/rollouts/fleet.py", "import ray\nfrom actors.remote import RemoteRolloutActor"),
         ("learner/cluster/connection.py", "import ray"),
         ("learner/ppo/learner.py", "from common.config import Config\nfrom learner.ppo.gae import gae\nimport torch"),

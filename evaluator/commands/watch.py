@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from common.config import Config
+from common.output import is_live_terminal
 from common.storage.jsonl import read_jsonl
 from evaluator.commands.files import open_run
 from evaluator.commands.watch_view import evaluation_line, evaluation_table, status
@@ -30,7 +31,7 @@ def run(options: argparse.Namespace) -> None:
     run = WatchedRun(RowsFile(directory.metrics), RowsFile(directory.evaluations))
     looks = run.looks(options.interval, options.once)
     console = Console(highlight=False)
-    if not console.is_terminal:
+    if not is_live_terminal(console):
         _print_lines(run, config, looks)
     elif options.once:
         next(looks)

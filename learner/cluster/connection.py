@@ -56,13 +56,21 @@ def object_store_bytes_needed(config: Config) -> int:
     return int((per_rollout * (config.num_actors + 1) + OBJECT_STORE_SLACK) / SPILLING_THRESHOLD)
 
 
+def require_no_ray() -> None:
+    """Raises ClusterError if this process, perhaps a notebook, uses a Ray of its own, which ours would replace."""
+    if ray.is_initialized():
+        raise ClusterError("Ray is already running in this process; run python -m learner as its own process")
+
+
 def connect(target: ClusterTarget | None, config: Config) -> Connection:
     """Joins the target cluster; None starts an embedded Ray.
 
     Raises:
         ClusterError: nothing answers within `cluster_timeout` seconds, the cluster is open to anyone and the target
-            does not allow that, it refuses us, this host is not one of its nodes, or the object store is too small.
+            does not allow that, it refuses us, this host is not one of its nodes, the object store is too small, or
+            this process is connected already.
     """
+    require_no_ray()
     prepare_ray_environment()
     needed = object_store_bytes_needed(config)
     if target is None:

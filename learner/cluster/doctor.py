@@ -19,7 +19,7 @@ from common.storage.run_directory import RunDirectory
 from common.versions import differences, software
 from learner.cluster import connection
 from learner.cluster.authentication import HOW_TO_ENABLE, find_token
-from learner.cluster.machine_checks import GIB, Check, machine_checks, shared_memory_check
+from learner.cluster.machine_checks import GIB, Check, machine_checks, shared_memory_check, streams_check
 from learner.cluster.nodes import ProbeResult, living_nodes, machine_probe, probe
 from learner.cluster.target import ClusterError, ClusterTarget
 from learner.startup.preparation import lock_for_learner
@@ -49,6 +49,7 @@ def check_local(config: Config, run_dir: Path | None) -> list[Check]:
         run_directory_check(run_dir),
         token_check(),
         file_system_check(run_dir),
+        streams_check(),
     ]
 
 

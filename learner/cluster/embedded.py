@@ -12,6 +12,7 @@ from ray._private import ray_constants
 
 from common.versions import package_directories
 from learner.cluster.target import ClusterError
+from learner.stopping import only_for_the_learner
 
 
 def start_embedded_ray(object_store_memory: int) -> None:
@@ -21,7 +22,7 @@ def start_embedded_ray(object_store_memory: int) -> None:
         ClusterError: the directory for Ray's files cannot be used.
         Exception: any error of Ray's.
     """
-    with only_loopback(), working_directory(package_directories()[0].parent):
+    with only_loopback(), working_directory(package_directories()[0].parent), only_for_the_learner():
         ray.init(
             address="local",
             object_store_memory=object_store_memory,

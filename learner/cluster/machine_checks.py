@@ -6,6 +6,8 @@ No library is imported at the top of this file, so that a missing one becomes a 
 import os
 import platform
 import shutil
+import stat
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -117,3 +119,24 @@ def shared_memory_check(needed: int) -> Check:
 def machine_checks(actors: int) -> list[Check]:
     """Everything but shared memory; `actors` as in `memory_check`."""
     return [python_check(), libraries_check(), torch_check(), procgen_check(), memory_check(actors)]
+
+
+def streams_check() -> Check:
+    """Whether what a run prints can be seen; the streams are the doctor's own, which a run would have too."""
+    name, lost = "output", []
+    for stream, label in ((sys.__stdout__, "standard output"), (sys.__stderr__, "standard error")):
+        try:
+            if stream is None:
+                lost.append(f"{label} is closed")
+                continue
+            descriptor = stream.fileno()
+            is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            if is_file and not os.fstatvfs(descriptor).f_bavail:
+                lost.append(f"{label} is a file on a full disk")
+        except (OSError, ValueError):
+            lost.append(f"{label} cannot be used")
+    if lost:
+        return Check(name, "warning", ", ".join(lost), "redirect it to a file with space; training goes on without it")
+    terminal = os.environ.get("TERM", "unknown")
+    is_terminal = sys.__stdout__ is not None and sys.__stdout__.isatty()
+    return Check(name, "ok", f"terminal, TERM={terminal}" if is_terminal else "no terminal: a plain line per update")

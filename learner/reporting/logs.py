@@ -18,6 +18,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.logging import RichHandler
 
+from common.output import is_live_terminal
+
 OUR_PACKAGES = ("learner", "actors", "evaluator", "common")
 # Records of one logger and message template in a minute.
 MAX_PER_MINUTE_ON_SCREEN, MAX_PER_MINUTE_IN_FILE = 5, 60
@@ -34,11 +36,13 @@ class RunLogging:
     def __init__(self, console: Console):
         self._file, screen = LogFile(), _screen_handler(console)
         self._handlers = [self._file, screen]
+        self._levels: dict[str, int] = {}
         self._limits = [RateLimit(self._file, MAX_PER_MINUTE_IN_FILE), RateLimit(screen, MAX_PER_MINUTE_ON_SCREEN)]
 
     def __enter__(self) -> "RunLogging":
         for handler in self._handlers:
             logging.getLogger().addHandler(handler)
+        self._levels = {package: logging.getLogger(package).level for package in OUR_PACKAGES}
         for package in OUR_PACKAGES:
             logging.getLogger(package).setLevel(logging.INFO)
         return self
@@ -57,6 +61,8 @@ class RunLogging:
         for handler in self._handlers:
             logging.getLogger().removeHandler(handler)
             handler.flush()  # learner.log may have become writable
+        for package, level in self._levels.items():
+            logging.getLogger(package).setLevel(level)
 
 
 class LogFile(logging.Handler):
@@ -155,7 +161,7 @@ class _OneLine(logging.Formatter):
 def _screen_handler(console: Console) -> logging.Handler:
     """Shares the console with the live display, which it must not break."""
     handler: logging.Handler
-    if console.is_terminal:
+    if is_live_terminal(console):
         handler = RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S")
         handler.setFormatter(_OneLine("%(message)s"))
     else:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from common.config import Config
+from common.output import is_live_terminal
 from common.text import MISSING, format_duration, format_number, format_score
 
 logger = logging.getLogger(__name__)
@@ -39,10 +40,10 @@ class Progress:
         self._status = ""
 
     def start(self, frames: int) -> None:
-        """Starts to measure the speed, at `frames`, and the live display if there is a terminal."""
+        """Starts to measure the speed, at `frames`, and the live display if it can be drawn."""
         self._started = time.monotonic()
         self._times[0] = (self._started, frames)
-        if self._console.is_terminal:
+        if is_live_terminal(self._console):
             self._live = Live(get_renderable=self._display, console=self._console, refresh_per_second=2)
             self._live.start()
 

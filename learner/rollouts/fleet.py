@@ -14,6 +14,7 @@ from common.messages import ActorIdentity, ActorState, Rollout
 from common.versions import differences, software
 from learner.cluster.remote_errors import cause_in_one_line, full_cause
 from learner.rollouts.counters import RunCounters
+from learner.rollouts.deadlines import AwakeClock
 from learner.rollouts.failures import failure_kind
 from learner.rollouts.placement import capacity, draining_nodes, shortage
 
@@ -109,9 +110,9 @@ class Fleet:
         """
         needed = self.fewest if self.is_elastic else 1
         num_actors, gpus_each = len(self.members), self.config.actor_gpus
-        deadline = time.monotonic() + timeout
+        clock = AwakeClock(longest_step=5.0)
         while (ready := len(self.ready())) < max(needed, min(num_actors, capacity(gpus_each))):
-            if time.monotonic() > deadline:
+            if clock.now() > timeout:
                 break
             poll()
             starting = [member.starting for member in self.members if member.starting]

@@ -20,13 +20,15 @@ from common.frame_compression import DamagedFrames
 from common.messages import Rollout, Weights, rollout_bytes, weights_sha256
 from learner.rollouts.batch_assembly import BatchAssembly, Slot
 from learner.rollouts.counters import RunCounters
-from learner.rollouts.deadlines import HungDeadline
+from learner.rollouts.deadlines import AwakeClock, HungDeadline
 from learner.rollouts.failures import ActorHung, WrongWeights
 from learner.rollouts.staging import StagedBatch
 
 _POLL_SECONDS = 0.05
 # While an actor is idle until new weights are published.
 _POLL_SECONDS_IDLE_ACTOR = 0.005
+# More between two polls is time in which this process did not run.
+_LONGEST_STEP_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ class _Request:
 
     actor_id: int
     slot: Slot
-    issued: float  # time.monotonic()
+    issued: float  # by the stream's AwakeClock
 
 
 class RolloutStream:
@@ -79,6 +81,7 @@ class RolloutStream:
         # Never less than the time needed to start all actors again.
         self._patience = max(2 * config.actor_timeout, config.actor_timeout + config.cluster_timeout)
         self._deadline = HungDeadline(config.actor_timeout)
+        self._clock = AwakeClock(_LONGEST_STEP_SECONDS)
         self._in_flight: dict[ray.ObjectRef, _Request] = {}
         self._actor_is_idle = False
         # Guards what both threads use: everything from here on.
@@ -134,18 +137,18 @@ class RolloutStream:
 
     def _run(self) -> None:
         try:
-            last_delivery = time.monotonic()
+            last_delivery = self._clock.now()
             while not self._closing:
                 self._request_rollouts()
                 if self._in_flight:
                     if self._receive_one():
-                        last_delivery = time.monotonic()
+                        last_delivery = self._clock.now()
                 else:
                     with self._changed:
                         self._changed.wait(timeout=_POLL_SECONDS)
                         if not self._assembly.has_unassigned():  # the learner is busy; actors need not deliver
-                            last_delivery = time.monotonic()
-                if time.monotonic() - last_delivery > self._patience:
+                            last_delivery = self._clock.now()
+                if self._clock.now() - last_delivery > self._patience:
                     reason = f"; {self.fleet.last_error}" if self.fleet.last_error else ""
                     raise NoRollouts(
                         f"no actor has delivered a rollout for {self._patience:.0f} s "
@@ -177,7 +180,7 @@ class RolloutStream:
                 self._actor_is_idle = True
                 return
             reference = self.fleet.collect(actor_id, weights, version)
-            self._in_flight[reference] = _Request(actor_id, slot, time.monotonic())
+            self._in_flight[reference] = _Request(actor_id, slot, self._clock.now())
 
     def _receive_one(self) -> bool:
         """Waits briefly for one rollout and stages it; replaces actors past their deadline. True if one was staged."""
@@ -189,16 +192,17 @@ class RolloutStream:
         request = self._in_flight.pop(finished[0])
         try:
             rollout = ray.get(finished[0], timeout=self.config.actor_timeout)
-            self._deadline.record(time.monotonic() - request.issued)
-            was_staged = self._stage(request, rollout)
+            took = self._clock.now() - request.issued
+            self._deadline.record(took)
+            was_staged = self._stage(request, rollout, took)
         except (ray.exceptions.RayError, WrongWeights, DamagedFrames) as error:
             self._lose(request, error)
             return False
         self.fleet.delivered(request.actor_id)
         return was_staged
 
-    def _stage(self, request: _Request, rollout: Rollout) -> bool:
-        """Copies a rollout into its slot. False if it is too old to be used.
+    def _stage(self, request: _Request, rollout: Rollout, took: float) -> bool:
+        """Copies a rollout, which arrived after `took` seconds, into its slot. False if it is too old to be used.
 
         Raises:
             WrongWeights, DamagedFrames: it cannot be used, and its actor should be replaced.
@@ -214,7 +218,8 @@ class RolloutStream:
         if expected is not None and rollout.weights_sha256 != expected:
             raise WrongWeights(f"it acted with other weights than those of policy_version {version}")
         buffer, started = slot.batch.buffer, time.monotonic()
-        buffer.stage(slot.index, rollout, transfer_seconds=started - request.issued - rollout.seconds)
+        # An actor's seconds include those that all of us slept, `took` does not.
+        buffer.stage(slot.index, rollout, transfer_seconds=max(0.0, took - rollout.seconds))
         buffer.staging_seconds += time.monotonic() - started
         with self._changed:
             if self._assembly.fill(slot):
@@ -224,7 +229,7 @@ class RolloutStream:
 
     def _replace_hung(self) -> None:
         limit = self._deadline.seconds()
-        now = time.monotonic()
+        now = self._clock.now()
         for reference, request in list(self._in_flight.items()):
             if now - request.issued > limit:
                 del self._in_flight[reference]

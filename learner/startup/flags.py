@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
         usage="python -m learner [flags]\n       python -m learner doctor [flags]",
         description="Trains a PPO agent on a Procgen game and scores it on levels it never trained on.",
         epilog="Exit codes: 0 finished, 1 training could not continue, 2 wrong usage or configuration, 130 Ctrl-C, "
-        "143 SIGTERM (both after a checkpoint).",
+        "143 SIGTERM, 129 SIGHUP, 128 + n another signal that ends processes (all after a checkpoint).",
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=110),
         allow_abbrev=False,

@@ -1,6 +1,11 @@
-"""Ctrl-C and SIGTERM: a loadable checkpoint, the right exit code, nothing left running."""
+"""End signals: a loadable checkpoint, the right exit code, nothing left running. Suspension: nothing happens at all."""
 
+import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -8,9 +13,14 @@ import pytest
 from common.storage.checkpoints import load_newest_complete
 from tests.conftest import num_lines, wait_until
 
+PROJECT = Path(__file__).parents[2]
+TIMES = ("time", "fps", "seconds_")
+
 
 @pytest.mark.parametrize(
-    ("signum", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"]
+    ("signum", "exit_code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)],
+    ids=["Ctrl-C", "SIGTERM", "SIGHUP", "SIGUSR1"],
 )
 def test_signal_ends_training_after_a_checkpoint(start_learner, tiny, tmp_path, rows, signum, exit_code):
     run_dir = tmp_path / "run"
@@ -28,3 +38,85 @@ def test_signal_ends_training_after_a_checkpoint(start_learner, tiny, tmp_path, 
     assert newest.policy_version == rows(metrics)[-1]["policy_version"] >= 3
     _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive
+
+
+def wait_for_rows(metrics, count, process):
+    deadline = time.monotonic() + 90
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < count:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.02)
+
+
+def test_a_closed_terminal_ends_a_run_after_a_checkpoint(tiny, tmp_path, rows):
+    """Every process of the job receives SIGHUP, twice, and nothing can be written on the terminal any more."""
+    run_dir = tmp_path / "run"
+    command = [*tiny, "--run-dir", run_dir, "--no-evaluator", "--total-frames", 10**9, "--checkpoint-interval", 10**6]
+    master, terminal = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "learner", *map(str, command)],
+        cwd=PROJECT, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+        env=os.environ | {"TERM": "dumb"},
+    )  # fmt: skip
+    os.close(terminal)
+    metrics = run_dir / "metrics.jsonl"
+    wait_for_rows(metrics, 3, process)
+    assert b"update 1/" in os.read(master, 1 << 16)
+    os.close(master)
+    os.killpg(process.pid, signal.SIGHUP)
+    os.killpg(process.pid, signal.SIGHUP)
+    assert process.wait(60) == 129
+    newest = load_newest_complete(run_dir / "checkpoints", on_damaged=pytest.fail)
+    assert newest.policy_version == rows(metrics)[-1]["policy_version"] >= 3
+    log = (run_dir / "learner.log").read_text()
+    assert "exit code 129: stopped by SIGHUP" in log and "Traceback" not in log
+
+
+@pytest.mark.timeout(240)
+def test_suspension_longer_than_actor_timeout_changes_nothing(start_learner, run_learner, tiny, tmp_path, rows):
+    updates = 300
+    settings = [*tiny, "--mode", "sync", "--no-evaluator", "--total-frames", 64 * updates, "--actor-timeout", 5]
+    assert run_learner(*settings, "--run-dir", tmp_path / "whole").returncode == 0
+    process = start_learner(*settings, "--run-dir", tmp_path / "run")
+    wait_for_rows(tmp_path / "run" / "metrics.jsonl", 10, process)
+    everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for one in everyone:
+        one.suspend()
+    before = rows(tmp_path / "run" / "metrics.jsonl")
+    time.sleep(12)
+    assert rows(tmp_path / "run" / "metrics.jsonl") == before and len(before) < updates
+    for one in reversed(everyone):
+        one.resume()
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, out + err
+    whole, suspended = (
+        [{name: value for name, value in row.items() if not name.startswith(TIMES)} for row in rows(path)]
+        for path in (tmp_path / "whole" / "metrics.jsonl", tmp_path / "run" / "metrics.jsonl")
+    )
+    assert suspended == whole
+    assert not suspended[-1]["actor_restarts"]
+
+
+NOTEBOOK = """
+import logging, os, ray, signal, sys, torch
+from learner.main import main
+mask = os.umask(0o022)
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+def state():
+    umask = os.umask(0o022); os.umask(umask)
+    return (umask, dict(os.environ), [signal.getsignal(n) for n in range(1, 32)], torch.get_num_threads(),
+            logging.getLogger().handlers[:], logging.getLogger("learner").level, sys.stdout, sys.stderr)
+before = state()
+code = main(sys.argv[1:])
+assert state() == before
+assert ray.is_initialized() and ray.get(ray.remote(lambda: 5).remote()) == 5
+ray.shutdown()
+sys.exit(code)
+"""
+
+
+def test_the_ray_of_a_notebook_is_left_alone(tiny, tmp_path):
+    command = [sys.executable, "-c", NOTEBOOK, *tiny, "--run-dir", str(tmp_path / "run")]
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
+    line = "learner: Ray is already running in this process; run python -m learner as its own process"
+    assert result.returncode == 2 and result.stderr.splitlines()[-1] == line, result.stderr
+    assert not (tmp_path / "run").exists()

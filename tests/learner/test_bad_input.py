@@ -13,7 +13,7 @@ from common.config import resolve
 from common.storage.checkpoints import save_checkpoint
 from common.storage.file_lock import FileLock
 from common.storage.run_directory import RunDirectory
-from learner.__main__ import main
+from learner.main import main
 from learner.ppo.learner import PPOLearner
 from learner.run_state import RunState
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from learner.stopping import SIGNALS
+
 PROJECT = Path(__file__).parents[2]
 PREAMBLE = "import os, signal, sys, time; from pathlib import Path; from learner.supervision import fork_training\n"
 
@@ -67,7 +69,7 @@ def test_silent_end_is_reported_on_stderr_and_in_the_log(run_dir, end, what):
     assert before == "before" and added.endswith(f"ERROR learner: exit code 1: {err.strip().removeprefix('learner: ')}")
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("signum", SIGNALS)
 def test_signal_reaches_the_child_once(signum):
     process = start(
         "seen = []\n"
@@ -95,6 +97,25 @@ def test_signal_to_the_whole_group_as_from_a_terminal_reaches_the_child_once():
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (130, "1\n", "")
+
+
+@pytest.mark.parametrize(("num_sent", "outcome"), [(1, "1 stopped"), (2, "2 stopped")])
+def test_signal_to_every_process_counts_once_and_a_second_one_as_the_second(num_sent, outcome):
+    """As from a batch system."""
+    process = start(
+        "seen = []\ndef note(n, f): supervisor.tell_signal(n); seen.append(n)\n"
+        "signal.signal(15, note)\nprint('ready', flush=True)\n"
+        f"while len(seen) < {num_sent}: time.sleep(0.02)\n"
+        "time.sleep(0.5); print(len(seen), 'stopped'); supervisor.tell_exiting(); sys.exit(143)"
+    )
+    assert process.stdout.readline() == "ready\n"
+    parent = psutil.Process(process.pid)
+    for one in (parent, *parent.children()):
+        one.terminate()
+    if num_sent == 2:
+        time.sleep(0.5)
+        parent.terminate()
+    assert process.communicate(timeout=30) == (f"{outcome}\n", "") and process.returncode == 143
 
 
 def test_child_ended_by_a_forwarded_signal_ends_the_parent_in_the_same_way():

@@ -250,12 +250,29 @@ def test_ctrl_c_ends_with_130_and_one_line(run: RunDirectory) -> None:
     assert (process.returncode, out, err) == (130, "", "evaluator: interrupted\n")
 
 
+@pytest.mark.parametrize(
+    ("redirection", "exit_code", "err"),
+    [
+        ("> /dev/full", 1, "evaluator: cannot write standard output: No space left on device\n"),
+        (">&-", 1, "evaluator: cannot write standard output: it is closed\n"),
+        ("| true", 141, ""),
+        ("> /dev/full 2> /dev/full", 1, ""),
+    ],
+)
+def test_output_that_was_not_written_is_not_success(
+    redirection: str, exit_code: int, err: str, run: RunDirectory
+) -> None:
+    command = f'"{sys.executable}" -m evaluator watch "{run.path}" --once {redirection}; exit ${{PIPESTATUS[0]}}'
+    result = subprocess.run(["bash", "-c", command], cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (exit_code, err)
+
+
 def test_help_of_every_command_imports_nothing_slow() -> None:
     code = """
-import contextlib, sys
+import contextlib, io, sys
 from evaluator.__main__ import main
 for command in ([], ["score"], ["compare"], ["video"], ["levels"], ["report"], ["watch"]):
-    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(None):
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
         main([*command, "--help"])
 print(sorted({"torch", "numpy", "procgen", "matplotlib", "rich", "ray"} & set(sys.modules)))
 """

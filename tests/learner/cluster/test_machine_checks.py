@@ -2,6 +2,9 @@
 
 import collections
 import errno
+import os
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -111,3 +114,19 @@ def test_gpu_that_torch_cannot_use_is_a_warning(monkeypatch):
     monkeypatch.setattr(machine_checks.Path, "exists", lambda path: str(path) == "/dev/nvidia0")
     check = torch_check()
     assert check.verdict == "warning" and "CUDA build" in check.remedy
+
+
+def test_output_that_is_closed_or_cannot_be_used_is_a_warning(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "__stdout__", None)
+    with open(tmp_path / "file", "w") as closed:
+        monkeypatch.setattr(sys, "__stderr__", closed)
+    check = machine_checks.streams_check()
+    assert (check.verdict, check.found) == ("warning", "standard output is closed, standard error cannot be used")
+
+
+def test_output_on_a_full_disk_is_a_warning(monkeypatch, tmp_path):
+    with open(tmp_path / "file", "w") as file:
+        monkeypatch.setattr(sys, "__stdout__", file)
+        assert machine_checks.streams_check().verdict == "ok"
+        monkeypatch.setattr(os, "fstatvfs", lambda descriptor: SimpleNamespace(f_bavail=0))
+        assert "standard output is a file on a full disk" in machine_checks.streams_check().found

@@ -141,7 +141,8 @@ def test_unexpected_exception_is_in_the_file_and_not_twice_on_the_screen(screen,
 
 
 def test_terminal_shows_warnings_with_their_time_and_without_tracebacks(screen):
-    with RunLogging(Console(file=screen, force_terminal=True, width=100)):
+    screen.isatty = lambda: True
+    with RunLogging(Console(file=screen, width=100, _environ={"TERM": "xterm"})):
         try:
             raise ValueError("broken")
         except ValueError:

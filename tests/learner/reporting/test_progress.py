@@ -18,6 +18,11 @@ SCORE = {
 SCORE_LINE = "train 6.50 [5.25, 7.75], held-out 5.50 (20 + 20 episodes, frames 256), older checkpoints skipped: 1"
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
 def row(version, **values):
     return {
         "policy_version": version, "frames": 64 * version, "policy_lag": 0.5, "episode_return": None,
@@ -31,9 +36,9 @@ def new_progress(monkeypatch):
     now = iter(range(0, 1000, 2))
     monkeypatch.setattr("learner.reporting.progress.time.monotonic", lambda: float(next(now)))
 
-    def new(terminal):
-        screen = io.StringIO()
-        return Progress(CONFIG, Console(file=screen, force_terminal=terminal, width=120)), screen
+    def new(terminal, **environment):
+        screen = Terminal() if terminal else io.StringIO()
+        return Progress(CONFIG, Console(file=screen, width=120, _environ={"TERM": "xterm", **environment})), screen
 
     return new
 
@@ -98,3 +103,16 @@ def test_note_is_printed_and_logged_once(new_progress, caplog):
 
 def test_score_without_skipped_checkpoints_says_nothing_about_them():
     assert score_line({**SCORE, "skipped": 0}).endswith("frames 256)")
+
+
+@pytest.mark.parametrize(
+    ("terminal", "environment"),
+    [(True, {"TERM": "dumb"}), (False, {"FORCE_COLOR": "1"}), (True, {"TTY_INTERACTIVE": "0"})],
+)
+def test_where_no_display_can_be_drawn_each_update_is_a_line(new_progress, terminal, environment):
+    progress, screen = new_progress(terminal, **environment)
+    progress.start(0)
+    progress.update(row(1))
+    progress.update(row(2))
+    progress.stop()
+    assert [line[:12] for line in screen.getvalue().splitlines()] == ["update 1/10 ", "update 2/10 "]
