@@ -9,7 +9,7 @@ import ray
 
 from common.config import Config
 from common.messages import CheckpointNotice
-from common.process import end_with_parent, prepare_process
+from common.process import end_with_parent, prepare_matplotlib, prepare_process
 from common.storage.run_directory import RunDirectory
 from evaluator.log_file import LogFile
 
@@ -30,6 +30,7 @@ class RemoteEvaluatorActor:
     def __init__(self, run_path: Path, config: Config):
         end_with_parent()
         prepare_process(num_threads=1, sees_gpu=False)
+        prepare_matplotlib()
         # Imported here, because the learner imports this file too and does not need matplotlib.
         import evaluator.service  # noqa: F401
 

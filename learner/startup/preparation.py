@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.config import DEFAULTS, Config, ConfigError, contradictions, resolve, resolve_resumed
+from common.config import DEFAULTS, Config, ConfigError, contradictions, edited, resolve, resolve_resumed
 from common.storage.checkpoints import Checkpoint, list_checkpoints, load_newest_complete, remove_leftovers, set_aside
 from common.storage.file_lock import FileIsLocked, FileLock
 from common.storage.jsonl import set_aside_rows
@@ -132,7 +132,11 @@ def _prepare_resumed(command_line: CommandLine, path: Path) -> ResumedRun:
         raise ConfigError(f"--resume: {path} was started with other settings: {'; '.join(differing)}")
     run.require_writable()
     lock = lock_for_learner(run)  # before choosing a checkpoint, so that no other learner writes a newer one
-    return ResumedRun(config, requested, run, _newest_complete_checkpoint(run), lock)
+    checkpoint = _newest_complete_checkpoint(run)
+    if changed := edited(stored, checkpoint.config):
+        lock.close()
+        raise ConfigError(f"{run.config} was edited: {'; '.join(changed)}; restore the value or start a new run")
+    return ResumedRun(config, requested, run, checkpoint, lock)
 
 
 def _requested(command_line: CommandLine) -> dict[str, Any]:

@@ -24,7 +24,10 @@ def test_connection_describes_itself(connection: Connection, expected: str) -> N
     [
         ("somewhere", "RAY_ADDRESS=somewhere is neither auto nor HOST:PORT"),
         ("host:0", "RAY_ADDRESS=host:0 is neither auto nor HOST:PORT"),
-        ("ray://host:10001", "RAY_ADDRESS=ray://host:10001: Ray Client is too slow"),
+        ("ray://host:10001", "RAY_ADDRESS=ray://host:10001 is for Ray Client, which is too slow"),
+        ("http://127.0.0.1:8265", "RAY_ADDRESS=http://127.0.0.1:8265 is an address of Ray's dashboard and job API"),
+        ("host name:6379", "RAY_ADDRESS=host name:6379 is neither auto nor HOST:PORT"),
+        ("host:6379/", "RAY_ADDRESS=host:6379/ is neither auto nor HOST:PORT"),
         ("127.0.0.1:1", "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:1 within 0 s: Connection refused"),
     ],
 )
