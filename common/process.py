@@ -32,7 +32,6 @@ RAY_VARIABLES: Replacements = {
 EMBEDDED_RAY_VARIABLES: Replacements = dict.fromkeys(
     (
         "RAY_ADDRESS",
-        "RAY_CLIENT_MODE",
         "RAY_GCS_SERVER_PORT",
         "RAY_JOB_CONFIG_JSON_ENV_VAR",
         "RAY_JOB_ID",
@@ -51,7 +50,7 @@ EXPECTED_RAY_VARIABLES = frozenset(
     {
         *("RAY_ADDRESS", "RAY_TMPDIR", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_USE_TLS"),
         *("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT", "RAY_JOB_CONFIG_JSON_ENV_VAR"),
-        *("RAY_worker_niceness", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_DEDUP_LOGS"),
+        *("RAY_worker_niceness", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_DEDUP_LOGS", "RAY_CLIENT_MODE"),
         *RAY_VARIABLES,
     }
 )
