@@ -41,9 +41,11 @@ class RemoteEvaluatorActor:
             logging.getLogger(package).setLevel(logging.INFO)
             logging.getLogger(package).addHandler(LogFile(self._run.evaluator_log))
 
-    @property
-    def service(self) -> "EvaluationService":
-        """Created by the first call: this process starts early, before a new run has a directory."""
+    def _started(self) -> "EvaluationService":
+        """The service, created by the first call: this process starts early, before a new run has a directory.
+
+        Not a property: Ray would evaluate it in the learner when it pickles the class, and import matplotlib there.
+        """
         from evaluator.output.score_files import RunIsBeingScored
         from evaluator.service import EvaluationService
 
@@ -58,12 +60,14 @@ class RemoteEvaluatorActor:
         return self._service
 
     def notify(self, notice: CheckpointNotice) -> None:
-        self.service.notify(notice)
+        self._started().notify(notice)
 
     def latest(self) -> tuple[dict[str, Any] | None, str | None]:
         """(newest row or None, last error)."""
-        return self.service.latest(), self.service.last_error
+        service = self._started()
+        return service.latest(), service.last_error
 
     def finish(self, timeout: float) -> tuple[dict[str, Any] | None, str | None]:
         """(newest row or None after `timeout` seconds, last error)."""
-        return self.service.finish(timeout), self.service.last_error
+        service = self._started()
+        return service.finish(timeout), service.last_error
