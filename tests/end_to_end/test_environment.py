@@ -72,12 +72,17 @@ def test_run_submitted_as_a_job_with_its_working_directory_trains(dashboard, tin
         (code / package).symlink_to(PROJECT / package)
     flags = [*tiny, "--run-dir", str(tmp_path / "run"), "--total-frames", "64", "--no-evaluator"]
     command = [*RAY, "job", "submit", "--address", dashboard, "--working-dir", str(code), "--", sys.executable]
-    submitted = subprocess.run(
-        [*command, "-m", "learner", *flags, "--allow-unauthenticated"],
-        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    deadline = time.monotonic() + 90
+    while True:  # the dashboard answers before it can start jobs
+        submitted = subprocess.run(
+            [*command, "-m", "learner", *flags, "--allow-unauthenticated"],
+            env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        if "No available agent" not in submitted.stderr or time.monotonic() > deadline:
+            break
+        time.sleep(1)
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert (tmp_path / "run" / "checkpoints" / "00000001").is_dir()
