@@ -7,13 +7,13 @@ import dataclasses
 import difflib
 import functools
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from common.cli import UsageError
 from common.games import DISTRIBUTION_MODES, GAMES, MAX_LEVEL_SEED, Game
+from common.limits import available_cores
 from common.precision import Precision, fastest_precision
 
 # What the user may ask for instead of a value: `resolve` chooses.
@@ -46,7 +46,7 @@ class Machine:
         """This machine; `cores` are those the process may use."""
         import torch  # not at the top: level sets and the audit need this module, not torch
 
-        return Machine(len(os.sched_getaffinity(0)), torch.cuda.is_available(), fastest_precision)
+        return Machine(available_cores(), torch.cuda.is_available(), fastest_precision)
 
 
 def setting(
@@ -340,7 +340,9 @@ def resolve(preset: str, overrides: Mapping[str, Any], machine: Machine | None =
     num_envs = PRESET_NUM_ENVS[preset]
     default_actors = _largest_divisor(num_envs, min(machine.cores, MAX_DEFAULT_ACTORS))
     values |= _share_environments(num_envs, f"preset {preset}", overrides, default_actors)
-    return _resolved(values, machine)
+    config = _resolved(values, machine)
+    _require_effect(config, overrides)
+    return config
 
 
 def resolve_resumed(
@@ -358,7 +360,48 @@ def resolve_resumed(
     values = {**dataclasses.asdict(stored), **automatic, **overrides}
     _check_requested(values)
     values |= _share_environments(stored.num_envs, "the run", overrides, stored.num_actors)
-    return _resolved(values, machine or Machine.here())
+    config = _resolved(values, machine or Machine.here())
+    _require_effect(config, overrides)
+    return config
+
+
+# Settings that have no effect if the condition holds, and why. Refused only where the user named them.
+WITHOUT_EFFECT: dict[str, tuple[Callable[[Config], bool], str]] = {
+    "start_level": (lambda config: not config.num_levels, "--num-levels 0 trains on every level"),
+    "keep_every": (
+        lambda config: config.keep_every > 0 and not config.keep_checkpoints,
+        "without --keep-checkpoints every checkpoint is kept",
+    ),
+    "backfill": (lambda config: config.backfill and not config.evaluator, "--no-evaluator scores nothing"),
+    "eval_timeout": (lambda config: not config.evaluator, "--no-evaluator scores nothing"),
+    "half_batches": (
+        lambda config: config.half_batches and config.envs_per_actor == 1,
+        "an actor with --envs-per-actor 1 has no two halves",
+    ),
+    "learner_threads": (
+        lambda config: config.device == "cuda" and config.learner_threads > 1,
+        "a learner on a GPU has one thread",
+    ),
+}
+
+
+def _require_effect(config: Config, overrides: Mapping[str, Any]) -> None:
+    """Raises ConfigError if a setting that the user named changes nothing."""
+    for name, (has_no_effect, reason) in WITHOUT_EFFECT.items():
+        if name in overrides and overrides[name] != DEFAULTS[name] and has_no_effect(config):
+            raise ConfigError(f"{flag(name)}: has no effect, {reason}; leave it out")
+
+
+def edited(stored: Config, of_checkpoint: Config) -> list[str]:
+    """Settings of config.json that a run cannot change and that differ from those of its checkpoint."""
+    changed = [
+        f"{name} is {getattr(stored, name)}, the checkpoint has {getattr(of_checkpoint, name)}"
+        for name, field in SETTINGS.items()
+        if not field.metadata["free"] and getattr(stored, name) != getattr(of_checkpoint, name)
+    ]
+    if stored.num_envs != of_checkpoint.num_envs:
+        changed.append(f"num_actors x envs_per_actor is {stored.num_envs}, the checkpoint has {of_checkpoint.num_envs}")
+    return changed
 
 
 def contradictions(stored: Config, config: Config, overrides: Mapping[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import NoReturn
 
 from common.cli import USAGE_EXIT_CODE, UsageError
 from common.output import OutputError, checked_output, print_error, run_as_process
+from common.process import prepare_matplotlib
 from evaluator.commands.parser import parse
 
 OUTPUT_EXIT_CODE = 1
@@ -21,6 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with checked_output():
             options = parse(sys.argv[1:] if arguments is None else arguments)
+            prepare_matplotlib()
             # Only the chosen command's module: importing torch takes seconds, which --help need not wait for.
             importlib.import_module(f"evaluator.commands.{options.command}").run(options)
     except UsageError as error:

@@ -9,7 +9,7 @@ import ray
 
 from common.config import Config
 from common.messages import CheckpointNotice
-from common.process import end_with_parent, prepare_process
+from common.process import end_with_parent, prepare_matplotlib, prepare_process
 from common.storage.run_directory import RunDirectory
 from evaluator.log_file import LogFile
 
@@ -30,6 +30,7 @@ class RemoteEvaluatorActor:
     def __init__(self, run_path: Path, config: Config):
         end_with_parent()
         prepare_process(num_threads=1, sees_gpu=False, group_readable=config.group_readable)
+        prepare_matplotlib()
         # Imported here, because the learner imports this file too and does not need matplotlib.
         import evaluator.service  # noqa: F401
 
@@ -40,9 +41,11 @@ class RemoteEvaluatorActor:
             logging.getLogger(package).setLevel(logging.INFO)
             logging.getLogger(package).addHandler(LogFile(self._run.evaluator_log))
 
-    @property
-    def service(self) -> "EvaluationService":
-        """Created by the first call: this process starts early, before a new run has a directory."""
+    def _started(self) -> "EvaluationService":
+        """The service, created by the first call: this process starts early, before a new run has a directory.
+
+        Not a property: Ray would evaluate it in the learner when it pickles the class, and import matplotlib there.
+        """
         from evaluator.output.score_files import RunIsBeingScored
         from evaluator.service import EvaluationService
 
@@ -57,12 +60,14 @@ class RemoteEvaluatorActor:
         return self._service
 
     def notify(self, notice: CheckpointNotice) -> None:
-        self.service.notify(notice)
+        self._started().notify(notice)
 
     def latest(self) -> tuple[dict[str, Any] | None, str | None]:
         """(newest row or None, last error)."""
-        return self.service.latest(), self.service.last_error
+        service = self._started()
+        return service.latest(), service.last_error
 
     def finish(self, timeout: float) -> tuple[dict[str, Any] | None, str | None]:
         """(newest row or None after `timeout` seconds, last error)."""
-        return self.service.finish(timeout), self.service.last_error
+        service = self._started()
+        return service.finish(timeout), service.last_error

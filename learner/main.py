@@ -118,6 +118,11 @@ def train(prepared: PreparedRun, stop: StopSignals, logs: RunLogging, progress: 
             f"{connection_text}"
         )
         progress.note(f"run directory {run.path}")
+        if "total_frames" in prepared.requested and config.total_frames % config.batch_size:
+            progress.note(
+                f"training {config.num_updates * config.batch_size:,} frames ({config.num_updates:,} updates): "
+                f"--total-frames {config.total_frames:,} is rounded up to whole updates of {config.batch_size:,} frames"
+            )
         if isinstance(prepared, ResumedRun):
             progress.note(
                 f"resumed at policy_version {learner.policy_version}, {learner.frames:,} frames; "
@@ -135,9 +140,8 @@ def train(prepared: PreparedRun, stop: StopSignals, logs: RunLogging, progress: 
         placed = fleet.wait_until_placed(config.cluster_timeout, stop.check)
         if placed < config.num_actors and not fleet.is_elastic:
             logger.warning(
-                "%d of %d actors placed, %d missing: the cluster has too few CPUs; the batch stays the same, each "
-                "actor collects more of it",
-                *(placed, config.num_actors, config.num_actors - placed),
+                "%d of %d actors placed, %d missing: %s; the batch stays the same, each actor collects more of it",
+                *(placed, config.num_actors, config.num_actors - placed, fleet.why_missing()),
             )
         stream = RolloutStream(
             config,

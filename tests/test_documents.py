@@ -15,7 +15,7 @@ FOREIGN_FLAGS = {
     "ray": "block dashboard-agent-grpc-port dashboard-agent-listen-port dashboard-host "
     "dashboard-port disable-usage-stats generate head include-dashboard max-worker-port metrics-export-port "
     "min-worker-port node-ip-address node-manager-port num-cpus object-manager-port port ray-client-server-port "
-    "runtime-env-agent-port temp-dir",
+    "runtime-env-agent-port temp-dir working-dir",
     "docker": "build network no-build no-recreate no-trunc scale",
     "prometheus and tensorboard": "config.file logdir",
     "benchmarks and drills": "peers quick rounds updates",

@@ -35,7 +35,7 @@ def find_token() -> Token:
     if os.environ.get(TOKEN_VARIABLE):
         return Token(TOKEN_VARIABLE, None, True)
     named = os.environ.get(PATH_VARIABLE)
-    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
+    path = Path(named) if named else Path(os.path.expanduser("~")) / ".ray" / "auth_token"
     try:
         exists = path.stat().st_size > 0
     except OSError:
@@ -59,7 +59,7 @@ def requires_token(target: ClusterTarget) -> bool:
     """
     answer = probe(target.address, with_token=False)
     if answer.verdict == "unavailable":
-        raise ClusterError(f"no Ray cluster could be joined at {target}: {answer.reason}")
+        raise ClusterError(f"no Ray cluster could be joined at {target}: {answer.reason}{target.hint()}")
     if answer.verdict == "admitted":
         exposed = sorted({node for node in answer.nodes if not is_loopback(node)})
         if not exposed:

@@ -1,6 +1,7 @@
 """Joins a Ray cluster or starts an embedded Ray, and checks that its object store holds the run's rollouts."""
 
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -8,27 +9,28 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import AuthenticationError
 
 from common.config import Config
 from common.messages import rollout_bytes
-from common.process import prepare_ray_environment, set_ray_authentication
+from common.process import prepare_ray_environment, set_ray_authentication, unexpected_ray_variables
 from common.versions import package_directories
 from learner.cluster import authentication
 from learner.cluster.embedded import start_embedded_ray
-from learner.cluster.machine_checks import mib, shared_memory_check
+from learner.cluster.machine_checks import mib, open_files_check, processes_check, shared_memory_check
 from learner.cluster.target import ClusterError, ClusterTarget
 
 # For weights, Ray's own objects and the allocator.
 OBJECT_STORE_SLACK = 128 << 20
 # Ray starts to move objects to disk above this share of the object store.
 SPILLING_THRESHOLD = 0.8
+# Where `ray job submit` describes its job, as JSON.
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,23 +73,22 @@ def connect(target: ClusterTarget | None, config: Config) -> Connection:
             this process is connected already.
     """
     require_no_ray()
-    prepare_ray_environment()
+    prepare_ray_environment(embedded=target is None)
     needed = object_store_bytes_needed(config)
     if target is None:
-        shared_memory = shared_memory_check(needed)
-        if shared_memory.verdict == "fatal":
-            raise ClusterError(f"{shared_memory.found}: {shared_memory.remedy}")
-        with _ray_starting("cannot start an embedded local Ray"):
+        actors = config.num_actors
+        for check in (shared_memory_check(needed), open_files_check(actors), processes_check(actors)):
+            if check.verdict == "fatal":
+                raise ClusterError(f"{check.name}: {check.found}: {check.remedy}")
+        with _ray_starting("cannot start an embedded local Ray", embedded=True):
             start_embedded_ray(needed)
         return _connection(None, authenticated=False)
-    if target.address.startswith("ray://"):
-        raise ClusterError(f"{target}: Ray Client is too slow for rollouts; run on a cluster node with --address auto")
-    if target.address != "auto":
-        _wait_for_port(target, config.cluster_timeout)
+    if (head := target.host_and_port()) is not None:
+        _wait_for_port(target, head, config.cluster_timeout)
     authenticated = authentication.requires_token(target)
     set_ray_authentication("token" if authenticated else "disabled")
     authentication.reload_mode()
-    with _ray_starting(f"no Ray cluster could be joined at {target}"), our_code() as runtime_env:
+    with _ray_starting(f"no Ray cluster could be joined at {target}", embedded=False), our_code() as runtime_env:
         ray.init(target.address, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
     available = _object_store_bytes()
     if available < needed:
@@ -109,12 +110,29 @@ def our_code() -> Iterator[dict[str, Any]]:
     """A runtime environment that copies our four packages from this machine to every node.
 
     They go into `working_dir`, since Ray would otherwise look for code in a directory with the same name as the
-    learner's current one, which may hold an older copy on another host.
+    learner's current one, which may hold an older copy on another host. Nothing is copied inside a job of
+    `ray job submit --working-dir`: Ray has already copied that directory, and allows only one.
     """
+    if submitted_working_directory(os.environ) is not None:
+        yield {}
+        return
     with tempfile.TemporaryDirectory(prefix="heldout-code-") as directory:
         for package in package_directories():
             shutil.copytree(package, Path(directory, package.name), ignore=shutil.ignore_patterns("__pycache__"))
         yield {"working_dir": directory}
+
+
+def submitted_working_directory(environment: Mapping[str, str]) -> str | None:
+    """The working directory that `ray job submit` gave this process; None outside a job or without one.
+
+    Raises:
+        ClusterError: the variable that Ray sets cannot be read.
+    """
+    try:
+        job = json.loads(environment.get(JOB_VARIABLE, "{}"))
+        return (job.get("runtime_env") or {}).get("working_dir")
+    except (ValueError, AttributeError) as error:
+        raise ClusterError(f"{JOB_VARIABLE}, which `ray job submit` sets, cannot be read: unset it") from error
 
 
 def _connection(address: str | None, authenticated: bool) -> Connection:
@@ -129,8 +147,10 @@ def _object_store_bytes() -> float:
 
 
 @contextlib.contextmanager
-def _ray_starting(failure: str) -> Iterator[None]:
+def _ray_starting(failure: str, embedded: bool) -> Iterator[None]:
     """Turns an error of Ray's into a ClusterError of one line that starts with `failure`.
+
+    It names the inherited variables that change how Ray works, since their values are in none of Ray's messages.
 
     Silences file descriptor 2 meanwhile, where Ray's C++ code repeats a refused connection every second.
     """
@@ -140,25 +160,28 @@ def _ray_starting(failure: str) -> Iterator[None]:
         os.dup2(devnull.fileno(), 2)
     try:
         yield
-    except (RuntimeError, ValueError, OSError, AuthenticationError) as error:
+    except ClusterError:
+        raise
+    except Exception as error:  # Ray raises any type, and a variable may make it import and parse anything
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ClusterError(f"{failure}: {reason}") from error
+        inherited = unexpected_ray_variables(os.environ, embedded)
+        suspects = (
+            f"; Ray reads these variables, unset what you do not need: {', '.join(inherited)}" if inherited else ""
+        )
+        raise ClusterError(f"{failure}: {reason}{suspects}") from error
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
 
 
-def _wait_for_port(target: ClusterTarget, timeout: float) -> None:
-    host, _, port = target.address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ClusterError(f"{target} is neither auto nor HOST:PORT")
+def _wait_for_port(target: ClusterTarget, head: tuple[str, int], timeout: float) -> None:
     deadline = time.monotonic() + timeout
     while True:
         try:
-            socket.create_connection((host, int(port)), timeout=min(5.0, timeout)).close()
+            socket.create_connection(head, timeout=min(5.0, timeout)).close()
             return
         except OSError as error:
             if time.monotonic() > deadline:
-                reason = error.strerror or str(error)
+                reason = f"{error.strerror or error}{target.hint()}"
                 raise ClusterError(f"no Ray cluster answers at {target} within {timeout:.0f} s: {reason}") from error
             time.sleep(0.5)

@@ -4,6 +4,8 @@ import argparse
 import os
 import shutil
 import stat
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -12,6 +14,7 @@ from rich.table import Table
 
 from common.cli import OneLineParser
 from common.config import PRESETS, Config, ConfigError, resolve
+from common.process import replaced_variables, unexpected_ray_variables
 from common.storage.checkpoints import list_checkpoints
 from common.storage.file_system import existing_parent
 from common.storage.file_system import probe as probe_file_system
@@ -19,7 +22,16 @@ from common.storage.run_directory import RunDirectory
 from common.versions import differences, software
 from learner.cluster import connection
 from learner.cluster.authentication import HOW_TO_ENABLE, find_token
-from learner.cluster.machine_checks import GIB, Check, machine_checks, shared_memory_check, streams_check
+from learner.cluster.embedded import directory_for_ray, token_can_be_used
+from learner.cluster.machine_checks import (
+    GIB,
+    Check,
+    machine_checks,
+    open_files_check,
+    processes_check,
+    shared_memory_check,
+    streams_check,
+)
 from learner.cluster.nodes import ProbeResult, living_nodes, machine_probe, probe
 from learner.cluster.target import ClusterError, ClusterTarget
 from learner.startup.preparation import lock_for_learner
@@ -31,10 +43,14 @@ STYLES = {"ok": "", "warning": "yellow", "fatal": "bold red"}
 
 def main(argv: list[str]) -> int:
     """Prints the table; returns 1 if a check is fatal, else 0."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        target = ClusterTarget.from_flags(arguments.address, arguments.allow_unauthenticated)
+    except ClusterError as error:
+        parser.error(str(error))
     config = resolve(arguments.preset, {})
     checks = check_local(config, arguments.run_dir)
-    target = ClusterTarget.from_flags(arguments.address, arguments.allow_unauthenticated)
     if target is not None:
         checks += check_cluster(config, target)
     show(checks)
@@ -50,6 +66,11 @@ def check_local(config: Config, run_dir: Path | None) -> list[Check]:
         token_check(),
         file_system_check(run_dir),
         streams_check(),
+        open_files_check(config.num_actors),
+        processes_check(config.num_actors),
+        ray_directory_check(),
+        temporary_directory_check(),
+        environment_check(os.environ),
     ]
 
 
@@ -137,10 +158,46 @@ def token_check() -> Check:
     """Where the token for clusters is, and whether only its owner can read it."""
     token = find_token()
     if not token.exists:
-        return Check("token", "ok", f"none in {token.location}")
+        if token_can_be_used():
+            return Check("token", "ok", f"none in {token.location}")
+        found = f"none in {token.location}, where none can be created: an embedded Ray uses one of its own"
+        return Check("token", "warning", found, "for a cluster, set HOME or RAY_AUTH_TOKEN_PATH")
     if token.path is not None and (mode := stat.S_IMODE(token.path.stat().st_mode)) & 0o077:
         return Check("token", "warning", f"{token.path} has mode {mode:04o}", f"chmod 600 {token.path}")
     return Check("token", "ok", f"in {token.location}")
+
+
+def ray_directory_check() -> Check:
+    """Whether an embedded Ray can create its sockets."""
+    name = "Ray's directory"
+    try:
+        directory = directory_for_ray()
+    except ClusterError as error:
+        return Check(name, "fatal", str(error), "a short path on a local disk, in RAY_TMPDIR")
+    return Check(name, "ok", f"RAY_TMPDIR={os.environ['RAY_TMPDIR']}" if directory is None else str(directory))
+
+
+def temporary_directory_check() -> Check:
+    """Whether TMPDIR can be used, where Python puts our code on its way to a cluster."""
+    name, named = "TMPDIR", os.environ.get("TMPDIR")
+    try:
+        found = tempfile.gettempdir()
+    except OSError as error:
+        return Check(name, "fatal", str(error), "set TMPDIR to a writable directory")
+    if named and Path(named).absolute() != Path(found).absolute():
+        return Check(
+            name, "warning", f"{named} is not a writable directory, {found} is used", "create it or unset TMPDIR"
+        )
+    return Check(name, "ok", found)
+
+
+def environment_check(environment: Mapping[str, str]) -> Check:
+    """Inherited variables that change how Ray works, or whose values are not used."""
+    name = "environment"
+    if unexpected := unexpected_ray_variables(environment, embedded=True):
+        return Check(name, "warning", f"Ray reads {', '.join(unexpected)}", "unset what another project left there")
+    replaced = [name for name in replaced_variables(environment, embedded=True) if name != "RAY_ADDRESS"]
+    return Check(name, "ok", f"not used in a run: {', '.join(replaced)}" if replaced else "nothing that disturbs a run")
 
 
 def show(checks: list[Check]) -> None:

@@ -3,8 +3,10 @@
 No library is imported at the top of this file, so that a missing one becomes a finding.
 """
 
+import contextlib
 import os
 import platform
+import resource
 import shutil
 import stat
 import sys
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from common.limits import available_cores, available_memory, memory_limit, processes_left
 from common.versions import LIBRARIES, PROCGEN_BUILDS, procgen_build, software
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -20,6 +23,12 @@ INSTALL = "pip install -c constraints.txt ."
 GIB = 2**30
 # Measured (docs/benchmarks.md): the learner with its batch and Ray's processes, and one actor.
 LEARNER_MEMORY, ACTOR_MEMORY = 2 * GIB, 0.75 * GIB
+# Measured with two actors: Ray's processes, learner and evaluator have 250 threads, and none has over 60 open files.
+RUN_THREADS, ACTOR_THREADS = 250, 30
+RAY_FILES, ACTOR_FILES = 64, 8
+RECOMMENDED_FILES = 8192
+
+Verdict = Literal["ok", "warning", "fatal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +36,7 @@ class Check:
     """One line of the doctor's table; `remedy` says what to do and is empty if nothing is wrong."""
 
     name: str
-    verdict: Literal["ok", "warning", "fatal"]
+    verdict: Verdict
     found: str
     remedy: str = ""
 
@@ -93,10 +102,11 @@ def memory_check(actors: int) -> Check:
     import psutil
 
     memory = psutil.virtual_memory()
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
+    available, total = available_memory(memory.available), memory_limit(memory.total)
     needed = LEARNER_MEMORY + actors * ACTOR_MEMORY if actors else cores * ACTOR_MEMORY
-    found = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free, {cores} cores"
-    if memory.available < needed:
+    found = f"{available / GIB:.1f} of {total / GIB:.1f} GiB free, {cores} cores"
+    if available < needed:
         return Check("memory", "warning", found, f"{needed / GIB:.1f} GiB are needed: free some or start fewer actors")
     return Check("memory", "ok", found)
 
@@ -114,6 +124,46 @@ def shared_memory_check(needed: int) -> Check:
         remedy = f"enlarge it (docker: --shm-size {mib(needed)}m) or lower --unroll-length or --envs-per-actor"
         return Check(name, "fatal", found, remedy)
     return Check(name, "ok", found)
+
+
+def open_files_check(actors: int) -> Check:
+    """Whether Ray can open the files and sockets that `actors` actors need; it raises the soft limit by itself."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        return Check("open files", "ok", "no limit")
+    needed, remedy = RAY_FILES + actors * ACTOR_FILES, f"raise the hard limit to {RECOMMENDED_FILES} (ulimit -Hn)"
+    found = f"limit {hard}, a run needs about {needed}"
+    verdict: Verdict = "fatal" if hard < needed else "warning" if hard < min(RECOMMENDED_FILES, 4 * needed) else "ok"
+    return Check("open files", verdict, found, "" if verdict == "ok" else remedy)
+
+
+def processes_check(actors: int) -> Check:
+    """Whether this user may start the processes and threads of a run; a thread counts as a process."""
+    name, needed = "processes", RUN_THREADS + actors * ACTOR_THREADS
+    left = {"pids limit of the cgroup": processes_left(), "ulimit -u": _user_processes_left()}
+    limits = {source: number for source, number in left.items() if number is not None}
+    if not limits:
+        return Check(name, "ok", "no limit")
+    source = min(limits, key=limits.__getitem__)
+    found = f"{source} leaves {max(0, limits[source])} processes and threads, a run needs about {needed}"
+    if limits[source] < needed:
+        return Check(name, "fatal", found, "raise the limit (docker: --pids-limit), or use fewer --num-actors")
+    return Check(name, "ok", found)
+
+
+def _user_processes_left() -> int | None:
+    """Threads that `ulimit -u` lets this user start; None without a limit, and for root, who has none."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    if limit == resource.RLIM_INFINITY or os.getuid() == 0:
+        return None
+    import psutil
+
+    used = 0
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.uids().real == os.getuid():
+                used += process.num_threads()
+    return limit - used
 
 
 def machine_checks(actors: int) -> list[Check]:

@@ -16,7 +16,7 @@ from learner.cluster.remote_errors import cause_in_one_line, full_cause
 from learner.rollouts.counters import RunCounters
 from learner.rollouts.deadlines import AwakeClock
 from learner.rollouts.failures import failure_kind
-from learner.rollouts.placement import capacity, draining_nodes, shortage
+from learner.rollouts.placement import capacity, draining_nodes, room, shortage
 
 # Give up after this many identical failures in a row before an actor's first rollout.
 MAX_FAILURES_AT_START = 5
@@ -88,6 +88,7 @@ class Fleet:
         self._node_id = ray.get_runtime_context().get_node_id()
         self._states = dict(states or {})
         self._has_worked = False
+        self._room_at_start = room(config.actor_gpus)
         self._draining: frozenset[str] = frozenset()
         self._drain_polled = 0.0
         identities = (ActorIdentity(actor_id, 0, start_version) for actor_id in range(config.num_actors))
@@ -122,8 +123,19 @@ class Fleet:
                 time.sleep(0.1)
         if ready < needed:
             placed = f"{ready} of at least {needed} actors" if ready else "no actor"
+            if self._room_at_start >= needed:
+                raise FleetError(
+                    f"{placed} was ready within {timeout:.0f} s: there is room for {min(needed, self._room_at_start)}, "
+                    "so they are still starting, which takes long where imports are slow; raise --cluster-timeout"
+                )
             raise FleetError(f"{placed} could be placed within {timeout:.0f} s: {shortage(num_actors, gpus_each)}")
         return ready
+
+    def why_missing(self) -> str:
+        """Why fewer actors than asked for are ready, in a few words."""
+        if self._room_at_start >= len(self.members):
+            return "they are still starting, raise --cluster-timeout to wait for them"
+        return "the cluster has too few CPUs" + (" or GPUs" if self.config.actor_gpus else "")
 
     def ready(self) -> list[int]:
         """Ids of the actors that can collect now. Also takes every other actor's start one step further."""

@@ -1,11 +1,21 @@
 """What the cluster has room for and which of its nodes are leaving, asked of Ray."""
 
+from collections.abc import Mapping
+
 import ray
 
 
 def capacity(gpus_each: float) -> int:
     """How many actors the whole cluster can hold, with one CPU and `gpus_each` of a GPU each."""
-    resources = ray.cluster_resources()
+    return _fitting(ray.cluster_resources(), gpus_each)
+
+
+def room(gpus_each: float) -> int:
+    """How many actors the cluster can hold beside what runs on it now."""
+    return _fitting(ray.available_resources(), gpus_each)
+
+
+def _fitting(resources: Mapping[str, float], gpus_each: float) -> int:
     by_cpus = int(resources.get("CPU", 0))
     return by_cpus if not gpus_each else min(by_cpus, int(resources.get("GPU", 0) / gpus_each + 1e-6))
 

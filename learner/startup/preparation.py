@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.config import DEFAULTS, Config, ConfigError, contradictions, resolve, resolve_resumed
+from common.config import DEFAULTS, Config, ConfigError, contradictions, edited, resolve, resolve_resumed
 from common.storage.checkpoints import Checkpoint, list_checkpoints, load_first_complete, remove_leftovers, set_aside
 from common.storage.file_lock import FileIsLocked, FileLock
 from common.storage.jsonl import set_aside_rows
@@ -167,7 +167,11 @@ def _prepare_resumed(command_line: CommandLine, path: Path) -> ResumedRun:
     stored_versions = run.read_versions()
     run.require_writable()
     lock = lock_for_learner(run)  # before choosing a checkpoint, so that no other learner writes a newer one
-    return ResumedRun(config, requested, run, _newest_complete_checkpoint(run), lock, stored_versions)
+    checkpoint = _newest_complete_checkpoint(run)
+    if changed := edited(stored, checkpoint.config):
+        lock.close()
+        raise ConfigError(f"{run.config} was edited: {'; '.join(changed)}; restore the value or start a new run")
+    return ResumedRun(config, requested, run, checkpoint, lock, stored_versions)
 
 
 def _requested(command_line: CommandLine) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from common.config import (
     Machine,
     choices_of,
     contradictions,
+    edited,
     flag,
     resolve,
     resolve_resumed,
@@ -357,3 +358,47 @@ def test_resumed_run_refuses_actors_that_do_not_divide_its_environments():
     stored = resolve("lab", {}, TWO_CORES)
     with pytest.raises(ConfigError, match="--num-actors: 7 does not divide the 64 environments of the run"):
         resolve_resumed(stored, {}, {"num_actors": 7}, TWO_CORES)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("start_level", {"start_level": 5, "num_levels": 0, "held_out": "sample"}),
+        ("keep_every", {"keep_every": 10}),
+        ("backfill", {"backfill": True, "evaluator": False}),
+        ("eval_timeout", {"eval_timeout": 5.0, "evaluator": False}),
+        ("half_batches", {"half_batches": True, "num_actors": 64}),
+        ("learner_threads", {"learner_threads": 4}),
+    ],
+)
+def test_setting_without_effect_is_refused_where_the_user_named_it(name, overrides):
+    machine = GPU_BOX if name == "learner_threads" else TWO_CORES
+    with pytest.raises(ConfigError, match=f"^{flag(name)}: has no effect, .*; leave it out$"):
+        resolve("lab", overrides, machine)
+    others = {key: value for key, value in overrides.items() if key != name}
+    stored = resolve("lab", others, machine)
+    with pytest.raises(ConfigError, match=f"^{flag(name)}: "):
+        resolve_resumed(stored, overrides, {**others, name: overrides[name]}, machine)
+
+
+def test_setting_with_effect_is_accepted():
+    resolve("lab", {"keep_every": 10, "keep_checkpoints": 2, "start_level": 5, "backfill": True}, TWO_CORES)
+    resolve("lab", {"half_batches": False, "num_actors": 64, "evaluator": False, "keep_every": 0}, TWO_CORES)
+
+
+def test_edited_settings_are_those_that_a_run_cannot_change():
+    config = resolve("lab", {}, TWO_CORES)
+    assert edited(config, config) == []
+    assert edited(dataclasses.replace(config, learning_rate=0.05, gamma=0.9), config) == [
+        "learning_rate is 0.05, the checkpoint has 0.0005",
+        "gamma is 0.9, the checkpoint has 0.999",
+    ]
+    assert edited(dataclasses.replace(config, total_frames=1, actor_timeout=5.0), config) == []
+    (line,) = edited(dataclasses.replace(config, num_actors=4), config)
+    assert line == "num_actors x envs_per_actor is 128, the checkpoint has 64"
+
+
+def test_this_machine_has_the_cores_that_its_cpu_quota_allows(monkeypatch):
+    monkeypatch.setattr("common.config.available_cores", lambda: 1)
+    config = resolve("lab", {"device": "cpu"})
+    assert (config.num_actors, config.learner_threads) == (1, 1)

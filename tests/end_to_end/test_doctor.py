@@ -53,7 +53,17 @@ def node_with_other_zstandard(two_nodes, tmp_path):
 def test_doctor_passes_a_machine_that_can_train(tmp_path):
     result = doctor("--run-dir", tmp_path / "run")
     assert result.returncode == 0, result.stdout + result.stderr
-    for what in ("Python", "libraries", "torch", "Procgen", "memory", "shared memory", "run directory", "token"):
+    for what in (
+        "Python",
+        "libraries",
+        "torch",
+        "Procgen",
+        "memory",
+        "shared memory",
+        "run directory",
+        "token",
+        "open files",
+    ):
         assert any(line.startswith(what) for line in result.stdout.splitlines()), what
     assert "fatal: 0" in result.stdout and not (tmp_path / "run").exists()
 
@@ -137,3 +147,18 @@ def test_node_with_other_software_is_named_by_doctor_and_learner(
     assert error.startswith("learner: nodes that cannot be used: node ")
     assert error.endswith("zstandard 9.9.9 (the learner has 0.25.0)") and error.count("node ") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_doctor_names_what_is_wrong_with_the_inherited_environment(tmp_path):
+    result = doctor(
+        HOME="/dev/null", TMPDIR="/nonexistent", RAY_TMPDIR="/" + "x" * 60, RAY_ROTATION_MAX_BYTES="x", MPLBACKEND="Tk"
+    )
+    assert result.returncode == 1 and result.stderr == ""
+    for what in ("none can be created", "/nonexistent is not", "RAY_TMPDIR=/xxx", "Ray reads RAY_ROTATION_MAX_BYTES"):
+        assert what in result.stdout, result.stdout
+    assert "fatal: 1" in result.stdout
+
+
+def test_allowing_an_open_cluster_without_an_address_is_wrong_usage_of_doctor():
+    result = doctor(OPEN)
+    assert result.returncode == 2 and "has no effect without --address" in result.stderr

@@ -16,6 +16,8 @@ from common.storage.run_directory import RunDirectory
 from learner.main import main
 from learner.ppo.learner import PPOLearner
 from learner.run_state import RunState
+from learner.startup import flags
+from learner.startup.preparation import prepare_run
 
 SMALL = {"num_actors": 1, "envs_per_actor": 2, "unroll_length": 8, "num_minibatches": 2, "device": "cpu"}
 
@@ -202,3 +204,15 @@ def test_too_little_shared_memory_for_the_rollouts_is_refused(refused, tmp_path)
     line = refused("--run-dir", tmp_path / "run", "--unroll-length", 2**21)
     assert "/dev/shm has " in line and "the rollouts in flight need " in line
     assert not (tmp_path / "run").exists()
+
+
+def test_config_edited_by_hand_is_refused_with_file_setting_and_both_values(stored_run, refused):
+    stored = json.loads(stored_run.config.read_text())
+    stored["settings"]["learning_rate"] = 0.05
+    stored_run.config.write_text(json.dumps(stored))
+    line = refused("--resume", stored_run.path)
+    assert f"{stored_run.config} was edited: learning_rate is 0.05, the checkpoint has 0.0005" in line
+    # The lock is released: the restored file can be used.
+    stored["settings"]["learning_rate"] = 0.0005
+    stored_run.config.write_text(json.dumps(stored))
+    prepare_run(flags.parse(["--resume", str(stored_run.path)])).close()

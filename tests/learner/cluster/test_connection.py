@@ -1,9 +1,12 @@
 """What a connection is called, and what is refused before Ray is started."""
 
+import os
+
 import pytest
 
 from common.config import resolve
-from learner.cluster.connection import Connection, connect
+from learner.cluster import connection
+from learner.cluster.connection import JOB_VARIABLE, Connection, connect, our_code, submitted_working_directory
 from learner.cluster.target import ClusterError, ClusterTarget
 
 
@@ -24,7 +27,10 @@ def test_connection_describes_itself(connection: Connection, expected: str) -> N
     [
         ("somewhere", "RAY_ADDRESS=somewhere is neither auto nor HOST:PORT"),
         ("host:0", "RAY_ADDRESS=host:0 is neither auto nor HOST:PORT"),
-        ("ray://host:10001", "RAY_ADDRESS=ray://host:10001: Ray Client is too slow"),
+        ("ray://host:10001", "RAY_ADDRESS=ray://host:10001 is for Ray Client, which is too slow"),
+        ("http://127.0.0.1:8265", "RAY_ADDRESS=http://127.0.0.1:8265 is an address of Ray's dashboard and job API"),
+        ("host name:6379", "RAY_ADDRESS=host name:6379 is neither auto nor HOST:PORT"),
+        ("host:6379/", "RAY_ADDRESS=host:6379/ is neither auto nor HOST:PORT"),
         ("127.0.0.1:1", "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:1 within 0 s: Connection refused"),
     ],
 )
@@ -33,3 +39,45 @@ def test_unusable_address_is_refused_with_the_name_of_its_source(address: str, m
     with pytest.raises(ClusterError) as refused:
         connect(ClusterTarget(address, "RAY_ADDRESS"), config)
     assert str(refused.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("job", "expected"),
+    [
+        (None, None),
+        ('{"runtime_env": {"working_dir": "gcs://a.zip"}, "metadata": {}}', "gcs://a.zip"),
+        ('{"runtime_env": {"env_vars": {"A": "b"}}}', None),
+        ('{"runtime_env": null}', None),
+    ],
+)
+def test_working_directory_of_a_submitted_job_replaces_our_copy(job, expected, monkeypatch) -> None:
+    monkeypatch.delenv(JOB_VARIABLE, raising=False)
+    if job is not None:
+        monkeypatch.setenv(JOB_VARIABLE, job)
+    assert submitted_working_directory(os.environ) == expected
+    with our_code() as runtime_env:
+        assert ("working_dir" in runtime_env) == (expected is None)
+
+
+@pytest.mark.parametrize("job", ["no JSON", "[]", '{"runtime_env": 1}'])
+def test_unreadable_description_of_a_job_is_refused_by_name(job: str) -> None:
+    with pytest.raises(ClusterError, match=JOB_VARIABLE):
+        submitted_working_directory({JOB_VARIABLE: job})
+
+
+@pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'foo'"), Exception("timed out\nadvice")])
+def test_ray_that_does_not_start_names_the_variables_it_inherited(error, monkeypatch) -> None:
+    def fail(_size: int) -> None:
+        raise error
+
+    monkeypatch.setattr(connection, "start_embedded_ray", fail)
+    monkeypatch.setenv("RAY_ROTATION_MAX_BYTES", "x")
+    with pytest.raises(ClusterError, match=r"unset what you do not need: .*RAY_ROTATION_MAX_BYTES") as refused:
+        connect(None, resolve("lab", {"num_actors": 1}))
+    assert "\n" not in str(refused.value)
+
+
+def test_too_few_processes_are_refused_before_ray_starts(monkeypatch) -> None:
+    monkeypatch.setattr("learner.cluster.machine_checks.processes_left", lambda: 10)
+    with pytest.raises(ClusterError, match=r"^processes: .* leaves 10 processes and threads"):
+        connect(None, resolve("lab", {"num_actors": 1}))

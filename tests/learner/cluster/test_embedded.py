@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 from ray._private import ray_constants
 
-from learner.cluster.embedded import only_loopback, private_directory
+from learner.cluster.embedded import (
+    MAX_DIRECTORY_LENGTH,
+    directory_for_ray,
+    only_loopback,
+    private_directory,
+    private_token,
+    token_can_be_used,
+)
 from learner.cluster.target import ClusterError
 
 
@@ -37,3 +44,45 @@ def test_ray_listens_on_loopback_only_inside_the_context() -> None:
     with only_loopback():
         assert not ray_constants.ENABLE_RAY_CLUSTER
     assert before == ray_constants.ENABLE_RAY_CLUSTER
+
+
+@pytest.mark.parametrize("named", ["relative", "{tmp}/missing", "{tmp}/file", "/" + "x" * MAX_DIRECTORY_LENGTH])
+def test_unusable_ray_tmpdir_is_refused_by_name(named: str, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RAY_TMPDIR", named.format(tmp=tmp_path))
+    with pytest.raises(ClusterError, match="RAY_TMPDIR="):
+        directory_for_ray()
+
+
+def test_usable_ray_tmpdir_is_left_to_ray(monkeypatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    assert directory_for_ray() is None
+
+
+@pytest.mark.parametrize(
+    ("home", "token_path", "expected"),
+    [
+        ("{tmp}", None, True),
+        ("/dev/null", None, False),
+        ("/proc/nope", None, False),
+        ("{tmp}", "{tmp}/missing", False),
+        ("/dev/null", "{tmp}/token", True),
+    ],
+)
+def test_home_or_token_path_that_ray_cannot_use_is_found(home, token_path, expected, tmp_path, monkeypatch) -> None:
+    (tmp_path / "token").write_text("a" * 64)
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("HOME", home.format(tmp=tmp_path))
+    if token_path is None:
+        monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    else:
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", token_path.format(tmp=tmp_path))
+    assert token_can_be_used() is expected
+
+
+def test_private_token_is_created_once_for_its_user_alone(tmp_path: Path) -> None:
+    path = private_token(tmp_path)
+    content = path.read_text()
+    assert len(content) == 64 and path.stat().st_mode & 0o777 == 0o600
+    assert private_token(tmp_path).read_text() == content
+    assert [file.name for file in path.parent.iterdir()] == ["auth_token"]

@@ -16,6 +16,8 @@ from learner.cluster.machine_checks import (
     GIB,
     libraries_check,
     memory_check,
+    open_files_check,
+    processes_check,
     procgen_check,
     python_check,
     shared_memory_check,
@@ -130,3 +132,32 @@ def test_output_on_a_full_disk_is_a_warning(monkeypatch, tmp_path):
         assert machine_checks.streams_check().verdict == "ok"
         monkeypatch.setattr(os, "fstatvfs", lambda descriptor: SimpleNamespace(f_bavail=0))
         assert "standard output is a file on a full disk" in machine_checks.streams_check().found
+
+
+@pytest.mark.parametrize(("hard", "verdict"), [(32, "fatal"), (200, "warning"), (8192, "ok"), (-1, "ok")])
+def test_open_files_are_checked_against_the_hard_limit(hard, verdict, monkeypatch):
+    monkeypatch.setattr(machine_checks.resource, "getrlimit", lambda kind: (32, hard))
+    check = open_files_check(actors=2)
+    assert check.verdict == verdict and ("ulimit -Hn" in check.remedy) == (verdict != "ok")
+
+
+@pytest.mark.parametrize(
+    ("in_cgroup", "of_user", "verdict", "found"),
+    [
+        (None, None, "ok", "no limit"),
+        (100, None, "fatal", "pids limit of the cgroup leaves 100"),
+        (100, 4000, "fatal", "pids limit of the cgroup leaves 100"),
+        (4000, -5, "fatal", "ulimit -u leaves 0"),
+        (4000, 5000, "ok", "leaves 4000"),
+    ],
+)
+def test_processes_are_checked_against_cgroup_and_ulimit(in_cgroup, of_user, verdict, found, monkeypatch):
+    monkeypatch.setattr(machine_checks, "processes_left", lambda: in_cgroup)
+    monkeypatch.setattr(machine_checks, "_user_processes_left", lambda: of_user)
+    check = processes_check(actors=2)
+    assert check.verdict == verdict and found in check.found
+
+
+def test_memory_check_follows_the_limit_of_the_cgroup(monkeypatch):
+    monkeypatch.setattr(machine_checks, "available_memory", lambda free: GIB)
+    assert memory_check(actors=1).verdict == "warning"

@@ -295,3 +295,21 @@ def test_elastic_fleet_starts_with_what_fits_but_not_below_min_actors(new_fleet)
         FleetError, match=r"2 of at least 3 actors could be placed within 10 s: .* the cluster has 2 CPU"
     ):
         fleet.wait_until_placed(10, never)
+
+
+def test_slow_start_is_reported_with_the_flag_of_its_deadline(new_fleet):
+    deadline = time.monotonic() + DEADLINE
+    while ray.available_resources().get("CPU", 0) < ACTORS:  # those of the previous test may still be ending
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    fleet = new_fleet(tiny_config())
+    with pytest.raises(
+        FleetError, match=r"no actor was ready within 0 s: .* still starting, .* raise --cluster-timeout"
+    ):
+        fleet.wait_until_placed(0.0, never)
+    assert "--cluster-timeout" in fleet.why_missing()
+
+
+def test_missing_room_is_reported_as_such(new_fleet):
+    fleet = new_fleet(tiny_config(num_actors=ACTORS + 1))
+    assert fleet.why_missing() == "the cluster has too few CPUs"
