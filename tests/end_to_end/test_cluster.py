@@ -61,8 +61,9 @@ def test_full_cause_of_a_native_crash_has_its_stack_trace_and_the_path_of_the_lo
     own_id = ray.get_runtime_context().get_node_id()
     for node in ray.nodes():
         on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        actor = Crashing.options(scheduling_strategy=on_node).remote()  # without a handle Ray would end it first
         with pytest.raises(ray.exceptions.ActorDiedError) as died:
-            ray.get(Crashing.options(scheduling_strategy=on_node).remote().crash.remote(), timeout=120)
+            ray.get(actor.crash.remote(), timeout=120)
         assert cause_in_one_line(died.value).startswith("The actor is dead because its worker process has died.")
         text = full_cause(died.value)
         assert "/logs/worker-" in text

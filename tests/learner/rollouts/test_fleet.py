@@ -285,11 +285,17 @@ def test_actors_of_a_resumed_run_continue_exactly(new_fleet, weights):
         np.testing.assert_array_equal(rollout.observations, expected[actor_id])
 
 
+def wait_for_free_cpus():
+    """Actors of the fleet before may still be ending."""
+    wait_until(lambda: ray.available_resources().get("CPU", 0) >= ACTORS)
+
+
 def test_elastic_fleet_starts_with_what_fits_but_not_below_min_actors(new_fleet):
     config = tiny_config(num_actors=4, envs_per_actor=1, min_actors=1)
     fleet = new_fleet(config)
     assert fleet.is_elastic and fleet.wait_until_placed(DEADLINE, never) == ACTORS
     fleet.stop()
+    wait_for_free_cpus()
     fleet = new_fleet(tiny_config(num_actors=4, envs_per_actor=1, min_actors=3))
     with pytest.raises(
         FleetError, match=r"2 of at least 3 actors could be placed within 10 s: .* the cluster has 2 CPU"
@@ -298,10 +304,7 @@ def test_elastic_fleet_starts_with_what_fits_but_not_below_min_actors(new_fleet)
 
 
 def test_slow_start_is_reported_with_the_flag_of_its_deadline(new_fleet):
-    deadline = time.monotonic() + DEADLINE
-    while ray.available_resources().get("CPU", 0) < ACTORS:  # those of the previous test may still be ending
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for_free_cpus()
     fleet = new_fleet(tiny_config())
     with pytest.raises(
         FleetError, match=r"no actor was ready within 0 s: .* still starting, .* raise --cluster-timeout"
