@@ -128,6 +128,8 @@ def train(prepared: PreparedRun, stop: StopSignals, logs: RunLogging, progress: 
                 f"resumed at policy_version {learner.policy_version}, {learner.frames:,} frames; "
                 f"{_continuation(prepared, state, overlap)}"
             )
+            if prepared.preset_change is not None:
+                progress.note(prepared.preset_change)
             if prepared.procgen_change is not None:
                 progress.note(prepared.procgen_change)
         fleet = Fleet(config, learner.policy_version, state.counters, state.actors)
