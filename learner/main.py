@@ -184,11 +184,11 @@ def _begin(prepared: PreparedRun, logs: RunLogging) -> None:
 def _restore(prepared: PreparedRun, learner: PPOLearner) -> RunState:
     """Restores the learner of a resumed run; returns the rest of the run's state."""
     if not isinstance(prepared, ResumedRun) or prepared.checkpoint.learner_state is None:
-        return RunState()
+        return RunState.new(prepared.config)
     learner.load_state_dict(prepared.checkpoint.learner_state["learner"])
-    state = RunState.from_state_dict(prepared.checkpoint.learner_state["run"])
+    state = RunState.from_state_dict(prepared.checkpoint.learner_state["run"], prepared.config)
     if not prepared.environments_continue:
-        state.actors.clear()
+        state.forget_environments()
     return state
 
 
