@@ -57,11 +57,12 @@ class TrainingEpisodes:
         newest_batch = set()
         for source in sources:
             newest_batch.add(source.actor_id)
-            steps, record = int(source.next_state.steps), self._actors.get(source.actor_id)
-            if record is None or steps <= record.steps:  # a new actor, or one that was replaced
-                record = _ActorEpisodes(0, [deque(maxlen=self._per_env) for _ in range(self._envs_per_actor)])
-                self._actors[source.actor_id] = record
-            record.steps = steps
+            if source.actor_id not in self._actors:
+                last = [deque[tuple[float, int]](maxlen=self._per_env) for _ in range(self._envs_per_actor)]
+                self._actors[source.actor_id] = _ActorEpisodes(0, last)
+            record = self._actors[source.actor_id]
+            # Those of a replaced actor begin at 0. When they have had time for n episodes, the last n are their own.
+            record.steps = int(source.next_state.steps)
             episodes = zip(source.episode_returns.tolist(), source.episode_lengths.tolist(), strict=True)
             for environment, episode in zip(source.episode_envs.tolist(), episodes, strict=True):
                 record.last[environment].append(episode)
