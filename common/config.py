@@ -393,7 +393,7 @@ def differs_from_preset(config: Config, preset: str) -> dict[str, tuple[Any, Any
         for name, field in SETTINGS.items()
         if field.metadata["group"] in (COLLECT, PPO, NETWORK)
         and not field.metadata["free"]
-        and values[name] != AUTO
+        and name not in AUTOMATIC
         and getattr(config, name) != values[name]
     }
     if config.num_envs != PRESET_NUM_ENVS[preset]:
