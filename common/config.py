@@ -162,7 +162,7 @@ class Config:
         PPO, "reward for PPO; running_return: divided by the running std of returns, clipped to +-10", "sign"
     )
     reward_norm_gamma: float = setting(
-        PPO, "discount of the returns that running_return divides by the std of", 0.99, at_least=0, at_most=1
+        PPO, "discount of the returns whose std running_return divides by", 0.99, at_least=0, at_most=1
     )
     advantage_normalization: Literal["batch", "minibatch"] = setting(
         PPO, "normalize advantages per batch or per minibatch", "batch"
