@@ -33,6 +33,7 @@ class RolloutActor:
         self.precision = config.actor_precision
         self.policy = PolicyNetwork(config.network).to(self.device).eval()
         levels_seed = derive_seed(config.seed, "levels", *astuple(identity))
+        self.steps = 0 if state is None else int(state.steps)
         self.groups = make_env_groups(config, levels_seed, config.half_batches, state)
         self.inferences = [
             make_inference(self.policy, len(group.running_length), self.precision, config.cuda_graphs)
@@ -76,6 +77,7 @@ class RolloutActor:
                 frames = self._receive(group, self.unroll_length, finished)
                 inference.start(frames, uniform[-1, group.columns])  # no action is taken here
                 self.bootstrap_value[group.columns] = inference.finish()[2]
+        self.steps += self.unroll_length
         return Rollout(
             policy_version=policy_version,
             actor_id=self.actor_id,
@@ -105,6 +107,7 @@ class RolloutActor:
             running_return=np.concatenate([group.running_return for group in self.groups]),
             running_length=np.concatenate([group.running_length for group in self.groups]),
             generator=self.generator.get_state().numpy(),
+            steps=np.array(self.steps, np.int64),
         )
 
     def _load(self, weights: Weights) -> None:

@@ -33,7 +33,7 @@ def main() -> None:
     actor = RolloutActor(config, ActorIdentity(0))
     learner = PPOLearner(config)
     rollout = actor.collect(learner.weights(), 0)
-    staged, state = StagedBatch(config, torch.device("cpu")), RunState()
+    staged, state = StagedBatch(config, torch.device("cpu")), RunState.new(config)
     staged.stage(0, rollout)
     state.record(staged)
     update = median_seconds(lambda: learner.update(staged, lambda: None), repeats=1)

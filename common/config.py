@@ -31,6 +31,7 @@ class NetworkSettings:
     observation_scale: int  # observations are divided by this
     relu_before_linear: bool  # the notebook has no relu between the last block and the 256-unit layer
     orthogonal_heads: bool  # gains .01 (policy) and 1 (value), zero bias; else PyTorch's defaults
+    initialization: Literal["torch", "glorot"] = "torch"  # of everything but the heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,9 @@ class Config:
     reward_transform: Literal["sign", "running_return", "raw"] = setting(
         PPO, "reward for PPO; running_return: divided by the running std of returns, clipped to +-10", "sign"
     )
+    reward_norm_gamma: float = setting(
+        PPO, "discount of the returns whose std running_return divides by", 0.99, at_least=0, at_most=1
+    )
     advantage_normalization: Literal["batch", "minibatch"] = setting(
         PPO, "normalize advantages per batch or per minibatch", "batch"
     )
@@ -167,6 +171,9 @@ class Config:
     observation_scale: int = setting(NETWORK, "pixel values are divided by this", 256, at_least=1)
     relu_before_linear: bool = setting(NETWORK, "ReLU between the last residual block and the 256-unit layer", False)
     orthogonal_heads: bool = setting(NETWORK, "orthogonal initialization of both heads, gains .01 and 1", False)
+    initialization: Literal["torch", "glorot"] = setting(
+        NETWORK, "convolutions and 256-unit layer; glorot: Glorot uniform, zero bias; torch: PyTorch's", "torch"
+    )
     precision: Literal["float32", "bfloat16"] = option(
         NETWORK, "arithmetic of the convolutions; auto: bfloat16 where the hardware has it", AUTO
     )
@@ -255,25 +262,34 @@ class Config:
     @property
     def network(self) -> NetworkSettings:
         """The settings of the policy network."""
-        return NetworkSettings(self.observation_scale, self.relu_before_linear, self.orthogonal_heads)
+        return NetworkSettings(
+            self.observation_scale, self.relu_before_linear, self.orthogonal_heads, self.initialization
+        )
 
 
 SETTINGS = {field.name: field for field in dataclasses.fields(Config)}
 DEFAULTS = {name: field.metadata["default"] for name, field in SETTINGS.items()}
+# What runs did before a setting existed, computed from their other settings: checkpoints without it mean this.
+BEFORE_SETTING: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "reward_norm_gamma": lambda stored: stored["gamma"],
+    "initialization": lambda _: "torch",
+}
 
 _PUBLISHED: dict[str, Any] = {
     "held_out": "sample",
     "live_split": "validation",
     "adam_eps": 1e-5,
-    "vf_coef": 0.5,
+    "vf_coef": 0.25,  # theirs is .5, of a loss with a factor 1/2
     "max_grad_norm": 0.5,
     "reward_transform": "running_return",
     "advantage_normalization": "minibatch",
     "observation_scale": 255,
     "relu_before_linear": True,
     "orthogonal_heads": True,
+    "initialization": "glorot",
 }
-# What differs from the defaults, which are the teaching notebook's; easy and hard follow Cobbe et al. 2020, appendix D.
+# What differs from the defaults, which are the teaching notebook's; easy and hard are the code that made OpenAI's
+# published logs (docs/published.md).
 PRESETS: dict[str, dict[str, Any]] = {
     "lab": {},
     "easy": {**_PUBLISHED, "num_levels": 200, "total_frames": 25_000_000},
@@ -365,6 +381,31 @@ def resolve_resumed(
     return config
 
 
+def differs_from_preset(config: Config, preset: str) -> dict[str, tuple[Any, Any]]:
+    """What `config` computes otherwise than `preset` does today: {setting: (its value, the preset's)}.
+
+    Only settings of the algorithm and the batch, not of the game, the length of the run or how it is carried out. They
+    differ because the user chose so, or because the run is older than the preset's present values.
+    """
+    values = {**DEFAULTS, **PRESETS[preset]}
+    differing = {
+        name: (getattr(config, name), values[name])
+        for name, field in SETTINGS.items()
+        if field.metadata["group"] in (COLLECT, PPO, NETWORK)
+        and not field.metadata["free"]
+        and name not in AUTOMATIC
+        and getattr(config, name) != values[name]
+    }
+    if config.num_envs != PRESET_NUM_ENVS[preset]:
+        differing["num_envs"] = (config.num_envs, PRESET_NUM_ENVS[preset])
+    return differing
+
+
+def describe_differences(differing: Mapping[str, tuple[Any, Any]]) -> str:
+    """`vf_coef 0.5 instead of 0.25, adam_eps ...`."""
+    return ", ".join(f"{name} {ours} instead of {theirs}" for name, (ours, theirs) in differing.items())
+
+
 # Settings that have no effect if the condition holds, and why. Refused only where the user named them.
 WITHOUT_EFFECT: dict[str, tuple[Callable[[Config], bool], str]] = {
     "start_level": (lambda config: not config.num_levels, "--num-levels 0 trains on every level"),
@@ -374,6 +415,10 @@ WITHOUT_EFFECT: dict[str, tuple[Callable[[Config], bool], str]] = {
     ),
     "backfill": (lambda config: config.backfill and not config.evaluator, "--no-evaluator scores nothing"),
     "eval_timeout": (lambda config: not config.evaluator, "--no-evaluator scores nothing"),
+    "reward_norm_gamma": (
+        lambda config: config.reward_transform != "running_return",
+        "only --reward-transform running_return normalizes rewards",
+    ),
     "half_batches": (
         lambda config: config.half_batches and config.envs_per_actor == 1,
         "an actor with --envs-per-actor 1 has no two halves",

@@ -14,7 +14,7 @@ Worked example, T=2, B=1, the episode ends with the second action and pays 10:
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class ActorIdentity:
 
 @dataclass(frozen=True, slots=True)
 class FinishedEpisodes:
-    """The episodes that ended in a rollout, in chronological order. All arrays are `[E]`."""
+    """The episodes that ended in a rollout, by step, then environment: as `np.nonzero(dones)`. All arrays are `[E]`."""
 
     returns: np.ndarray  # float32, undiscounted sum of raw reward
     lengths: np.ndarray  # int32, steps
@@ -50,6 +50,8 @@ class ActorState:
     running_return: np.ndarray  # float64 [B], raw reward of the unfinished episodes so far
     running_length: np.ndarray  # int32 [B], their steps so far
     generator: np.ndarray  # uint8, state of the torch.Generator that samples actions
+    # int64 [], steps that each environment has taken since it began; 0 in checkpoints older than this field
+    steps: np.ndarray = field(default_factory=lambda: np.zeros((), np.int64))
 
     def split_env_states(self) -> list[bytes]:
         """Procgen's saved states, one per environment."""

@@ -54,6 +54,9 @@ class PolicyNetwork(nn.Module):
         self.hidden = nn.Linear(8 * 8 * STAGE_CHANNELS[-1], HIDDEN_UNITS)
         self.policy_head = nn.Linear(HIDDEN_UNITS, NUM_ACTIONS)
         self.value_head = nn.Linear(HIDDEN_UNITS, 1)
+        if settings.initialization == "glorot":
+            for parameter in (*self.stages.parameters(), *self.hidden.parameters()):
+                (nn.init.zeros_ if parameter.dim() == 1 else nn.init.xavier_uniform_)(parameter)
         if settings.orthogonal_heads:
             for head, gain in ((self.policy_head, 0.01), (self.value_head, 1.0)):
                 nn.init.orthogonal_(head.weight, gain)

@@ -128,6 +128,8 @@ def train(prepared: PreparedRun, stop: StopSignals, logs: RunLogging, progress: 
                 f"resumed at policy_version {learner.policy_version}, {learner.frames:,} frames; "
                 f"{_continuation(prepared, state, overlap)}"
             )
+            if prepared.preset_change is not None:
+                progress.note(prepared.preset_change)
             if prepared.procgen_change is not None:
                 progress.note(prepared.procgen_change)
         fleet = Fleet(config, learner.policy_version, state.counters, state.actors)
@@ -182,11 +184,11 @@ def _begin(prepared: PreparedRun, logs: RunLogging) -> None:
 def _restore(prepared: PreparedRun, learner: PPOLearner) -> RunState:
     """Restores the learner of a resumed run; returns the rest of the run's state."""
     if not isinstance(prepared, ResumedRun) or prepared.checkpoint.learner_state is None:
-        return RunState()
+        return RunState.new(prepared.config)
     learner.load_state_dict(prepared.checkpoint.learner_state["learner"])
-    state = RunState.from_state_dict(prepared.checkpoint.learner_state["run"])
+    state = RunState.from_state_dict(prepared.checkpoint.learner_state["run"], prepared.config)
     if not prepared.environments_continue:
-        state.actors.clear()
+        state.forget_environments()
     return state
 
 

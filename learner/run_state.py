@@ -1,59 +1,49 @@
 """What a run remembers beside the learner: recent episodes, counters, and the state of every actor's environments."""
 
-from collections import deque
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 import torch
 
+from common.config import Config
 from common.messages import ActorState
+from learner.episodes import TrainingEpisodes
 from learner.rollouts.counters import RunCounters
 from learner.rollouts.staging import StagedBatch
-
-# episode_return and episode_length are means over this many episodes, as in baselines and CleanRL.
-RECENT_EPISODES = 100
-
-
-@dataclass(slots=True)
-class EpisodeAverages:
-    """Returns and lengths of the episodes that ended most recently in training."""
-
-    returns: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_EPISODES))
-    lengths: deque[int] = field(default_factory=lambda: deque(maxlen=RECENT_EPISODES))
-
-    def averages(self) -> dict[str, float | None]:
-        """Columns of a metrics row; None until the first episode has ended."""
-        return {
-            "episode_return": float(np.mean(self.returns)) if self.returns else None,
-            "episode_length": float(np.mean(self.lengths)) if self.lengths else None,
-        }
 
 
 @dataclass(slots=True)
 class RunState:
     """Part of every checkpoint. Used by the main thread; the fleet and the stream write to `counters` on theirs."""
 
-    episodes: EpisodeAverages = field(default_factory=EpisodeAverages)
+    episodes: TrainingEpisodes
     counters: RunCounters = field(default_factory=RunCounters)
     # By actor_id, after the newest batch that was trained on; actors without a rollout in that batch are absent.
     actors: dict[int, ActorState] = field(default_factory=dict)
+
+    @staticmethod
+    def new(config: Config) -> "RunState":
+        """The state before the first update."""
+        return RunState(TrainingEpisodes(config.game.time_limit, config.num_envs, config.envs_per_actor))
 
     def record(self, batch: StagedBatch) -> None:
         """Keeps the episodes and the actors' states of a batch that was trained on."""
         # In order of arrival: the last of an actor's rollouts counts.
         self.actors = {source.actor_id: source.next_state for source in batch.sources.values()}
-        for _, source in sorted(batch.sources.items()):
-            self.episodes.returns.extend(source.episode_returns.tolist())
-            self.episodes.lengths.extend(source.episode_lengths.tolist())
+        self.episodes.record(batch.sources.values())
+
+    def forget_environments(self) -> None:
+        """All environments start anew, for instance because another number of actors shares them."""
+        self.actors.clear()
+        self.episodes.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """A copy as tensors and plain values."""
         counters = asdict(self.counters)
         del counters["actors_ready"]
         return {
-            "episode_returns": list(self.episodes.returns),
-            "episode_lengths": list(self.episodes.lengths),
+            "episodes": self.episodes.state_dict(),
             "counters": counters,
             "actors": {
                 actor_id: {f.name: torch.from_numpy(np.array(getattr(state, f.name))) for f in fields(ActorState)}
@@ -62,11 +52,12 @@ class RunState:
         }
 
     @staticmethod
-    def from_state_dict(state: dict[str, Any]) -> "RunState":
-        """The state that `state_dict` was called on."""
-        restored = RunState(counters=RunCounters(**state["counters"]))
-        restored.episodes.returns.extend(state["episode_returns"])
-        restored.episodes.lengths.extend(state["episode_lengths"])
+    def from_state_dict(state: dict[str, Any], config: Config) -> "RunState":
+        """The state that `state_dict` was called on; `config` is that of the checkpoint."""
+        restored = RunState.new(config)
+        restored.counters = RunCounters(**state["counters"])
+        if "episodes" in state:  # older checkpoints had the last episodes by order of ending
+            restored.episodes.load_state_dict(state["episodes"])
         for actor_id, arrays in state["actors"].items():
             restored.actors[actor_id] = ActorState(**{name: tensor.numpy() for name, tensor in arrays.items()})
         return restored

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common.config import SETTINGS, Config, ConfigError
+from common.config import BEFORE_SETTING, SETTINGS, Config, ConfigError
 from common.storage.atomic_files import replace, write_atomically
 from common.storage.file_system import existing_parent, probe, remove_quietly
 
@@ -198,7 +198,12 @@ def claim_directory(path: Path) -> Path:
 
 
 def config_from_dict(settings: Any, source: str) -> Config:
-    """A Config from stored settings; ConfigError names `source` if a setting is missing or unknown."""
+    """A Config from stored settings; ConfigError names `source` if a setting is missing or unknown.
+
+    Settings that did not exist when they were stored get the value that runs had then.
+    """
+    if isinstance(settings, dict) and settings.keys() | BEFORE_SETTING.keys() == SETTINGS.keys():
+        settings = {**{name: value(settings) for name, value in BEFORE_SETTING.items()}, **settings}
     if not isinstance(settings, dict) or settings.keys() != SETTINGS.keys():
         differing = sorted(SETTINGS.keys() ^ settings.keys()) if isinstance(settings, dict) else "no settings"
         raise ConfigError(f"{source} was written by another version of heldout ({differing})")

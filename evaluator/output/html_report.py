@@ -17,7 +17,7 @@ from typing import Any, cast
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from common.cli import UsageError
-from common.config import Config
+from common.config import Config, describe_differences, differs_from_preset
 from common.storage.checkpoints import list_checkpoints
 from common.storage.jsonl import read_jsonl
 from common.storage.run_directory import RunDirectory
@@ -89,6 +89,7 @@ def render_report(run: RunDirectory) -> str:
         settings=Table(("setting", "value"), [(key, str(value)) for key, value in asdict(config).items()], ("value",)),
         versions=Table(("package", "version"), list(versions.items()), ("version",)),
         scores=_scores(shown),
+        published=_published(shown),
         curves=_figure(run.scores_plot, "png", _curves_alt(rows)),
         level_curves=_figure(
             run.levels_plot, "png", "Mean return of every level at every scored checkpoint, one panel per split."
@@ -110,7 +111,7 @@ def _facts(config: Config, versions: dict[str, str], metrics: Sequence[Row]) -> 
     levels = range(config.start_level, config.start_level + config.num_levels)
     facts = [
         ("Game", str(config.game)),
-        ("Preset", config.preset),
+        ("Preset", _preset(config)),
         ("Mode", config.mode),
         ("Training levels", f"{len(levels):,}, from {levels[0]} to {levels[-1]}" if levels else "all"),
         ("Held-out levels", f"{config.held_out_levels} in each split"),
@@ -149,6 +150,40 @@ def _scores(shown: Sequence[tuple[str, Row]]) -> Table:
             if split in row
         ],
         left=("checkpoint",),
+    )
+
+
+def _preset(config: Config) -> str:
+    """The preset and what differs from its present values: chosen by the user, or the preset has changed since."""
+    differing = describe_differences(differs_from_preset(config, config.preset))
+    return f"{config.preset}, with {differing}" if differing else config.preset
+
+
+def _published(shown: Sequence[tuple[str, Row]]) -> Table | None:
+    """None if nothing comparable was published. Rows of older runs have no comparison."""
+    compared = [(name, row, row["published"]) for name, row in shown if row.get("published")]
+    if not compared:
+        return None
+
+    def runs(score: Row) -> str:
+        return f"{score['mean']:.2f} ({', '.join(f'{value:.2f}' for value in score['runs'])})"
+
+    def number(value: float | None) -> str:
+        return MISSING if value is None else f"{value:.2f}"
+
+    return Table(
+        ("checkpoint", "published train", "training episodes", "training levels", "published test", "held-out levels"),
+        [
+            (
+                f"{name}, version {row['policy_version']}",
+                runs(comparison["train"]),
+                number(comparison["training_episodes"]),
+                number(comparison["training_levels"]),
+                runs(comparison["test"]),
+                number(comparison["held_out_levels"]),
+            )
+            for name, row, comparison in compared
+        ],
     )
 
 

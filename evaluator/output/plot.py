@@ -11,7 +11,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from common.config import Config
 from evaluator.levels.level_sets import SPLITS, Split
-from evaluator.output.published import PUBLISHED_COINRUN, PUBLISHED_EASY_25M
+from evaluator.output.published import PAPER_FRAMES, published_runs
 from evaluator.output.scoreboard import LevelHistory
 
 # Blue and orange of Okabe and Ito's palette, which differ for every type of colour vision and in greyscale.
@@ -106,15 +106,18 @@ def _draw_line(axes: Any, frames: Sequence[int], points: Sequence[Point], color:
 
 
 def _draw_published(axes: Any, frames: int, config: Config) -> None:
-    """The published PPO if this run has its settings: after 25M frames, and for CoinRun also before that."""
-    settings = (config.distribution_mode, config.start_level, config.num_levels, config.held_out)
-    if settings != ("easy", 0, 200, "sample"):
+    """The published PPO if it was trained on this run's levels: at the end of the paper's runs, and before that."""
+    runs = published_runs(config)
+    if runs is None:
         return
-    for split, score in zip(_COLORS, PUBLISHED_EASY_25M[config.env_name], strict=True):
+    end = PAPER_FRAMES[runs.preset]
+    last = runs.at(end)
+    assert last is not None
+    for split, (name, scores) in zip(_COLORS, last.items(), strict=True):
+        score = float(np.mean(scores))
         axes.axhline(score, color=_COLORS[split], linewidth=1, linestyle="--", alpha=0.7)
-        name = "train" if split == "train" else "test"
         axes.annotate(
-            f"published PPO, 25M frames, {name} {score:g}",
+            f"published PPO, {end // 1_000_000}M frames, {name} {score:.1f}",
             (0, score),
             xytext=(4, 2),
             textcoords="offset points",
@@ -123,9 +126,9 @@ def _draw_published(axes: Any, frames: int, config: Config) -> None:
             fontsize=7,
         )
     # Only up to the run's frames, so that a short run's axis is not stretched.
-    points = [point for point in PUBLISHED_COINRUN if point[0] <= frames] if config.env_name == "coinrun" else []
-    for index, color in enumerate(_COLORS.values(), start=1):
-        axes.scatter([p[0] for p in points], [p[index] for p in points], color=color, marker="x", s=25, zorder=3)
+    points = sum(point <= frames for point in runs.frames)
+    for table, color in zip((runs.train, runs.test), _COLORS.values(), strict=True):
+        axes.scatter(runs.frames[:points], table[:points].mean(axis=1), color=color, marker="x", s=25, zorder=3)
 
 
 def _label_ends(axes: Any, last: dict[str, Any]) -> None:

@@ -1,31 +1,93 @@
-"""Scores of OpenAI's published PPO, drawn in the plots for comparison."""
+"""Scores of OpenAI's published PPO, and a run's scores beside them, like with like.
 
-# PPO after 25M frames on 200 easy levels, mean return on training levels and on all other levels, 3 seeds: from the
-# logs that OpenAI published with train-procgen.
-PUBLISHED_EASY_25M = {
-    "bigfish": (12.1, 4.8),
-    "bossfight": (8.3, 7.6),
-    "caveflyer": (7.2, 5.3),
-    "chaser": (6.6, 5.9),
-    "climber": (8.6, 5.9),
-    "coinrun": (9.5, 8.7),
-    "dodgeball": (5.0, 1.9),
-    "fruitbot": (29.7, 26.5),
-    "heist": (7.9, 2.8),
-    "jumper": (8.6, 5.7),
-    "leaper": (6.2, 5.8),
-    "maze": (9.3, 5.5),
-    "miner": (12.8, 9.4),
-    "ninja": (7.7, 5.8),
-    "plunder": (5.3, 4.6),
-    "starpilot": (30.0, 23.8),
-}
-# The same for CoinRun during training: frames, training levels, other levels.
-PUBLISHED_COINRUN = (
-    (500_000, 6.8, 6.3),
-    (1_000_000, 7.9, 7.4),
-    (2_000_000, 8.5, 7.8),
-    (5_000_000, 8.7, 8.1),
-    (10_000_000, 9.1, 8.4),
-    (25_000_000, 9.55, 8.63),
-)
+The published numbers are means of the last 100 episodes while the policy was trained: "train" on the training levels,
+"test" by workers that played all levels and whose gradients were not used (docs/published.md). So their "train" is
+compared with the run's training episodes. The evaluator's mean over training levels, of one checkpoint, stands beside.
+"""
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Literal
+
+import numpy as np
+
+from common.config import Config, differs_from_preset
+from common.storage.jsonl import read_jsonl
+from common.storage.run_directory import RunDirectory
+
+# Named in the plots: where the Procgen paper ends its runs of the two modes.
+PAPER_FRAMES = {"easy": 25_000_000, "hard": 200_000_000}
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedRuns:
+    """Three runs of one game: scores `[points, 3]` at `frames` `[points]`, ascending."""
+
+    preset: Literal["easy", "hard"]
+    frames: Sequence[int]
+    train: np.ndarray
+    test: np.ndarray
+
+    def at(self, frames: int) -> dict[str, list[float]] | None:
+        """Each run's {"train": ..., "test": ...}, interpolated linearly; None outside of the published frames."""
+        if not self.frames[0] <= frames <= self.frames[-1]:
+            return None
+        return {
+            split: [float(np.interp(frames, self.frames, scores)) for scores in table.T]
+            for split, table in (("train", self.train), ("test", self.test))
+        }
+
+
+@functools.cache
+def _all_runs() -> dict[str, Any]:
+    contents: dict[str, Any] = json.loads(resources.files("evaluator.output").joinpath("published.json").read_bytes())
+    return contents
+
+
+def published_runs(config: Config) -> PublishedRuns | None:
+    """The published runs on the levels of `config`; None if there are none."""
+    runs = _all_runs()[config.distribution_mode]
+    levels = (config.start_level, config.num_levels, config.held_out)
+    if levels != (0, runs["num_levels"], "sample"):
+        return None
+    game = runs["games"][config.env_name]
+    preset: Literal["easy", "hard"] = "easy" if config.distribution_mode == "easy" else "hard"
+    return PublishedRuns(preset, runs["frames"], np.array(game["train"]), np.array(game["test"]))
+
+
+def compare_with_published(
+    config: Config, row: Mapping[str, Any], training_return: float | None
+) -> dict[str, Any] | None:
+    """The entry `published` of a row of evaluations.jsonl; None if nothing comparable was published.
+
+    Args:
+        row: of evaluations.jsonl.
+        training_return: the mean over the run's last training episodes at that checkpoint, if it is known.
+    """
+    runs = published_runs(config)
+    if runs is None or (scores := runs.at(row["frames"])) is None:
+        return None
+    mean = {split: float(np.mean(values)) for split, values in scores.items()}
+    held_out = row["held_out"]["mean"] if "held_out" in row else None
+    return {
+        **{split: {"mean": mean[split], "runs": values} for split, values in scores.items()},
+        "training_episodes": training_return,
+        "training_levels": row["train"]["mean"] if "train" in row else None,
+        "held_out_levels": held_out,
+        "train_difference": None if training_return is None else training_return - mean["train"],
+        "test_difference": None if held_out is None else held_out - mean["test"],
+        # The published algorithm has the preset's values.
+        "differing_settings": {name: list(values) for name, values in differs_from_preset(config, runs.preset).items()},
+    }
+
+
+def training_return(run: RunDirectory, policy_version: int) -> float | None:
+    """`episode_return` in the learner's row of a version; None if it has none."""
+    for row in reversed(read_jsonl(run.metrics)):
+        if row.get("policy_version") == policy_version:
+            value: float | None = row.get("episode_return")
+            return value
+    return None

@@ -23,6 +23,7 @@ from common.storage.run_directory import RunDirectory
 from common.storage.tensorboard import EventFile, shown_tags
 from evaluator.levels.level_sets import SPLITS, Split
 from evaluator.output.plot import levels_figure, png, scores_figure
+from evaluator.output.published import compare_with_published, training_return
 from evaluator.output.scoreboard import LEVEL_CHOICES, LevelHistory, scoreboard
 from evaluator.output.video import Video, encode_gif
 from evaluator.scores.evaluation import Evaluation
@@ -99,8 +100,10 @@ class ScoreFiles:
             raise ValueError(f"policy version {version} is already scored")
         self._append_levels(version, evaluation.levels)
         self._history.add(version, evaluation.levels)
+        scores = evaluation.row(held_out=self._live_split)
         row = {
-            **evaluation.row(held_out=self._live_split),
+            **scores,
+            "published": compare_with_published(self.config, scores, training_return(self.run, version)),
             "scoreboard": {split: board.counts() for split, board in scoreboard(self._history, version).items()},
             "skipped": skipped,
             "eval_seconds": eval_seconds,
@@ -114,10 +117,10 @@ class ScoreFiles:
             self._is_shown = True
         else:
             self._repair_tensorboard()
-        scores, levels = png(scores_figure(self.rows, self.config)), png(levels_figure(self._history, self.config))
-        write_atomically(self.run.scores_plot, scores)
+        curves, levels = png(scores_figure(self.rows, self.config)), png(levels_figure(self._history, self.config))
+        write_atomically(self.run.scores_plot, curves)
         write_atomically(self.run.levels_plot, levels)
-        self._events.add_pictures({"evaluation/scores": scores, "evaluation/levels": levels}, row["frames"])
+        self._events.add_pictures({"evaluation/scores": curves, "evaluation/levels": levels}, row["frames"])
         self._link_best()
         return row
 

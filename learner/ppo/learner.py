@@ -58,7 +58,7 @@ class PPOLearner:
             capturable=self.uses_graph,
         )
         self.permutations = torch.Generator().manual_seed(derive_seed(config.seed, "permutations"))
-        self.reward_transform = RewardTransform(config.reward_transform, config.num_envs, config.gamma)
+        self.reward_transform = RewardTransform(config.reward_transform, config.num_envs, config.reward_norm_gamma)
         self.policy_version = 0
         self.frames = 0
         self.gradients = MicroBatchGradients(self.policy, 1 if on_gpu else config.learner_threads, config.compile)

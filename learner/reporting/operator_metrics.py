@@ -47,8 +47,14 @@ GAUGES = {
     "heldout_in_flight_bytes": Definition("Raw size of the rollouts that actors are collecting."),
     "heldout_actors_ready": Definition("Actors that can collect.", "actors_ready"),
     "heldout_actors_wanted": Definition("Actors that the run can use (--num-actors)."),
-    "heldout_episode_return": Definition("Mean raw return of the last 100 training episodes.", "episode_return"),
-    "heldout_episode_length": Definition("Mean length in steps of the last 100 training episodes.", "episode_length"),
+    "heldout_episode_return": Definition(
+        "Mean raw return of every environment's last training episodes; absent until all have had time for one.",
+        "episode_return",
+    ),
+    "heldout_episode_length": Definition(
+        "Mean length in steps of every environment's last training episodes; absent until all have had time for one.",
+        "episode_length",
+    ),
     "heldout_score": Definition("Mean raw return of the newest score.", None, "split", _SPLITS),
     "heldout_score_interval_low": Definition("Lower end of the newest score's 95 % interval.", None, "split", _SPLITS),
     "heldout_score_interval_high": Definition("Upper end of the newest score's 95 % interval.", None, "split", _SPLITS),

@@ -90,6 +90,7 @@ class StagedBatch:
         self.sources[slot] = RolloutSource(
             actor_id=rollout.actor_id,
             policy_version=rollout.policy_version,
+            episode_envs=np.nonzero(rollout.dones)[1],
             episode_returns=rollout.episodes.returns.copy(),
             episode_lengths=rollout.episodes.lengths.copy(),
             collect_seconds=rollout.seconds,
@@ -142,6 +143,7 @@ class RolloutSource:
 
     actor_id: int
     policy_version: int
+    episode_envs: np.ndarray  # which of the actor's environments each episode ended in
     episode_returns: np.ndarray
     episode_lengths: np.ndarray
     collect_seconds: float

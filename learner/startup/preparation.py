@@ -8,7 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.config import DEFAULTS, Config, ConfigError, contradictions, edited, resolve, resolve_resumed
+from common.config import (
+    DEFAULTS,
+    Config,
+    ConfigError,
+    contradictions,
+    describe_differences,
+    differs_from_preset,
+    edited,
+    resolve,
+    resolve_resumed,
+)
 from common.storage.checkpoints import Checkpoint, list_checkpoints, load_first_complete, remove_leftovers, set_aside
 from common.storage.file_lock import FileIsLocked, FileLock
 from common.storage.jsonl import set_aside_rows
@@ -86,6 +96,24 @@ class ResumedRun:
         """Whether this run has the actors that the checkpoint was saved with."""
         before = self.checkpoint.config
         return (self.config.num_actors, self.config.envs_per_actor) == (before.num_actors, before.envs_per_actor)
+
+    @property
+    def preset_change(self) -> str | None:
+        """How the run's preset differed when the run was started; None: it was the same, apart from what was asked for.
+
+        The run keeps its values. To continue with the preset's present ones, start a new run.
+        """
+        preset = self.config.preset
+        differing = differs_from_preset(self.config, preset)
+        unasked = {
+            name: values
+            for name, values in differing.items()
+            if name not in self.requested
+            and not (name == "num_envs" and {"num_actors", "envs_per_actor"} & self.requested.keys())
+        }
+        if not unasked:
+            return None
+        return f"preset {preset} has changed since this run was started, which keeps {describe_differences(unasked)}"
 
     @property
     def procgen_change(self) -> str | None:

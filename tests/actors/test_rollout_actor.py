@@ -250,8 +250,13 @@ def test_actor_built_from_a_saved_state_continues_exactly(policy, rollouts, half
         for name in ("returns", "lengths", "levels"):
             np.testing.assert_array_equal(getattr(continued.episodes, name), getattr(expected.episodes, name))
         assert continued.next_state.split_env_states() == expected.next_state.split_env_states()
+        assert continued.next_state.steps == expected.next_state.steps
     other.close()
     assert sum(len(rollout.episodes.returns) for rollout in rollouts[2:]) > 0
+
+
+def test_state_counts_the_steps_of_each_environment_since_it_began(rollouts):
+    assert [int(rollout.next_state.steps) for rollout in rollouts] == [T * (n + 1) for n in range(ROLLOUTS)]
 
 
 def test_rollout_holds_the_digest_of_its_weights(policy, rollouts):

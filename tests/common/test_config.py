@@ -15,6 +15,8 @@ from common.config import (
     Machine,
     choices_of,
     contradictions,
+    describe_differences,
+    differs_from_preset,
     edited,
     flag,
     resolve,
@@ -24,7 +26,7 @@ from common.config import (
 TWO_CORES = Machine(cores=2)
 GPU_BOX = Machine(cores=8, has_gpu=True, precision_on={"cpu": "float32", "cuda": "bfloat16"}.__getitem__)
 
-# lab, easy, hard; lab is the teaching notebook, easy and hard are Cobbe et al. 2020, appendix D.
+# lab, easy, hard; lab is the teaching notebook, easy and hard are docs/published.md.
 PRESET_TABLE = {
     "env_name": ("coinrun", "coinrun", "coinrun"),
     "distribution_mode": ("easy", "easy", "hard"),
@@ -43,13 +45,15 @@ PRESET_TABLE = {
     "gae_lambda": (0.95, 0.95, 0.95),
     "clip_coef": (0.2, 0.2, 0.2),
     "ent_coef": (0.01, 0.01, 0.01),
-    "vf_coef": (1.0, 0.5, 0.5),
+    "vf_coef": (1.0, 0.25, 0.25),
     "max_grad_norm": (40, 0.5, 0.5),
     "reward_transform": ("sign", "running_return", "running_return"),
+    "reward_norm_gamma": (0.99, 0.99, 0.99),
     "advantage_normalization": ("batch", "minibatch", "minibatch"),
     "observation_scale": (256, 255, 255),
     "relu_before_linear": (False, True, True),
     "orthogonal_heads": (False, True, True),
+    "initialization": ("torch", "glorot", "glorot"),
 }
 BATCH_SIZES = {"lab": 16_384, "easy": 16_384, "hard": 65_536}
 
@@ -59,6 +63,22 @@ BATCH_SIZES = {"lab": 16_384, "easy": 16_384, "hard": 65_536}
 def test_preset_has_the_published_value(name, column):
     config = resolve(("lab", "easy", "hard")[column], {}, TWO_CORES)
     assert getattr(config, name) == PRESET_TABLE[name][column]
+
+
+def test_run_with_the_values_of_an_older_preset_is_told_from_the_present_one():
+    assert differs_from_preset(resolve("easy", {}, TWO_CORES), "easy") == {}
+    # Game, length, seed and hardware do not make it another algorithm.
+    same = {"env_name": "maze", "total_frames": 1, "seed": 3, "num_actors": 4}
+    assert differs_from_preset(resolve("easy", same, GPU_BOX), "easy") == {}
+    older = {"vf_coef": 0.5, "reward_norm_gamma": 0.999, "initialization": "torch"}
+    differing = differs_from_preset(resolve("easy", {**older, "envs_per_actor": 1, "num_actors": 2}, TWO_CORES), "easy")
+    assert differing == {
+        "vf_coef": (0.5, 0.25),
+        "reward_norm_gamma": (0.999, 0.99),
+        "initialization": ("torch", "glorot"),
+        "num_envs": (2, 64),
+    }
+    assert "vf_coef 0.5 instead of 0.25" in describe_differences(differing)
 
 
 def test_lab_holds_out_the_next_twenty_levels_and_checkpoints_every_ten_updates():
@@ -369,6 +389,7 @@ def test_resumed_run_refuses_actors_that_do_not_divide_its_environments():
         ("eval_timeout", {"eval_timeout": 5.0, "evaluator": False}),
         ("half_batches", {"half_batches": True, "num_actors": 64}),
         ("learner_threads", {"learner_threads": 4}),
+        ("reward_norm_gamma", {"reward_norm_gamma": 0.9}),
     ],
 )
 def test_setting_without_effect_is_refused_where_the_user_named_it(name, overrides):

@@ -8,7 +8,7 @@ from common.config import NetworkSettings
 from common.policy_network import PolicyNetwork, sample_actions
 
 LAB = NetworkSettings(observation_scale=256, relu_before_linear=False, orthogonal_heads=False)
-EASY = NetworkSettings(observation_scale=255, relu_before_linear=True, orthogonal_heads=True)
+EASY = NetworkSettings(observation_scale=255, relu_before_linear=True, orthogonal_heads=True, initialization="glorot")
 
 
 @pytest.fixture(autouse=True)
@@ -166,7 +166,40 @@ def test_easy_has_orthogonal_heads_with_gains_of_a_hundredth_and_one():
     np.testing.assert_allclose(policy @ policy.T, 0.01**2 * np.eye(15), atol=1e-9)
     np.testing.assert_allclose(value @ value.T, [[1.0]], atol=1e-5)
     assert not weights["policy_head.bias"].any() and not weights["value_head.bias"].any()
-    assert weights["hidden.bias"].any()  # only the heads differ from PyTorch's default
+
+
+def convolutions_and_hidden_layer(settings):
+    """(name, weight, bias, fan in, fan out) of a network; a 3 x 3 kernel is a part of each of its 9 products."""
+    weights = random_network(settings).weights()
+    for name, weight in weights.items():
+        if name.endswith(".weight") and "head" not in name:
+            outputs, inputs, *kernel = weight.shape
+            area = int(np.prod(kernel, dtype=int))
+            yield name, weight, weights[name.replace("weight", "bias")], inputs * area, outputs * area
+
+
+def test_glorot_is_uniform_within_the_bounds_of_glorot_and_bengio_with_zero_bias():
+    layers = list(convolutions_and_hidden_layer(EASY))
+    assert len(layers) == 15 + 1
+    for name, weight, bias, fan_in, fan_out in layers:
+        # Glorot and Bengio 2010, eq. 16: U[-sqrt(6 / (in + out)), +sqrt(6 / (in + out))], of variance 2 / (in + out).
+        bound = np.sqrt(6 / (fan_in + fan_out))
+        scaled = np.sort(np.abs(weight.astype(np.float64)).ravel()) / bound
+        assert scaled[-1] <= 1 + 1e-6 and not bias.any(), name
+        # Kolmogorov-Smirnov against U[0, 1]: 1.95 / sqrt(n) is passed once in a thousand times.
+        steps = np.arange(1, len(scaled) + 1) / len(scaled)
+        assert np.abs(scaled - steps).max() < 1.95 / np.sqrt(len(scaled)) + 1 / len(scaled), name
+        assert weight.astype(np.float64).var() == pytest.approx(2 / (fan_in + fan_out), rel=0.2), name
+
+
+def test_torch_initialization_is_smaller_and_has_biases():
+    for name, weight, bias, fan_in, fan_out in convolutions_and_hidden_layer(LAB):
+        # PyTorch's default is U[-1 / sqrt(in), 1 / sqrt(in)]: for equal fans sqrt(3) = 1.7 times smaller than Glorot's.
+        assert np.abs(weight).max() == pytest.approx(1 / np.sqrt(fan_in), rel=0.05), name
+        assert bias.any()
+        if fan_in == fan_out:
+            glorot_bound = np.sqrt(6 / (fan_in + fan_out))
+            assert glorot_bound * np.sqrt(fan_in) == pytest.approx(1.732, abs=0.001)
 
 
 def test_weights_are_a_copy():

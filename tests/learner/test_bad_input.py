@@ -49,7 +49,7 @@ def stored_run(tmp_path):
     run.write_config(config, {}, SMALL)
     learner = PPOLearner(config)
     for version in (0, 1):
-        stored = {"learner": learner.state_dict(), "run": RunState().state_dict()}
+        stored = {"learner": learner.state_dict(), "run": RunState.new(config).state_dict()}
         save_checkpoint(run.checkpoints, config, version, 16 * version, learner.weights(), stored)
     return run
 

@@ -6,10 +6,13 @@ from dataclasses import fields, replace
 import numpy as np
 import torch
 
+from common.config import resolve
 from common.messages import ActorState
 from learner.rollouts.counters import RunCounters
 from learner.rollouts.staging import RolloutSource, StagedBatch
-from learner.run_state import RECENT_EPISODES, RunState
+from learner.run_state import RunState
+
+CONFIG = resolve("lab", {"num_actors": 2, "envs_per_actor": 2, "unroll_length": 8, "num_minibatches": 2})
 
 
 def actor_state(seed):
@@ -20,6 +23,7 @@ def actor_state(seed):
         running_return=rng.normal(size=2),
         running_length=rng.integers(0, 1000, 2, dtype=np.int32),
         generator=torch.Generator().manual_seed(seed).get_state().numpy(),
+        steps=np.array(1000 + seed, np.int64),
     )
 
 
@@ -30,6 +34,7 @@ def staged(*sources):
         slot: RolloutSource(
             actor_id=actor,
             policy_version=0,
+            episode_envs=np.arange(len(returns)) % 2,
             episode_returns=np.array(returns, np.float32),
             episode_lengths=np.arange(len(returns), dtype=np.int32),
             collect_seconds=0.0,
@@ -53,45 +58,60 @@ def through_a_file(state):
     buffer = io.BytesIO()
     torch.save(state.state_dict(), buffer)
     buffer.seek(0)
-    return RunState.from_state_dict(torch.load(buffer, weights_only=True))
+    return RunState.from_state_dict(torch.load(buffer, weights_only=True), CONFIG)
 
 
 def test_state_is_restored_exactly_from_a_weights_only_file():
-    state = RunState()
+    state = RunState.new(CONFIG)
     state.record(staged((1, 1, 11, [0.1, 10.0]), (0, 0, 12, [1 / 3])))
     state.counters.lost_rollouts, state.counters.actors_ready = 3, 2
     back = through_a_file(state)
-    assert (
-        list(back.episodes.returns)
-        == list(state.episodes.returns)
-        == [float(np.float32(1 / 3)), *np.float32([0.1, 10])]
-    )
-    assert list(back.episodes.lengths) == [0, 0, 1]
+    assert back.episodes.state_dict() == state.episodes.state_dict()
+    third, tenth = float(np.float32(1 / 3)), float(np.float32(0.1))
+    expected = {"episode_return": np.mean([third, tenth, 10.0]), "episode_length": np.mean([0, 0, 1])}
+    assert back.episodes.averages() == state.episodes.averages() == expected
     assert back.counters == RunCounters(lost_rollouts=3)  # actors_ready is not a total
     assert back.actors.keys() == {0, 1}
     assert_same_actor(back.actors[0], actor_state(12))
     assert_same_actor(back.actors[1], actor_state(11))
-    back.episodes.returns.extend(range(2 * RECENT_EPISODES))
-    assert len(back.episodes.returns) == RECENT_EPISODES
 
 
 def test_last_rollout_of_an_actor_counts_and_absent_actors_are_forgotten():
-    state = RunState()
+    state = RunState.new(CONFIG)
     state.record(staged((0, 0, 1, []), (1, 1, 2, [])))
     state.record(staged((1, 0, 3, []), (0, 0, 4, [])))
     assert state.actors.keys() == {0}
     assert_same_actor(state.actors[0], actor_state(4))
 
 
+def test_checkpoint_without_episodes_by_environment_starts_to_count_anew():
+    state = RunState.new(CONFIG)
+    state.record(staged((0, 0, 1, [5.0])))
+    stored = state.state_dict()
+    del stored["episodes"], stored["actors"][0]["steps"]
+    older = {**stored, "episode_returns": [5.0], "episode_lengths": [1]}
+    back = RunState.from_state_dict(older, CONFIG)
+    assert back.actors[0].steps == 0
+    assert back.episodes.averages() == {"episode_return": None, "episode_length": None}
+
+
+def test_environments_that_start_anew_are_forgotten():
+    state = RunState.new(CONFIG)
+    state.record(staged((0, 0, 1, [5.0])))
+    state.forget_environments()
+    assert state.actors == {} and state.episodes.averages()["episode_return"] is None
+    assert state.state_dict()["episodes"]["actors"] == {}
+
+
 def test_state_dict_does_not_change_afterwards():
-    state = RunState()
+    state = RunState.new(CONFIG)
     state.record(staged((0, 0, 1, [5.0])))
     stored = state.state_dict()
     state.actors[0].env_states[:] = 0
     state.counters.actor_restarts = 9
     state.record(staged((0, 0, 2, [7.0])))
-    back = RunState.from_state_dict(stored)
-    assert list(back.episodes.returns) == [5.0] and back.counters.actor_restarts == 0
+    back = RunState.from_state_dict(stored, CONFIG)
+    assert back.episodes.averages()["episode_return"] == 5.0 and back.counters.actor_restarts == 0
     assert_same_actor(back.actors[0], actor_state(1))
 
 

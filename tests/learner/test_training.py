@@ -59,6 +59,7 @@ class FakeStream:
             0: RolloutSource(
                 actor_id=0,
                 policy_version=self.version,
+                episode_envs=np.array([0]),
                 episode_returns=np.float32([5.0]),
                 episode_lengths=np.int32([9]),
                 collect_seconds=1.0,
@@ -141,7 +142,7 @@ class Harness:
         self.learner, self.stream = FakeLearner(self.calls, not_finite), FakeStream(self.calls)
         for _ in range(version):
             self.learner.skip_update()
-        self.evaluator, self.state = FakeEvaluator(), RunState()
+        self.evaluator, self.state = FakeEvaluator(), RunState.new(CONFIG)
         progress = RecordingProgress(self.calls, CONFIG, Console(file=self.screen))
         metrics = OperatorMetrics("run", 1, {}, lambda: 0)
         log = RunLog(self.run, purge_step=0)
@@ -193,7 +194,7 @@ def test_checkpoints_are_written_at_the_start_every_interval_and_the_end(harness
     assert harness.screen.getvalue().count("final score: train ") == 1
     newest = load_checkpoint(harness.run.checkpoints / "00000005")
     assert newest.weights["w"] == 5 and newest.learner_state["learner"]["policy_version"] == 5
-    assert newest.learner_state["run"]["episode_returns"] == [5.0] * 5
+    assert newest.learner_state["run"]["episodes"]["actors"][0]["last"] == [[(5.0, 9)], []]
 
 
 def test_resumed_run_announces_its_checkpoint_and_does_not_write_it_again(tmp_path):

@@ -84,6 +84,14 @@ def test_unusable_config_is_refused_and_named(run, text):
         run.read_config()
 
 
+def test_settings_stored_before_a_setting_existed_mean_what_runs_did_then(config):
+    settings = dataclasses.asdict(config)
+    del settings["reward_norm_gamma"], settings["initialization"]
+    before = config_from_dict({**settings, "gamma": 0.9}, "somewhere")
+    assert (before.reward_norm_gamma, before.initialization) == (0.9, "torch")
+    assert config_from_dict(dataclasses.asdict(config), "somewhere") == config
+
+
 def test_missing_and_unknown_settings_are_named(config):
     settings = dataclasses.asdict(config)
     without = {name: value for name, value in settings.items() if name != "gamma"}

@@ -14,12 +14,13 @@ import pytest
 from PIL import Image
 
 from common.cli import UsageError
-from common.config import Config
+from common.config import Config, resolve
 from common.storage.jsonl import append_jsonl
 from common.storage.run_directory import RunDirectory
 from evaluator.commands import report
 from evaluator.commands.parser import parse
 from evaluator.output.html_report import render_report
+from evaluator.output.published import compare_with_published
 from evaluator.output.score_files import CSV_COLUMNS
 from evaluator.scores.statistics import LevelScore
 
@@ -200,6 +201,21 @@ def test_page_shows_scores_levels_videos_and_settings(run: RunDirectory) -> None
         "30 30,000 6.50 [6.00, 7.00] 4.00 [3.00, 5.00] 2.50 1 1 0 12 0 1 10 (best) 10,000",
     ):
         assert words in text
+
+
+def test_page_names_settings_of_an_older_preset_and_compares_with_the_published_runs(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    older = resolve("easy", {"vf_coef": 0.5})
+    run.write_config(older, {})
+    scored = row(61, 6.5, 4.0) | {"frames": 1_000_000}
+    append_jsonl(run.evaluations, scored | {"published": compare_with_published(older, scored, 6.25)})
+    text = Page(render_report(run)).text
+    assert "Preset easy, with vf_coef 0.5 instead of 0.25" in text
+    assert "last, version 61 7.67 (7.96, 7.83, 7.22) 6.25 6.50 7.32 (7.71, 7.26, 6.99) 4.00" in text
+
+
+def test_run_without_comparable_published_runs_shows_none(run: RunDirectory) -> None:
+    assert "published PPO" not in Page(render_report(run)).text
 
 
 def test_long_list_of_levels_is_folded(run: RunDirectory) -> None:

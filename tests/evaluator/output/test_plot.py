@@ -39,7 +39,7 @@ def test_published_score_is_drawn_only_for_matching_settings() -> None:
     for given in ({"num_levels": 100}, {"distribution_mode": "hard"}, {"start_level": 5}):
         assert "published" not in words(resolve("easy", given))
     assert "published" not in words(resolve("lab", {}))
-    assert "train 9.3" in words(resolve("easy", {"env_name": "maze"}))
+    assert "train 9.4" in words(resolve("easy", {"env_name": "maze"}))
 
 
 def test_published_points_do_not_stretch_the_axis_of_a_short_run() -> None:

@@ -11,7 +11,7 @@ import imageio.v2 as imageio
 import numpy as np
 import pytest
 
-from common.config import Config
+from common.config import Config, resolve
 from common.storage.checkpoints import Checkpoint
 from common.storage.jsonl import append_jsonl, set_aside_rows
 from common.storage.run_directory import RunDirectory
@@ -57,12 +57,30 @@ def level_rows(run: RunDirectory) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_row_compares_a_run_on_published_levels_with_the_learners_training_episodes(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    run = RunDirectory(tmp_path)
+    append_jsonl(run.metrics, {"policy_version": 61, "episode_return": 6.25})
+    files = ScoreFiles(run, resolve("easy", {}))
+    scored = later(evaluation, 61)
+    scored = dataclasses.replace(scored, checkpoint=dataclasses.replace(scored.checkpoint, frames=1_000_000))
+    files.add(scored, **CIRCUMSTANCES)
+    files.close()
+    (row,) = rows(run)
+    assert row["published"]["training_episodes"] == 6.25
+    assert row["published"]["training_levels"] == row["train"]["mean"]
+    assert row["published"]["held_out_levels"] == row["validation"]["mean"]
+    assert row["published"]["train"]["runs"] == [7.96, 7.83, 7.22]
+
+
 def test_evaluations_jsonl_has_one_object_per_version_with_all_fields(
     written: RunDirectory, checkpoint: Checkpoint
 ) -> None:
     first, second = rows(written)
     assert (first["policy_version"], first["frames"], first["skipped"]) == (5, 5000, 0)
     assert (second["policy_version"], second["frames"], second["skipped"]) == (6, 6000, 3)
+    assert first["published"] is None  # nobody published this run's levels
     assert {"mean", "stderr", "normalized", "success_rate", "episodes", "levels"} <= set(first["train"])
     assert (first["train"]["levels"], first["train"]["episodes"]) == (2, 4)
     assert (first["held_out"]["levels"], first["held_out"]["stderr"], first["held_out"]["interval"]) == (1, None, None)

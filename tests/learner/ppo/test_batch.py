@@ -73,6 +73,9 @@ def test_source_of_each_slot_is_recorded():
     staged.stage(1, rollout)
     source = staged.sources[1]
     assert (source.actor_id, source.policy_version, source.collect_seconds) == (7, 7, 0.5)
+    # Episodes are in order of steps, then environments: where the dones are.
+    ended_in = [env for t in range(T) for env in range(ENVS) if rollout.dones[t, env]]
+    assert len(set(ended_in)) > 1 and source.episode_envs.tolist() == ended_in
     np.testing.assert_array_equal(source.episode_returns, rollout.episodes.returns)
     np.testing.assert_array_equal(source.episode_lengths, rollout.episodes.lengths)
 
@@ -190,7 +193,7 @@ def test_rounds_order_the_rollouts_of_each_actor_in_a_batch():
     staged = StagedBatch(config, CPU)
     for slot, actor_id in ((1, 1), (2, 0), (0, 1)):  # in order of arrival: actor 1 came twice, actor 2 never
         staged.sources[slot] = RolloutSource(
-            actor_id, 0, np.zeros(0), np.zeros(0), 0.0, 0.0, 0, random_rollout(0).next_state
+            actor_id, 0, np.zeros(0, int), np.zeros(0), np.zeros(0), 0.0, 0.0, 0, random_rollout(0).next_state
         )
     first, second = staged.rounds()
     assert first[0].tolist() == [2, 3, 4, 5] and first[1].tolist() == [2, 3, 0, 1]

@@ -166,6 +166,17 @@ def slow_update(config, policy, staged, rewards):
     return statistics
 
 
+def test_rewards_are_normalized_with_their_own_discount():
+    config = tiny_config(preset="easy", gamma=0.5, reward_norm_gamma=0.0)
+    learner = new_learner(config)
+    staged = staged_batch(config, learner.policy)
+    learner.update(staged, never)
+    rewards = staged.rewards.numpy().astype(np.float64)
+    # With discount 0 the samples are the rewards themselves.
+    assert learner.reward_transform.variance == pytest.approx(rewards.var(), rel=1e-4)
+    assert learner.reward_transform.mean == pytest.approx(rewards.mean(), rel=1e-4, abs=1e-6)
+
+
 def updated_weights(config, num_threads=1, off_policy=0.3):
     learner = new_learner(config, num_threads)
     statistics = learner.update(staged_batch(config, learner.policy, off_policy=off_policy), never)
@@ -181,12 +192,13 @@ def assert_same_move(one, other, start):
     """Two updates of the same weights differ only by rounding.
 
     Adam divides by the gradient's size, so where that is tiny it magnifies rounding: single weights may differ by up
-    to 5e-5 (of the 2e-3 that four steps move them), all of them together by a thousandth of the way.
+    to 2e-4 (of the 2e-3 that four steps move them), all of them together by three thousandths of the way. (The plain
+    loop in float32 and in float64: 9e-5 and 1.4 thousandths.)
     """
-    assert largest_difference(one, other) < 5e-5
+    assert largest_difference(one, other) < 2e-4
     difference = sum(float(((one[name] - other[name]) ** 2).sum()) for name in start)
     way = sum(float(((one[name] - start[name]) ** 2).sum()) for name in start)
-    assert way > 0 and math.sqrt(difference / way) < 1e-3
+    assert way > 0 and math.sqrt(difference / way) < 3e-3
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The row of metrics.jsonl against numbers worked by hand."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,25 +12,31 @@ from learner.rollouts.counters import RunCounters
 from learner.rollouts.staging import RolloutSource, StagedBatch
 from learner.run_state import RunState
 
+CONFIG = resolve("lab", {"num_actors": 2, "envs_per_actor": 2, "unroll_length": 8, "num_minibatches": 2})
+TIME_LIMIT = 1000  # CoinRun's
 
-def source(version, returns, collecting, transfer, num_bytes):
+
+def source(version, returns, collecting, transfer, num_bytes, actor_id=0, steps=8):
     return RolloutSource(
-        actor_id=0,
+        actor_id=actor_id,
         policy_version=version,
+        episode_envs=np.arange(len(returns)),
         episode_returns=np.array(returns, np.float32),
         episode_lengths=np.full(len(returns), 7, np.int32),
         collect_seconds=collecting,
         transfer_seconds=transfer,
         frame_bytes=num_bytes,
-        next_state=None,
+        next_state=SimpleNamespace(steps=steps),
     )
 
 
 @pytest.fixture
 def batch():
-    config = resolve("lab", {"num_actors": 2, "envs_per_actor": 2, "unroll_length": 8, "num_minibatches": 2})
-    staged = StagedBatch(config, torch.device("cpu"))
-    staged.sources = {1: source(4, [10.0], 2.0, 0.25, 640), 0: source(5, [], 3.0, 0.5, 320)}
+    staged = StagedBatch(CONFIG, torch.device("cpu"))
+    staged.sources = {
+        1: source(4, [10.0], 2.0, 0.25, 640, actor_id=1, steps=TIME_LIMIT),
+        0: source(5, [], 3.0, 0.5, 320, actor_id=0, steps=TIME_LIMIT),
+    }
     staged.staging_seconds = 0.125
     return staged
 
@@ -41,7 +49,8 @@ def test_columns_of_a_batch_are_its_lags_episodes_slowest_times_and_bytes(batch)
 
 
 def test_row_has_the_totals_of_the_run_and_the_means_of_recent_episodes(batch):
-    state = RunState(counters=RunCounters(lost_rollouts=3, actors_ready=2))
+    state = RunState.new(CONFIG)
+    state.counters = RunCounters(lost_rollouts=3, actors_ready=2)
     state.record(batch)
     seconds = {"seconds_waiting": 1.0, "seconds_training": 0.5, "seconds_publishing": 0.5}
     row = metrics_row(6, 6 * 32, {"policy_lag": 0.5}, {"value_loss": 0.75}, seconds, state)
@@ -53,7 +62,9 @@ def test_row_has_the_totals_of_the_run_and_the_means_of_recent_episodes(batch):
     }  # fmt: skip
 
 
-def test_means_are_none_before_the_first_episode():
-    seconds = {"seconds_waiting": 1.0}
-    row = metrics_row(1, 32, {}, {}, seconds, RunState())
+def test_means_are_none_until_every_environment_had_time_to_finish_an_episode(batch):
+    state, seconds = RunState.new(CONFIG), {"seconds_waiting": 1.0}
+    batch.sources[0].next_state.steps = TIME_LIMIT - 1
+    state.record(batch)
+    row = metrics_row(1, 32, {}, {}, seconds, state)
     assert row["episode_return"] is None and row["episode_length"] is None

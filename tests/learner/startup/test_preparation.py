@@ -1,5 +1,6 @@
 """New and resumed runs: what they are prepared from, when files are written, and who may use the directory."""
 
+import dataclasses
 import json
 import time
 
@@ -83,6 +84,32 @@ def test_resume_with_another_build_of_procgen_names_both(run, prepare, stored_bu
     run.config.write_text(json.dumps({**contents, "versions": {**others, stored_build: "0.9.9"}}))
     resumed = prepare("--resume", run.path)
     assert f"{stored_build} 0.9.9" in resumed.procgen_change and procgen_build() in resumed.procgen_change
+
+
+def test_resume_of_a_run_with_an_older_preset_names_what_differs(prepare, tmp_path):
+    """The run was started as `easy` when that meant other values, of which one setting did not exist."""
+    new = prepare(*SMALL, "--preset", "easy", "--gamma", "0.9", "--device", "cpu", "--run-dir", tmp_path / "run")
+    older = dataclasses.replace(new.config, vf_coef=0.5, reward_norm_gamma=0.9, initialization="torch")
+    new.begin()
+    learner = PPOLearner(older)
+    learner.close()
+    save_checkpoint(new.run.checkpoints, older, 0, 0, learner.weights(), {"learner": learner.state_dict()})
+    new.run.write_config(older, {}, new.requested)
+    contents = stored(new.run)
+    del contents["settings"]["reward_norm_gamma"], contents["settings"]["initialization"]
+    new.run.config.write_text(json.dumps(contents))
+    new.close()
+    resumed = prepare("--resume", new.run.path)
+    # gamma and the sizes are what the user asked for.
+    assert resumed.preset_change == (
+        "preset easy has changed since this run was started, which keeps vf_coef 0.5 instead of 0.25, "
+        "reward_norm_gamma 0.9 instead of 0.99, initialization torch instead of glorot"
+    )
+    assert resumed.config == older
+
+
+def test_resume_with_the_present_preset_says_nothing(run, prepare):
+    assert prepare("--resume", run.path).preset_change is None
 
 
 def test_resume_with_the_same_build_of_procgen_says_nothing(run, prepare):
