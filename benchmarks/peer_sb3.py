@@ -14,7 +14,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
-from torch.nn import functional as F
 
 from benchmarks.peers import Iteration, warm_up
 from benchmarks.report import available_cores
@@ -67,15 +66,12 @@ class Trunk(BaseFeaturesExtractor):
 
     def __init__(self, observation_space: spaces.Box, settings: NetworkSettings):
         super().__init__(observation_space, HIDDEN_UNITS)
-        network = PolicyNetwork(settings)
-        self.stages, self.hidden, self.settings = network.stages, network.hidden, settings
+        self.network = PolicyNetwork(settings)
+        del self.network.policy_head, self.network.value_head
 
     def forward(self, frames: Tensor) -> Tensor:
         """Maps float32 `[N, 3, 64, 64]`, 0 to 255, to `[N, 256]`."""
-        x = self.stages(frames / self.settings.observation_scale)
-        if self.settings.relu_before_linear:
-            x = F.relu(x)
-        return F.relu(self.hidden(x.flatten(1)))
+        return self.network.features(frames / self.network.settings.observation_scale)
 
 
 class Stopwatch(BaseCallback):

@@ -32,6 +32,8 @@ class NetworkSettings:
     relu_before_linear: bool  # the notebook has no relu between the last block and the 256-unit layer
     orthogonal_heads: bool  # gains .01 (policy) and 1 (value), zero bias; else PyTorch's defaults
     initialization: Literal["torch", "glorot"] = "torch"  # of everything but the heads
+    encoder: Literal["impala", "impoola"] = "impala"
+    width: int = 1  # factor of the number of channels
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +176,10 @@ class Config:
     initialization: Literal["torch", "glorot"] = setting(
         NETWORK, "convolutions and 256-unit layer; glorot: Glorot uniform, zero bias; torch: PyTorch's", "torch"
     )
+    encoder: Literal["impala", "impoola"] = setting(
+        NETWORK, "impoola: ReLU and global average pooling before the 256-unit layer; impala: neither", "impala"
+    )
+    width: int = setting(NETWORK, "multiply the channels of the convolutions by this", 1, at_least=1, at_most=16)
     precision: Literal["float32", "bfloat16"] = option(
         NETWORK, "arithmetic of the convolutions; auto: bfloat16 where the hardware has it", AUTO
     )
@@ -263,7 +269,12 @@ class Config:
     def network(self) -> NetworkSettings:
         """The settings of the policy network."""
         return NetworkSettings(
-            self.observation_scale, self.relu_before_linear, self.orthogonal_heads, self.initialization
+            self.observation_scale,
+            self.relu_before_linear,
+            self.orthogonal_heads,
+            self.initialization,
+            self.encoder,
+            self.width,
         )
 
 
@@ -273,6 +284,8 @@ DEFAULTS = {name: field.metadata["default"] for name, field in SETTINGS.items()}
 BEFORE_SETTING: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "reward_norm_gamma": lambda stored: stored["gamma"],
     "initialization": lambda _: "torch",
+    "encoder": lambda _: "impala",
+    "width": lambda _: 1,
 }
 
 _PUBLISHED: dict[str, Any] = {
@@ -415,6 +428,10 @@ WITHOUT_EFFECT: dict[str, tuple[Callable[[Config], bool], str]] = {
     ),
     "backfill": (lambda config: config.backfill and not config.evaluator, "--no-evaluator scores nothing"),
     "eval_timeout": (lambda config: not config.evaluator, "--no-evaluator scores nothing"),
+    "relu_before_linear": (
+        lambda config: config.encoder == "impoola",
+        "--encoder impoola always has that ReLU",
+    ),
     "reward_norm_gamma": (
         lambda config: config.reward_transform != "running_return",
         "only --reward-transform running_return normalizes rewards",

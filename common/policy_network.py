@@ -1,6 +1,7 @@
-"""The IMPALA network for 64 x 64 Procgen frames, and sampling from it.
+"""The policy networks for 64 x 64 Procgen frames, and sampling from them.
 
-Espeholt et al. 2018 (IMPALA), figure 3 right ("large architecture"), without the LSTM.
+impala: Espeholt et al. 2018 (IMPALA), figure 3 right ("large architecture"), without the LSTM.
+impoola: the same with global average pooling before the 256-unit layer; Trumpp et al. 2025 (Impoola).
 """
 
 import numpy as np
@@ -44,14 +45,15 @@ class ConvStage(nn.Module):
 
 
 class PolicyNetwork(nn.Module):
-    """Frames to action logits and state values; 626,256 parameters."""
+    """Frames to action logits and state values; at width 1 626,256 parameters (impala) or 110,160 (impoola)."""
 
     def __init__(self, settings: NetworkSettings):
         super().__init__()
         self.settings = settings
-        in_channels = (3, *STAGE_CHANNELS[:-1])
-        self.stages = nn.Sequential(*map(ConvStage, in_channels, STAGE_CHANNELS))
-        self.hidden = nn.Linear(8 * 8 * STAGE_CHANNELS[-1], HIDDEN_UNITS)
+        channels = [settings.width * number for number in STAGE_CHANNELS]
+        self.stages = nn.Sequential(*map(ConvStage, (3, *channels[:-1]), channels))
+        pixels = 1 if settings.encoder == "impoola" else 8 * 8
+        self.hidden = nn.Linear(pixels * channels[-1], HIDDEN_UNITS)
         self.policy_head = nn.Linear(HIDDEN_UNITS, NUM_ACTIONS)
         self.value_head = nn.Linear(HIDDEN_UNITS, 1)
         if settings.initialization == "glorot":
@@ -75,14 +77,19 @@ class PolicyNetwork(nn.Module):
         x = observations.permute(0, 3, 1, 2)
         exact = self.policy_head.weight.dtype
         x = x.to(torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else exact)
-        x = x.mul_(1.0 / self.settings.observation_scale)
-        x = self.stages(x)
-        if self.settings.relu_before_linear:
-            x = F.relu(x)
-        x = F.relu(self.hidden(x.flatten(1)))
+        x = self.features(x.mul_(1.0 / self.settings.observation_scale))
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(exact)
             return self.policy_head(x), self.value_head(x).squeeze(1)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Scaled frames `[N, 3, 64, 64]` to the activations of the 256-unit layer `[N, 256]`."""
+        x = self.stages(x)
+        if self.settings.encoder == "impoola":
+            x = F.relu(x).mean(dim=(2, 3))
+        elif self.settings.relu_before_linear:
+            x = F.relu(x)
+        return F.relu(self.hidden(x.flatten(1)))
 
     def weights(self) -> Weights:
         """A copy of every parameter as float32 numpy arrays, by name."""

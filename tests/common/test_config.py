@@ -54,6 +54,8 @@ PRESET_TABLE = {
     "relu_before_linear": (False, True, True),
     "orthogonal_heads": (False, True, True),
     "initialization": ("torch", "glorot", "glorot"),
+    "encoder": ("impala", "impala", "impala"),
+    "width": (1, 1, 1),
 }
 BATCH_SIZES = {"lab": 16_384, "easy": 16_384, "hard": 65_536}
 

@@ -1,5 +1,7 @@
 """The network against literal numbers and a numpy twin; sampling against probabilities."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -55,44 +57,57 @@ def slow_max_pool(x):
     return out
 
 
-def slow_forward(weights, frame, scale, relu_before_linear):
-    """Logits and value of one uint8 frame, in float64, as the presets describe the network."""
+def slow_forward(weights, frame, settings):
+    """Logits and value of one uint8 frame, in float64, as the settings describe the network."""
     w = {name: array.astype(np.float64) for name, array in weights.items()}
 
     def conv(name, x):
         return slow_conv(x, w[f"{name}.weight"], w[f"{name}.bias"])
 
-    x = frame.astype(np.float64).transpose(2, 0, 1) / scale
+    x = frame.astype(np.float64).transpose(2, 0, 1) / settings.observation_scale
     for stage in range(3):
         x = slow_max_pool(conv(f"stages.{stage}.conv", x))
         for block in ("block1", "block2"):
             y = conv(f"stages.{stage}.{block}.conv1", relu(x))
             x = x + conv(f"stages.{stage}.{block}.conv2", relu(y))
-    if relu_before_linear:
+    if settings.encoder == "impoola":
+        x = np.array([relu(channel).sum() / 64 for channel in x])  # 8 x 8 pixels
+    elif settings.relu_before_linear:
         x = relu(x)
     hidden = relu(w["hidden.weight"] @ x.reshape(-1) + w["hidden.bias"])
     logits = w["policy_head.weight"] @ hidden + w["policy_head.bias"]
     return logits, (w["value_head.weight"] @ hidden + w["value_head.bias"])[0]
 
 
-def test_network_has_626256_parameters():
+@pytest.mark.parametrize(
+    ("encoder", "width", "expected"),
+    [("impala", 1, 626_256), ("impala", 2, 1_441_680), ("impoola", 1, 110_160), ("impoola", 2, 409_488)],
+)
+def test_number_of_parameters(encoder, width, expected):
     def conv(inputs, outputs):
         return inputs * outputs * 3 * 3 + outputs
 
     def linear(inputs, outputs):
         return inputs * outputs + outputs
 
-    stage1 = conv(3, 16) + 4 * conv(16, 16)  # 448 + 4 x 2,320 = 9,728
-    stage2 = conv(16, 32) + 4 * conv(32, 32)  # 4,640 + 4 x 9,248 = 41,632
-    stage3 = conv(32, 32) + 4 * conv(32, 32)  # 5 x 9,248 = 46,240
-    hidden = linear(8 * 8 * 32, 256)  # 64 pixels halve three times to 8: 2,048 x 256 + 256 = 524,544
+    a, b = 16 * width, 32 * width
+    stage1 = conv(3, a) + 4 * conv(a, a)  # width 1: 448 + 4 x 2,320 = 9,728
+    stage2 = conv(a, b) + 4 * conv(b, b)  # 4,640 + 4 x 9,248 = 41,632
+    stage3 = conv(b, b) + 4 * conv(b, b)  # 5 x 9,248 = 46,240
+    pixels = {"impala": 8 * 8, "impoola": 1}[encoder]  # 64 pixels halve three times to 8
+    hidden = linear(pixels * b, 256)  # impala, width 1: 2,048 x 256 + 256 = 524,544
     heads = linear(256, 15) + linear(256, 1)  # 3,855 + 257
-    assert stage1 + stage2 + stage3 + hidden + heads == 626_256
-    assert sum(p.numel() for p in PolicyNetwork(LAB).parameters()) == 626_256
-    assert sum(p.numel() for p in PolicyNetwork(EASY).parameters()) == 626_256
+    assert stage1 + stage2 + stage3 + hidden + heads == expected
+    for settings in (LAB, EASY):
+        network = PolicyNetwork(replace(settings, encoder=encoder, width=width))
+        assert sum(p.numel() for p in network.parameters()) == expected
 
 
-@pytest.mark.parametrize("settings", [LAB, EASY], ids=["lab", "easy"])
+@pytest.mark.parametrize(
+    "settings",
+    [LAB, EASY, replace(EASY, encoder="impoola"), replace(LAB, encoder="impoola", width=2), replace(EASY, width=2)],
+    ids=["lab", "easy", "impoola", "lab-impoola-2", "easy-2"],
+)
 def test_output_equals_the_network_written_in_numpy(settings):
     network = random_network(settings)
     with torch.no_grad():  # larger than the initial ones, so that every relu and every bias matters
@@ -101,19 +116,15 @@ def test_output_equals_the_network_written_in_numpy(settings):
     frames = random_frames(2)
     with torch.no_grad():
         logits, values = network(frames)
-    outputs = [
-        slow_forward(network.weights(), f, settings.observation_scale, settings.relu_before_linear)
-        for f in frames.numpy()
-    ]
-    np.testing.assert_allclose(logits.numpy(), [logits for logits, _ in outputs], rtol=2e-4, atol=2e-4)
-    np.testing.assert_allclose(values.numpy(), [value for _, value in outputs], rtol=2e-4, atol=2e-4)
+    outputs = [slow_forward(network.weights(), f, settings) for f in frames.numpy()]
+    for one, others in ((logits, [logits for logits, _ in outputs]), (values, [value for _, value in outputs])):
+        scale = np.abs(others).max()
+        np.testing.assert_allclose(one.numpy(), others, rtol=2e-4, atol=2e-4 * max(1, scale))
 
 
 @pytest.mark.parametrize("changed", [{"observation_scale": 255}, {"relu_before_linear": True}])
 def test_each_setting_changes_the_output(changed):
-    other = NetworkSettings(
-        **{"observation_scale": 256, "relu_before_linear": False, "orthogonal_heads": False, **changed}
-    )
+    other = replace(LAB, **changed)
     frames = random_frames(1)
     with torch.no_grad():
         one, two = (random_network(settings)(frames)[0] for settings in (LAB, other))
