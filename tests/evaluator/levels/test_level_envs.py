@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common import procgen_env
-from common.config import resolve
+from common.config import Machine, resolve
 from common.games import GAMES, Game
 from common.procgen_env import envs_from_states, make_envs
 from evaluator.levels import level_envs
@@ -32,7 +32,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Counter:
 
 
 def test_audit_makes_each_level_once(made: Counter) -> None:
-    audit = Audit(resolve("easy", {"env_name": "jumper", "num_levels": 40}))
+    audit = Audit(resolve("easy", {"env_name": "jumper", "num_levels": 40}, Machine()))
     audit.check("test", range(10_000, 10_040))
     audit.check("validation", range(10_000, 10_040))
     assert made == {1: 80, 32: 1, 8: 1}

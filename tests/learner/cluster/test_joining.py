@@ -35,13 +35,13 @@ def test_node_gets_our_four_packages_without_compiled_files_while_joining() -> N
 @pytest.mark.parametrize("error", [RuntimeError("refused\nand more"), ValueError("refused"), OSError("refused")])
 def test_error_of_ray_while_joining_becomes_one_line(error: Exception) -> None:
     refused = pytest.raises(ClusterError, match=r"^no Ray cluster could be joined: refused$")
-    with refused, connection._ray_starting("no Ray cluster could be joined"):
+    with refused, connection._ray_starting("no Ray cluster could be joined", embedded=False):
         raise error
 
 
 def test_cluster_whose_object_store_is_too_small_is_left_again(monkeypatch: pytest.MonkeyPatch) -> None:
     left = []
-    monkeypatch.setattr(connection, "_wait_for_port", lambda target, timeout: None)
+    monkeypatch.setattr(connection, "_wait_for_port", lambda target, head, timeout: None)
     monkeypatch.setattr(connection.authentication, "requires_token", lambda target: False)
     monkeypatch.setattr(connection.authentication, "reload_mode", lambda: None)
     monkeypatch.setattr(connection, "set_ray_authentication", lambda mode: None)
