@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from common.config import ConfigError
-from common.output import harmless_output
+from common.output import harmless_output, make_console
 from common.process import prepare_process, restored_afterwards, set_file_modes
 from evaluator.levels.level_sets import draw_level_sets
 from learner.cluster import connection, nodes
@@ -49,7 +49,7 @@ def run_command(argv: list[str] | None, supervisor: Supervisor) -> int:
 
         return doctor.main(argv[1:])
     command_line = flags.parse(argv)
-    console = Console(highlight=False)
+    console = make_console()
     with RunLogging(console) as logs, ExitStack() as stack:
         try:
             prepared = prepare_run(command_line)

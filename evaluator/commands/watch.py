@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from common.config import Config
-from common.output import is_live_terminal
+from common.output import is_live_terminal, make_console
 from common.storage.jsonl import read_jsonl
 from evaluator.commands.files import open_run
 from evaluator.commands.watch_view import evaluation_line, evaluation_table, status
@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
     config = directory.read_config()
     run = WatchedRun(RowsFile(directory.metrics), RowsFile(directory.evaluations))
     looks = run.looks(options.interval, options.once)
-    console = Console(highlight=False)
+    console = make_console()
     if not is_live_terminal(console):
         _print_lines(run, config, looks)
     elif options.once:

@@ -4,8 +4,9 @@ import sys
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
+
+from common.output import make_console
 
 
 def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str] = ("split",)) -> Table:
@@ -20,7 +21,7 @@ def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequ
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str] = ("split",)) -> None:
     """Prints `make_table` between two empty lines."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console = make_console(width=None if sys.stdout.isatty() else 120)
     console.print()
     console.print(make_table(columns, rows, left))
     console.print()
