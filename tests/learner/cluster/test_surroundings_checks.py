@@ -41,7 +41,7 @@ def test_home_and_token_are_looked_at_without_creating_anything(tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("home", ["/dev/null", "/nonexistent", "relative"])
+@pytest.mark.parametrize("home", ["/dev/null", "/proc/missing", "relative"])
 def test_home_that_is_no_directory_is_a_warning(home, monkeypatch):
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
@@ -71,7 +71,7 @@ def test_directory_for_ray_is_not_created_and_its_space_is_checked(tmp_path, mon
     monkeypatch.setattr(surroundings_checks.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
     check = ray_directory_check()
     assert check.verdict == "warning" and "1 MiB free" in check.found and "RAY_TMPDIR" in check.remedy
-    monkeypatch.setenv("RAY_TMPDIR", "/nonexistent")
+    monkeypatch.setenv("RAY_TMPDIR", "/proc/missing")
     assert ray_directory_check().verdict == "fatal"
 
 
