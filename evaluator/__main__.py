@@ -1,6 +1,7 @@
 """`python -m evaluator COMMAND`: scores, compares and shows what runs have learned. Does not use Ray."""
 
 import importlib
+import os
 import sys
 from types import ModuleType
 from typing import NoReturn
@@ -29,6 +30,11 @@ def main(arguments: list[str] | None = None) -> int:
             _import_command(options.command).run(options)
     except UsageError as error:
         print_error(f"evaluator: {error}")
+        return USAGE_EXIT_CODE
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print_error(f"evaluator: {os.fspath(error.filename)}: {error.strerror}")
         return USAGE_EXIT_CODE
     except OutputError as error:
         if error.is_closed_pipe:

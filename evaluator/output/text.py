@@ -7,6 +7,17 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from common.output import make_console
+from common.storage.checkpoints import has_other_weights
+from common.storage.run_directory import RunDirectory
+
+
+def other_weights_warning(run: RunDirectory) -> str | None:
+    """One line about rows of evaluations.jsonl that are not about this run's checkpoints; None if there are none."""
+    rows = [row for row in run.read_evaluations() if has_other_weights(row, run.checkpoints)]
+    if not rows:
+        return None
+    versions = ", ".join(str(row["policy_version"]) for row in rows)
+    return f"{run.evaluations}: the checkpoints of rows with policy_version {versions} have other weights"
 
 
 def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str] = ("split",)) -> Table:
