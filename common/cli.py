@@ -1,13 +1,17 @@
 """What all command lines share: one-line errors with exit code 2, and argparse types for numbers."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from common.games import MAX_LEVEL_SEED
 
 USAGE_EXIT_CODE = 2
+# Inherited variables that can keep Python's libraries from being imported begin with these.
+_VARIABLES_OF_LIBRARIES = ("PYTHONPATH", "PYTHONHOME", "LD_", "TORCH_", "PYTORCH_", "OMP_", "KMP_", "MKL_")
 
 Number = TypeVar("Number", int, float)
 
@@ -16,12 +20,45 @@ class UsageError(ValueError):
     """The user asked for something that cannot be done; the message is one line for them to read."""
 
 
+def require_current_directory() -> None:
+    """Raises UsageError if the current directory was deleted; libraries then end the process without saying why."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError("the current directory does not exist any more: change to another one") from error
+
+
+def library_failure(error: Exception) -> str | None:
+    """One line for an import that failed: why, and the inherited variables that may be the cause.
+
+    None if neither a library is missing nor such a variable is set: then it is a bug, whose traceback is needed.
+    """
+    suspects = sorted(name for name in os.environ if name.startswith(_VARIABLES_OF_LIBRARIES))
+    if not suspects and not isinstance(error, ImportError):
+        return None
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    if suspects:
+        return f"libraries cannot be imported: {reason}; unset what you do not need of {', '.join(suspects)}"
+    return f"libraries cannot be imported: {reason}; install them (make setup, or pip install -c constraints.txt .)"
+
+
 class OneLineParser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are `PROG: message` on stderr, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message.removeprefix('argument ')}", file=sys.stderr)
         sys.exit(USAGE_EXIT_CODE)
+
+
+def directory(text: str) -> Path:
+    """An argparse type for the path of a run. Ray and TensorBoard accept only what can be written in UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(
+            f"expected a path in UTF-8, got {text!r}: rename it, or unset PYTHONUTF8 and LC_ALL if it is one"
+        ) from error
+    return Path(text)
 
 
 def number_type(

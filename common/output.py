@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 PATIENCE_SECONDS = 0.2
 # A pipe that is ready takes this many bytes without blocking (POSIX).
 _CHUNK_BYTES = 512
+# Nobody reads on a terminal that is smaller.
+_MIN_COLUMNS, _MIN_LINES = 20, 5
 
 
 class OutputError(Exception):
@@ -155,6 +157,19 @@ def print_error(line: str) -> None:
     """Prints a line on standard error if that can be written."""
     with contextlib.suppress(OSError, ValueError):
         print(line, file=sys.stderr)
+
+
+def make_console(width: int | None = None) -> "Console":
+    """A console of rich as wide as the terminal, or `width`; 80 x 25 where COLUMNS, LINES or the terminal say nonsense.
+
+    With COLUMNS=0, which some programs leave in the environment, rich prints nothing at all.
+    """
+    from rich.console import Console
+
+    console = Console(highlight=False, width=width)
+    if console.width < _MIN_COLUMNS or console.height < _MIN_LINES:
+        console = Console(highlight=False, width=width or 80, height=25)
+    return console
 
 
 def is_live_terminal(console: "Console") -> bool:

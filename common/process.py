@@ -8,6 +8,7 @@ explicitly), CUDA_VISIBLE_DEVICES (obeyed), PYTHONHASHSEED (nothing depends on t
 
 import contextlib
 import ctypes
+import logging
 import os
 import threading
 import time
@@ -115,8 +116,12 @@ def use_token_file(path: str) -> None:
 
 
 def prepare_matplotlib() -> None:
-    """Makes drawing independent of the user's settings; call it before matplotlib is imported."""
+    """Makes drawing independent of the user's settings; call it before matplotlib is imported.
+
+    Without a home directory matplotlib works, with a temporary cache, and would say so in two warnings.
+    """
     _replace(MATPLOTLIB_VARIABLES)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 def prepare_ray_environment(embedded: bool = False) -> None:

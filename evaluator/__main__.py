@@ -1,10 +1,12 @@
 """`python -m evaluator COMMAND`: scores, compares and shows what runs have learned. Does not use Ray."""
 
 import importlib
+import os
 import sys
+from types import ModuleType
 from typing import NoReturn
 
-from common.cli import USAGE_EXIT_CODE, UsageError
+from common.cli import USAGE_EXIT_CODE, UsageError, library_failure, require_current_directory
 from common.output import OutputError, checked_output, print_error, run_as_process
 from common.process import prepare_matplotlib
 from evaluator.commands.parser import parse
@@ -20,13 +22,19 @@ def main(arguments: list[str] | None = None) -> int:
     0, 1 if standard output could not be written, 2 for wrong usage, 130 for Ctrl-C, 141 if its reader closed the pipe.
     """
     try:
+        require_current_directory()
         with checked_output():
             options = parse(sys.argv[1:] if arguments is None else arguments)
             prepare_matplotlib()
             # Only the chosen command's module: importing torch takes seconds, which --help need not wait for.
-            importlib.import_module(f"evaluator.commands.{options.command}").run(options)
+            _import_command(options.command).run(options)
     except UsageError as error:
         print_error(f"evaluator: {error}")
+        return USAGE_EXIT_CODE
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print_error(f"evaluator: {os.fspath(error.filename)}: {error.strerror}")
         return USAGE_EXIT_CODE
     except OutputError as error:
         if error.is_closed_pipe:
@@ -37,6 +45,16 @@ def main(arguments: list[str] | None = None) -> int:
         print_error("evaluator: interrupted")
         return INTERRUPTED_EXIT_CODE
     return 0
+
+
+def _import_command(name: str) -> ModuleType:
+    """The command's module; UsageError if its libraries cannot be imported."""
+    try:
+        return importlib.import_module(f"evaluator.commands.{name}")
+    except Exception as error:  # libraries fail in many ways
+        if (reason := library_failure(error)) is None:
+            raise
+        raise UsageError(reason) from error
 
 
 def run() -> NoReturn:

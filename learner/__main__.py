@@ -1,9 +1,13 @@
 """`python -m learner`: main.py in a child of a small parent process. See supervision.py."""
 
+from collections.abc import Callable
 from typing import NoReturn
 
-from common.output import run_as_process
+from common.cli import USAGE_EXIT_CODE, UsageError, library_failure, require_current_directory
+from common.output import print_error, run_as_process
 from learner.supervision import Supervisor, fork_training
+
+INTERRUPTED_EXIT_CODE = 130
 
 
 def run() -> NoReturn:
@@ -14,11 +18,27 @@ def run() -> NoReturn:
 
 def _main(supervisor: Supervisor) -> int:
     try:
-        from learner.main import main  # after the fork: it imports torch
-
+        require_current_directory()
+        main = _import_main()
         return main(supervisor=supervisor)
+    except UsageError as error:
+        print_error(f"learner: {error}")
+        return USAGE_EXIT_CODE
+    except KeyboardInterrupt:  # before training handles signals: the imports take seconds
+        return INTERRUPTED_EXIT_CODE
     finally:
         supervisor.tell_exiting()
+
+
+def _import_main() -> Callable[..., int]:
+    """learner.main.main; UsageError if its libraries cannot be imported."""
+    try:
+        from learner.main import main  # after the fork: it imports torch
+    except Exception as error:  # libraries fail in many ways
+        if (reason := library_failure(error)) is None:
+            raise
+        raise UsageError(reason) from error
+    return main
 
 
 if __name__ == "__main__":

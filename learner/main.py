@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from common.config import ConfigError
-from common.output import harmless_output
+from common.output import harmless_output, make_console
 from common.process import prepare_process, restored_afterwards, set_file_modes
 from evaluator.levels.level_sets import draw_level_sets
 from learner.cluster import connection, nodes
@@ -49,12 +49,12 @@ def run_command(argv: list[str] | None, supervisor: Supervisor) -> int:
 
         return doctor.main(argv[1:])
     command_line = flags.parse(argv)
-    console = Console(highlight=False)
+    console = make_console()
     with RunLogging(console) as logs, ExitStack() as stack:
         try:
             prepared = prepare_run(command_line)
             stack.callback(prepared.close)
-            draw_level_sets(prepared.config)  # refuses levels that do not exist before anything starts
+            _check_levels(prepared)
             set_file_modes(prepared.config.group_readable)
             prepared.claim()
             supervisor.tell_run_directory(prepared.run.path)
@@ -64,6 +64,15 @@ def run_command(argv: list[str] | None, supervisor: Supervisor) -> int:
                 return train_on_cluster(prepared, command_line, stop, logs, console)
         except (ConfigError, ClusterError) as error:
             return fail(str(error), 2)
+
+
+def _check_levels(prepared: PreparedRun) -> None:
+    """Raises ConfigError if levels do not exist, or if the run's levels.json cannot be used, before anything starts."""
+    draw_level_sets(prepared.config)
+    if prepared.run.level_sets.exists():
+        from evaluator.levels.level_file import read_level_sets  # it imports Procgen, which a new run need not wait for
+
+        read_level_sets(prepared.run.level_sets, prepared.config)
 
 
 def train_on_cluster(

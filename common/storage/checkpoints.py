@@ -120,9 +120,12 @@ def load_checkpoint(path: Path, policy_only: bool = False) -> Checkpoint:
     """Reads and verifies one checkpoint directory.
 
     Raises:
-        CheckpointError: a file is missing, differs from the manifest in size or hash, or cannot be parsed.
+        CheckpointError: a file is missing, differs from the manifest in size or hash, or cannot be parsed, or the
+            directory has the name of another version.
     """
     manifest = _read_manifest(path / MANIFEST_FILE)
+    if path.name.isdigit() and int(path.name) != manifest["policy_version"]:
+        raise CheckpointError(f"{path} was renamed: it holds policy_version {manifest['policy_version']}")
     names = [POLICY_FILE] if policy_only else [POLICY_FILE, LEARNER_FILE]
     data = {name: _read_verified(path / name, manifest["files"][name]) for name in names}
     try:
@@ -138,6 +141,21 @@ def load_checkpoint(path: Path, policy_only: bool = False) -> Checkpoint:
         learner_state=None if policy_only else _parse(path / LEARNER_FILE, _load_learner_state, data[LEARNER_FILE]),
         policy_sha256=manifest["files"][POLICY_FILE]["sha256"],
     )
+
+
+def has_other_weights(row: Mapping[str, Any], directory: Path) -> bool:
+    """Whether a row of evaluations.jsonl is about other weights than its checkpoint below `directory` has.
+
+    Then the row or the checkpoint is another run's. False if there is no readable checkpoint.
+    """
+    version = row.get("policy_version")
+    if not isinstance(version, int):
+        return False
+    try:
+        manifest = _read_manifest(directory / checkpoint_name(version) / MANIFEST_FILE)
+    except CheckpointError:
+        return False
+    return bool(manifest["files"][POLICY_FILE]["sha256"] != row.get("policy_sha256"))
 
 
 def list_checkpoints(directory: Path) -> list[Path]:

@@ -54,6 +54,22 @@ class FileLock:
             self._descriptor = None
 
 
+def lock_holder(path: Path) -> str | None:
+    """The process that holds the lock, as `FileIsLocked` names it; None if nobody does. Changes and creates nothing."""
+    owner = _read_owner(path.with_name(path.name + ".owner"))
+    if owner is not None and not _is_gone(owner):
+        return _describe(owner)
+    try:
+        with open(path, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read(1000).decode(errors="replace").strip() or "another process"
+    except OSError:  # there is no lock file, or no flock
+        pass
+    return None
+
+
 def _flock(descriptor: int) -> bool:
     """Locks the file; False if the file system has no flock. BlockingIOError: another process holds it."""
     try:

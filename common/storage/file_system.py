@@ -43,8 +43,8 @@ class FileSystemFeatures:
 
 
 def existing_parent(path: Path) -> Path:
-    """`path` or its nearest parent that exists: where a directory would be created."""
-    return next(parent for parent in (path, *path.parents) if parent.exists())
+    """`path` or its nearest parent that exists: where a directory would be created. `path` is absolute."""
+    return next(parent for parent in (path, *path.parents) if os.path.lexists(parent))  # False if it cannot be asked
 
 
 def probe(directory: Path) -> FileSystemFeatures:

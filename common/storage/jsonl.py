@@ -21,13 +21,17 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
         file.write(line.encode())
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Every complete row; an empty list if there is no file."""
+def read_jsonl(path: Path, fields: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Every complete row; an empty list if there is no file.
+
+    `fields` are the types that entries of a row must have; rows without them were not written by us and are skipped.
+    """
     try:
         lines = path.read_text(errors="replace").splitlines()
     except FileNotFoundError:
         return []
-    return [row for row in map(_parse, lines) if row is not None]
+    rows = [row for row in map(_parse, lines) if row is not None]
+    return [row for row in rows if all(isinstance(row.get(name), kind) for name, kind in (fields or {}).items())]
 
 
 def set_aside_rows(path: Path, belongs: Callable[[dict[str, Any]], bool]) -> int:

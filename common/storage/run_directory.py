@@ -11,6 +11,17 @@ from typing import Any
 from common.config import BEFORE_SETTING, SETTINGS, Config, ConfigError
 from common.storage.atomic_files import replace, write_atomically
 from common.storage.file_system import existing_parent, probe, remove_quietly
+from common.storage.jsonl import read_jsonl
+
+_NUMBER = (int, float)
+# What every row of the logs has, with its type. Who edited a file must not break the commands that read it.
+_METRICS_FIELDS = {"policy_version": int, "frames": int, "time": _NUMBER, "fps": _NUMBER}
+_EVALUATION_FIELDS = {
+    **dict.fromkeys(("policy_version", "frames", "updates_behind", "skipped"), int),
+    **dict.fromkeys(("policy_sha256", "held_out_split"), str),
+    **dict.fromkeys(("train", "held_out", "scoreboard"), dict),
+    **dict.fromkeys(("generalization_gap", "seconds"), _NUMBER),
+}
 
 
 class RunDirectory:
@@ -166,6 +177,14 @@ class RunDirectory:
             raise ConfigError(f"{self.config} was written by another version of heldout (versions: {versions})")
         return versions
 
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl by policy_version; empty if there is no file."""
+        return sorted(read_jsonl(self.metrics, _METRICS_FIELDS), key=_version)
+
+    def read_evaluations(self) -> list[dict[str, Any]]:
+        """The rows of evaluations.jsonl by policy_version; empty if there is no file."""
+        return sorted(read_jsonl(self.evaluations, _EVALUATION_FIELDS), key=_version)
+
     def _read(self, part: str) -> Any:
         try:
             return json.loads(self.config.read_bytes())[part]
@@ -175,6 +194,11 @@ class RunDirectory:
             raise ConfigError(f"{self.config} cannot be read: it has no {part}") from error
         except (OSError, ValueError) as error:
             raise ConfigError(f"{self.config} cannot be read: {error}") from error
+
+
+def _version(row: Mapping[str, Any]) -> int:
+    version: int = row["policy_version"]
+    return version
 
 
 def claim_directory(path: Path) -> Path:

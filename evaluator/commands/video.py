@@ -7,7 +7,6 @@ from typing import Any
 from common.cli import UsageError
 from common.process import prepare_process
 from common.storage.checkpoints import Checkpoint
-from common.storage.jsonl import read_jsonl
 from evaluator.commands.files import open_checkpoint, require_new_file, run_of, write_new_file
 from evaluator.output.scoreboard import LEVEL_CHOICES, LevelHistory
 from evaluator.output.video import encode_gif, record_episode
@@ -48,7 +47,7 @@ def _scored_level(checkpoint: Checkpoint, options: argparse.Namespace) -> int:
     version = checkpoint.policy_version
     history = LevelHistory()
     if (run := run_of(checkpoint)) is not None:
-        history = LevelHistory.read(run.levels, {row["policy_version"] for row in read_jsonl(run.evaluations)})
+        history = LevelHistory.read(run.levels, {row["policy_version"] for row in run.read_evaluations()})
     if not history.at(split, version):
         raise UsageError(f"{checkpoint.path} has no scores on {split} levels; name a level with --level")
     level = LEVEL_CHOICES[options.which or "worst"](history, version, split)

@@ -5,20 +5,20 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from common.config import Config
-from common.output import is_live_terminal
-from common.storage.jsonl import read_jsonl
+from common.output import is_live_terminal, make_console
 from evaluator.commands.files import open_run
 from evaluator.commands.watch_view import evaluation_line, evaluation_table, status
+from evaluator.output.text import other_weights_warning
 from evaluator.scores.ranking import best_row
 
 _TERMINATED_EXIT_CODE = 143
@@ -28,9 +28,13 @@ def run(options: argparse.Namespace) -> None:
     """Shows the run until KeyboardInterrupt, or once; UsageError if there is no run."""
     directory = open_run(options.path)
     config = directory.read_config()
-    run = WatchedRun(RowsFile(directory.metrics), RowsFile(directory.evaluations))
+    if warning := other_weights_warning(directory):
+        print(f"evaluator: {warning}", file=sys.stderr)
+    run = WatchedRun(
+        RowsFile(directory.metrics, directory.read_metrics), RowsFile(directory.evaluations, directory.read_evaluations)
+    )
     looks = run.looks(options.interval, options.once)
-    console = Console(highlight=False)
+    console = make_console()
     if not is_live_terminal(console):
         _print_lines(run, config, looks)
     elif options.once:
@@ -49,6 +53,7 @@ class RowsFile:
     """The rows of a growing JSON-lines file, by policy_version. `refresh` reads it only if it has changed."""
 
     path: Path
+    read: Callable[[], list[dict[str, Any]]]
     rows: list[dict[str, Any]] = field(default_factory=list)
     _stamp: tuple[int, int, int] | None = None
 
@@ -62,7 +67,7 @@ class RowsFile:
         if stamp == self._stamp:
             return False
         self._stamp = stamp  # taken before reading: rows appended in between are read again, not missed
-        self.rows = sorted(read_jsonl(self.path), key=lambda row: row["policy_version"])
+        self.rows = self.read()
         return True
 
 

@@ -1,7 +1,9 @@
 """levels.json: the level sets of a run, drawn and audited once, then read by everything that scores the run."""
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ def audited_level_sets(config: Config) -> tuple[LevelSets, dict[str, Any]]:
     """
     audit = Audit(config)
     sets, removals = draw_level_sets(config, audit.check)
-    return sets, {
+    contents: dict[str, Any] = {
         "format": FORMAT,
         "settings": {name: getattr(config, name) for name in _SETTINGS},
         "procgen": procgen_build(),
@@ -41,6 +43,7 @@ def audited_level_sets(config: Config) -> tuple[LevelSets, dict[str, Any]]:
         },
         **{split: list(sets.of(split)) for split in SPLITS},
     }
+    return sets, {**contents, "sha256": _sha256(contents)}
 
 
 def stored_level_sets(run: RunDirectory, config: Config) -> LevelSets:
@@ -61,18 +64,26 @@ def read_level_sets(path: Path, config: Config) -> LevelSets:
     """The level sets stored in levels.json.
 
     Raises:
-        ConfigError: the file cannot be read or belongs to other settings than `config`.
+        ConfigError: the file cannot be read, was edited, or belongs to other settings than `config`.
     """
     try:
         contents = json.loads(path.read_bytes())
         sets = LevelSets(*(tuple(int(level) for level in contents[split]) for split in SPLITS))
         settings = dict(contents["settings"])
+        sha256 = contents.pop("sha256", None)  # files of earlier versions have none
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
+    if sha256 not in (None, _sha256(contents)):
+        raise ConfigError(f"{path} was edited: its sha256 does not match its contents; restore it or start a new run")
     differing = [name for name in _SETTINGS if settings.get(name) != getattr(config, name)]
     if differing:
         raise ConfigError(f"{path} belongs to other settings ({', '.join(differing)})")
     return sets
+
+
+def _sha256(contents: Mapping[str, Any]) -> str:
+    """The hash of everything in levels.json but the hash itself, as canonical JSON."""
+    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
 
 
 def describe_removal(removal: dict[str, Any]) -> str:

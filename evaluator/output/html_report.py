@@ -64,7 +64,7 @@ def render_report(run: RunDirectory) -> str:
     """
     config = run.read_config()
     versions = json.loads(run.config.read_bytes())["versions"]
-    rows = sorted(read_jsonl(run.evaluations), key=lambda row: row["policy_version"])
+    rows = run.read_evaluations()
     if not rows:
         raise UsageError(f"{run.path} has no evaluations yet")
     newest, best = rows[-1], best_row(rows)
@@ -85,7 +85,7 @@ def render_report(run: RunDirectory) -> str:
         newest=newest,
         best=best,
         shown=shown,
-        facts=_facts(config, versions, read_jsonl(run.metrics)),
+        facts=_facts(config, versions, run.read_metrics()),
         settings=Table(("setting", "value"), [(key, str(value)) for key, value in asdict(config).items()], ("value",)),
         versions=Table(("package", "version"), list(versions.items()), ("version",)),
         scores=_scores(shown),

@@ -8,6 +8,7 @@ levels.csv.abandoned, and the version can be scored again. Everything else is de
 import contextlib
 import csv
 import io
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import astuple, fields
@@ -16,19 +17,22 @@ from typing import Any, cast
 from common.cli import UsageError
 from common.config import Config
 from common.storage.atomic_files import write_atomically
-from common.storage.checkpoints import checkpoint_name
+from common.storage.checkpoints import checkpoint_name, has_other_weights
 from common.storage.file_lock import FileIsLocked, FileLock
-from common.storage.jsonl import append_jsonl, read_jsonl
+from common.storage.jsonl import append_jsonl, set_aside_rows
 from common.storage.run_directory import RunDirectory
 from common.storage.tensorboard import EventFile, shown_tags
 from evaluator.levels.level_sets import SPLITS, Split
 from evaluator.output.plot import levels_figure, png, scores_figure
 from evaluator.output.published import compare_with_published, training_return
 from evaluator.output.scoreboard import LEVEL_CHOICES, LevelHistory, scoreboard
+from evaluator.output.text import other_weights_warning
 from evaluator.output.video import Video, encode_gif
 from evaluator.scores.evaluation import Evaluation
 from evaluator.scores.ranking import best_row
 from evaluator.scores.statistics import LevelScore
+
+logger = logging.getLogger(__name__)
 
 CSV_COLUMNS = ("policy_version", *(field.name for field in fields(LevelScore)))
 _TENSORBOARD_NAMES = {
@@ -63,6 +67,7 @@ class ScoreFiles:
             raise RunIsBeingScored(f"another evaluator is scoring {run.path} ({error})") from error
         self._events = EventFile(run.tensorboard / "evaluator")
         try:
+            self._set_aside_rows_of_other_weights()
             self.reload()
         except BaseException:
             self.close()
@@ -70,7 +75,7 @@ class ScoreFiles:
 
     def reload(self) -> None:
         """Reads the files again and repairs what a failed write left behind."""
-        self.rows = sorted(read_jsonl(self.run.evaluations), key=_version)
+        self.rows = self.run.read_evaluations()
         self._set_aside_unscored_levels()
         self._history = LevelHistory.read(self.run.levels, set(map(_version, self.rows)))
         self._is_shown = False
@@ -153,6 +158,12 @@ class ScoreFiles:
         with open(self.run.levels, "a") as file:
             file.write(text.getvalue())
 
+    def _set_aside_rows_of_other_weights(self) -> None:
+        """A row or a checkpoint came from another run: these versions are scored again."""
+        if warning := other_weights_warning(self.run):
+            logger.warning("%s; they are set aside and scored again", warning)
+            set_aside_rows(self.run.evaluations, lambda row: not has_other_weights(row, self.run.checkpoints))
+
     def _set_aside_unscored_levels(self) -> None:
         """Moves rows of levels.csv whose version has no evaluation, and a torn last line, to levels.csv.abandoned."""
         if not self.run.levels.exists():
@@ -168,11 +179,11 @@ class ScoreFiles:
 
     def _link_best(self) -> None:
         """Points checkpoints/best to the best version whose checkpoint still exists."""
-        best = best_row(row for row in self.rows if (self.run.checkpoints / row["checkpoint"]).is_dir())
+        best = best_row(row for row in self.rows if (self.run.checkpoints / checkpoint_name(_version(row))).is_dir())
         if best is None:
             self.run.set_best_checkpoint(None)
         else:
-            self.run.set_best_checkpoint(best["checkpoint"])
+            self.run.set_best_checkpoint(checkpoint_name(_version(best)))
 
     def _repair_tensorboard(self) -> None:
         """Makes TensorBoard show the scores of every row once, and none of a version that was set aside."""

@@ -4,8 +4,20 @@ import sys
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
+
+from common.output import make_console
+from common.storage.checkpoints import has_other_weights
+from common.storage.run_directory import RunDirectory
+
+
+def other_weights_warning(run: RunDirectory) -> str | None:
+    """One line about rows of evaluations.jsonl that are not about this run's checkpoints; None if there are none."""
+    rows = [row for row in run.read_evaluations() if has_other_weights(row, run.checkpoints)]
+    if not rows:
+        return None
+    versions = ", ".join(str(row["policy_version"]) for row in rows)
+    return f"{run.evaluations}: the checkpoints of rows with policy_version {versions} have other weights"
 
 
 def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str] = ("split",)) -> Table:
@@ -20,7 +32,7 @@ def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequ
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str] = ("split",)) -> None:
     """Prints `make_table` between two empty lines."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console = make_console(width=None if sys.stdout.isatty() else 120)
     console.print()
     console.print(make_table(columns, rows, left))
     console.print()

@@ -23,7 +23,7 @@ HOW_TO_ENABLE = (
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """The token that Ray would send; `path` is None if it is in RAY_AUTH_TOKEN."""
+    """The token that Ray would send; `path` is None if it is in RAY_AUTH_TOKEN or there is no home directory."""
 
     location: str
     path: Path | None
@@ -35,9 +35,12 @@ def find_token() -> Token:
     if os.environ.get(TOKEN_VARIABLE):
         return Token(TOKEN_VARIABLE, None, True)
     named = os.environ.get(PATH_VARIABLE)
-    path = Path(named) if named else Path(os.path.expanduser("~")) / ".ray" / "auth_token"
+    home = os.path.expanduser("~")
+    if not named and not os.path.isabs(home):
+        return Token("~/.ray/auth_token (HOME is not set)", None, False)
+    path = Path(named) if named else Path(home) / ".ray" / "auth_token"
     try:
-        exists = path.stat().st_size > 0
+        exists = path.stat().st_size > 0 and os.access(path, os.R_OK)
     except OSError:
         exists = False
     return Token(f"{path} ({PATH_VARIABLE})" if named else str(path), path, exists)

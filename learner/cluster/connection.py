@@ -22,7 +22,8 @@ from common.process import prepare_ray_environment, set_ray_authentication, unex
 from common.versions import package_directories
 from learner.cluster import authentication
 from learner.cluster.embedded import start_embedded_ray
-from learner.cluster.machine_checks import mib, open_files_check, processes_check, shared_memory_check
+from learner.cluster.limit_checks import open_files_check, processes_check
+from learner.cluster.machine_checks import mib, shared_memory_check
 from learner.cluster.target import ClusterError, ClusterTarget
 
 # For weights, Ray's own objects and the allocator.

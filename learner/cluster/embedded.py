@@ -1,6 +1,7 @@
 """Starts an embedded local Ray that only this user can reach, from this host."""
 
 import contextlib
+import errno
 import logging
 import os
 import secrets
@@ -13,6 +14,7 @@ from ray._private import ray_constants
 
 from common.limits import available_cores
 from common.process import use_token_file
+from common.storage.file_system import remove_quietly
 from common.versions import package_directories
 from learner.cluster.authentication import find_token
 from learner.cluster.authentication_probe import PATH_VARIABLE
@@ -31,8 +33,7 @@ def start_embedded_ray(object_store_memory: int) -> None:
         Exception: any error of Ray's.
     """
     directory = directory_for_ray()
-    if not token_can_be_used():
-        use_token_file(str(private_token()))
+    provide_token()
     with only_loopback(), working_directory(package_directories()[0].parent), only_for_the_learner():
         ray.init(
             address="local",
@@ -47,15 +48,17 @@ def start_embedded_ray(object_store_memory: int) -> None:
         )
 
 
-def directory_for_ray() -> Path | None:
+def directory_for_ray(create: bool = True) -> Path | None:
     """Where an embedded Ray puts its sockets and files; None: where RAY_TMPDIR says, which Ray reads itself.
+
+    Without `create` it need not exist yet, but it could be created.
 
     Raises:
         ClusterError: the directory cannot be used.
     """
     named = os.environ.get("RAY_TMPDIR")
-    if named is None:
-        return private_directory()
+    if not named:
+        return private_directory(create=create)
     path = Path(named)
     if len(os.fsencode(path.absolute())) > MAX_DIRECTORY_LENGTH:
         raise ClusterError(f"RAY_TMPDIR={named} is too long for sockets: use at most {MAX_DIRECTORY_LENGTH} characters")
@@ -65,29 +68,62 @@ def directory_for_ray() -> Path | None:
 
 
 def token_can_be_used() -> bool:
-    """Whether Ray finds a token, or can create one in the home directory, as it does for an embedded Ray."""
+    """Whether there is a token, or one can be created in the home directory; creates nothing."""
     token = find_token()
-    if token.exists or token.path is None:
+    if token.exists or token.path is None or os.environ.get(PATH_VARIABLE):
         return token.exists
-    if os.environ.get(PATH_VARIABLE):  # Ray creates none where this says
-        return False
-    try:
-        token.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(token.path.parent, os.W_OK | os.X_OK)
+    directory = token.path.parent if token.path.parent.exists() else token.path.parent.parent
+    return directory.is_dir() and os.access(directory, os.W_OK | os.X_OK)
+
+
+def provide_token() -> None:
+    """Makes an embedded Ray use the user's token, which is created if there is none.
+
+    Without a home directory that can be written to, the token is private to embedded Rays. Ray is always told the path:
+    where HOME is not set its C++ code finds no home directory.
+
+    Raises:
+        ClusterError: there is no place for a token.
+    """
+    token = find_token()
+    if token.path is None and token.exists:  # in RAY_AUTH_TOKEN
+        return
+    path = token.path
+    if not token.exists:
+        try:
+            if path is None or os.environ.get(PATH_VARIABLE):  # nothing is created where the variable says
+                raise FileNotFoundError(token.location)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            _write_token(path)
+        except OSError:
+            path = private_token(Path(os.environ.get("RAY_TMPDIR") or "/tmp"))
+    use_token_file(str(path))
 
 
 def private_token(parent: Path = Path("/tmp")) -> Path:
-    """A file with a token for embedded Rays of a user without a usable home directory; it is created once."""
+    """A file with a token for embedded Rays of a user without a usable home directory; it is created once.
+
+    Raises:
+        ClusterError: it cannot be created.
+    """
     path = private_directory(parent) / "auth_token"
-    if path.exists() and path.stat().st_size:
-        return path
-    temporary = path.with_name(f"auth_token-{os.getpid()}")
-    temporary.write_text(secrets.token_hex(32))
-    temporary.chmod(0o600)
-    temporary.replace(path)
+    try:
+        if not path.exists() or not path.stat().st_size:
+            _write_token(path)
+    except OSError as error:
+        raise ClusterError(f"cannot create {path} for Ray's token: {error.strerror}") from error
     return path
+
+
+def _write_token(path: Path) -> None:
+    temporary = path.with_name(f"{path.name}-{os.getpid()}")
+    try:
+        temporary.touch(mode=0o600)
+        temporary.write_text(secrets.token_hex(32))
+        temporary.replace(path)
+    except OSError:
+        remove_quietly(temporary)
+        raise
 
 
 @contextlib.contextmanager
@@ -119,18 +155,23 @@ def only_loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-def private_directory(parent: Path = Path("/tmp")) -> Path:
+def private_directory(parent: Path = Path("/tmp"), create: bool = True) -> Path:
     """A directory that only this user can enter, for the sockets and files of an embedded Ray.
 
     Ray makes its own directories writable for everyone, and whoever replaces a socket there can talk to its workers.
-    The path is short because a socket's path may have at most 107 characters.
+    The path is short because a socket's path may have at most 107 characters. Without `create` it need not exist yet.
 
     Raises:
         ClusterError: the directory cannot be created, belongs to another user or can be entered by others.
     """
     path = parent / f"heldout-{os.getuid()}"
     try:
-        path.mkdir(mode=0o700, exist_ok=True)
+        if create:
+            path.mkdir(mode=0o700, exist_ok=True)
+        elif not os.path.lexists(path):
+            if not os.access(parent, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, f"{parent} is not a writable directory")
+            return path
         status = path.lstat()
     except OSError as error:
         raise ClusterError(

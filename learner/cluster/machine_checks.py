@@ -3,19 +3,19 @@
 No library is imported at the top of this file, so that a missing one becomes a finding.
 """
 
-import contextlib
+import logging
 import os
 import platform
-import resource
 import shutil
-import stat
-import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.limits import available_cores, available_memory, memory_limit, processes_left
+from common.limits import available_cores, available_memory, memory_limit
 from common.versions import LIBRARIES, PROCGEN_BUILDS, procgen_build, software
+
+logger = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
 SUPPORTED_PYTHONS = ("3.10", "3.11", "3.12", "3.13")
@@ -23,10 +23,6 @@ INSTALL = "pip install -c constraints.txt ."
 GIB = 2**30
 # Measured (docs/benchmarks.md): the learner with its batch and Ray's processes, and one actor.
 LEARNER_MEMORY, ACTOR_MEMORY = 2 * GIB, 0.75 * GIB
-# Measured with two actors: Ray's processes, learner and evaluator have 250 threads, and none has over 60 open files.
-RUN_THREADS, ACTOR_THREADS = 250, 30
-RAY_FILES, ACTOR_FILES = 64, 8
-RECOMMENDED_FILES = 8192
 
 Verdict = Literal["ok", "warning", "fatal"]
 
@@ -102,10 +98,11 @@ def memory_check(actors: int) -> Check:
     import psutil
 
     memory = psutil.virtual_memory()
-    cores = available_cores()
     available, total = available_memory(memory.available), memory_limit(memory.total)
-    needed = LEARNER_MEMORY + actors * ACTOR_MEMORY if actors else cores * ACTOR_MEMORY
-    found = f"{available / GIB:.1f} of {total / GIB:.1f} GiB free, {cores} cores"
+    needed = LEARNER_MEMORY + actors * ACTOR_MEMORY if actors else available_cores() * ACTOR_MEMORY
+    found = f"{available / GIB:.1f} of {total / GIB:.1f} GiB free"
+    if total < memory.total:
+        found += f" (limit of the cgroup; the machine has {memory.total / GIB:.1f} GiB)"
     if available < needed:
         return Check("memory", "warning", found, f"{needed / GIB:.1f} GiB are needed: free some or start fewer actors")
     return Check("memory", "ok", found)
@@ -119,6 +116,8 @@ def shared_memory_check(needed: int) -> Check:
     except OSError as error:
         found = f"cannot use {SHARED_MEMORY}: {error.strerror}"
         return Check(name, "fatal", found, f"mount a tmpfs on {SHARED_MEMORY}")
+    if not os.access(SHARED_MEMORY, os.W_OK | os.X_OK):
+        return Check(name, "fatal", f"{SHARED_MEMORY} is not writable", "mount it writable, with mode 1777")
     found = f"{SHARED_MEMORY} has {mib(free)} MiB free, the rollouts in flight need {mib(needed)} MiB"
     if free < needed:
         remedy = f"enlarge it (docker: --shm-size {mib(needed)}m) or lower --unroll-length or --envs-per-actor"
@@ -126,67 +125,28 @@ def shared_memory_check(needed: int) -> Check:
     return Check(name, "ok", found)
 
 
-def open_files_check(actors: int) -> Check:
-    """Whether Ray can open the files and sockets that `actors` actors need; it raises the soft limit by itself."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard == resource.RLIM_INFINITY:
-        return Check("open files", "ok", "no limit")
-    needed, remedy = RAY_FILES + actors * ACTOR_FILES, f"raise the hard limit to {RECOMMENDED_FILES} (ulimit -Hn)"
-    found = f"limit {hard}, a run needs about {needed}"
-    verdict: Verdict = "fatal" if hard < needed else "warning" if hard < min(RECOMMENDED_FILES, 4 * needed) else "ok"
-    return Check("open files", verdict, found, "" if verdict == "ok" else remedy)
-
-
-def processes_check(actors: int) -> Check:
-    """Whether this user may start the processes and threads of a run; a thread counts as a process."""
-    name, needed = "processes", RUN_THREADS + actors * ACTOR_THREADS
-    left = {"pids limit of the cgroup": processes_left(), "ulimit -u": _user_processes_left()}
-    limits = {source: number for source, number in left.items() if number is not None}
-    if not limits:
-        return Check(name, "ok", "no limit")
-    source = min(limits, key=limits.__getitem__)
-    found = f"{source} leaves {max(0, limits[source])} processes and threads, a run needs about {needed}"
-    if limits[source] < needed:
-        return Check(name, "fatal", found, "raise the limit (docker: --pids-limit), or use fewer --num-actors")
-    return Check(name, "ok", found)
-
-
-def _user_processes_left() -> int | None:
-    """Threads that `ulimit -u` lets this user start; None without a limit, and for root, who has none."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_NPROC)
-    if limit == resource.RLIM_INFINITY or os.getuid() == 0:
-        return None
-    import psutil
-
-    used = 0
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.uids().real == os.getuid():
-                used += process.num_threads()
-    return limit - used
-
-
 def machine_checks(actors: int) -> list[Check]:
     """Everything but shared memory; `actors` as in `memory_check`."""
-    return [python_check(), libraries_check(), torch_check(), procgen_check(), memory_check(actors)]
+    return run_checks(
+        {
+            "Python": python_check,
+            "libraries": libraries_check,
+            "torch": torch_check,
+            "Procgen": procgen_check,
+            "memory": lambda: memory_check(actors),
+        }
+    )
 
 
-def streams_check() -> Check:
-    """Whether what a run prints can be seen; the streams are the doctor's own, which a run would have too."""
-    name, lost = "output", []
-    for stream, label in ((sys.__stdout__, "standard output"), (sys.__stderr__, "standard error")):
+def run_checks(checks: Mapping[str, Callable[[], Check]]) -> list[Check]:
+    """The results; a check that fails itself is one, by its name, because surroundings can be broken in any way."""
+    results = []
+    for name, check in checks.items():
         try:
-            if stream is None:
-                lost.append(f"{label} is closed")
-                continue
-            descriptor = stream.fileno()
-            is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
-            if is_file and not os.fstatvfs(descriptor).f_bavail:
-                lost.append(f"{label} is a file on a full disk")
-        except (OSError, ValueError):
-            lost.append(f"{label} cannot be used")
-    if lost:
-        return Check(name, "warning", ", ".join(lost), "redirect it to a file with space; training goes on without it")
-    terminal = os.environ.get("TERM", "unknown")
-    is_terminal = sys.__stdout__ is not None and sys.__stdout__.isatty()
-    return Check(name, "ok", f"terminal, TERM={terminal}" if is_terminal else "no terminal: a plain line per update")
+            results.append(check())
+        except Exception as error:
+            logger.info("the check of %s failed", name, exc_info=True)  # not on the terminal
+            results.append(
+                Check(name, "fatal", f"cannot be checked: {type(error).__name__}: {error}", "please report it")
+            )
+    return results

@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from common.cli import OneLineParser, number, parse_whole_number, whole_number
+from common.cli import OneLineParser, directory, number, parse_whole_number, whole_number
 from common.config import DEFAULTS, PRESETS, SETTINGS, choices_of, flag
 
 
@@ -47,10 +47,12 @@ def _parser() -> argparse.ArgumentParser:
         "--help). Without a command: train.",
     )
     where = parser.add_argument_group("where")
-    where.add_argument("--run-dir", type=Path, metavar="DIR", help="directory of a new run (runs/GAME-PRESET-TIME)")
+    where.add_argument(
+        "--run-dir", type=directory, metavar="DIR", help="directory of a new run (runs/GAME-PRESET-TIME)"
+    )
     where.add_argument(
         "--resume",
-        type=Path,
+        type=directory,
         metavar="{DIR,auto}",
         help="continue this run from its newest complete checkpoint; auto: continue the run in --run-dir, or start it",
     )

@@ -178,7 +178,7 @@ def _prepare_auto(command_line: CommandLine) -> PreparedRun:
     if not run.config.exists():
         run.require_unused()
         return _prepare_new(command_line, run)
-    if _restorable(run):
+    if restorable(run):
         return _prepare_resumed(command_line, command_line.run_dir)
     return _prepare_new(command_line, run, lock_for_learner(run))
 
@@ -217,7 +217,7 @@ def lock_for_learner(run: RunDirectory) -> FileLock:
         raise ConfigError(f"run directory {run.path} is not writable: {error.strerror}") from error
 
 
-def _restorable(run: RunDirectory) -> list[Path]:
+def restorable(run: RunDirectory) -> list[Path]:
     """Checkpoints and resume points, complete or damaged, the newest first; of one version the checkpoint first."""
     paths = [*list_checkpoints(run.checkpoints), *list_checkpoints(run.resume_points)]
     return sorted(paths, key=lambda path: int(path.name), reverse=True)  # stable
@@ -225,7 +225,7 @@ def _restorable(run: RunDirectory) -> list[Path]:
 
 def _newest_complete_checkpoint(run: RunDirectory) -> Checkpoint:
     damaged: list[str] = []
-    checkpoint = load_first_complete(_restorable(run), damaged.append)
+    checkpoint = load_first_complete(restorable(run), damaged.append)
     for line in damaged:
         print(f"learner: {line}", file=sys.stderr)
     if checkpoint is None:

@@ -1,4 +1,8 @@
 import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +12,11 @@ from common.cli import (
     OneLineParser,
     UsageError,
     at_least_one,
+    directory,
     level_seed,
+    library_failure,
     number,
+    require_current_directory,
     seconds,
     whole_number,
 )
@@ -70,3 +77,51 @@ def test_parser_reports_an_error_in_one_line_with_exit_code_2(capsys: pytest.Cap
 
 def test_config_error_is_a_usage_error() -> None:
     assert issubclass(ConfigError, UsageError)
+
+
+def test_path_that_cannot_be_written_in_utf8_is_refused() -> None:
+    assert directory("läuf 'a'\n%s") == Path("läuf 'a'\n%s")
+    with pytest.raises(argparse.ArgumentTypeError, match=r"expected a path in UTF-8, got 'l\\udce4uf'"):
+        directory(b"l\xe4uf".decode("utf-8", "surrogateescape"))
+
+
+def test_deleted_current_directory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone() -> str:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    require_current_directory()
+    monkeypatch.setattr(os, "getcwd", gone)
+    with pytest.raises(UsageError, match="current directory does not exist any more"):
+        require_current_directory()
+
+
+@pytest.mark.parametrize(
+    ("error", "variable", "line"),
+    [
+        (ImportError("No module named 'ray'"), None, "install them"),
+        (ImportError("No module named 'ray'"), "PYTHONPATH", "unset what you do not need of PYTHONPATH"),
+        (ValueError("\nInvalid log settings\nand more"), "TORCH_LOGS", "Invalid log settings; unset what you do not"),
+        (ValueError("a bug"), None, None),
+    ],
+)
+def test_failed_import_names_the_reason_and_suspicious_variables(
+    error: Exception, variable: str | None, line: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {} if variable is None else {variable: "x"})
+    failure = library_failure(error)
+    assert failure is None if line is None else line in str(failure) and "\n" not in str(failure)
+
+
+@pytest.mark.parametrize("program", ["learner", "evaluator"])
+def test_program_whose_libraries_cannot_be_imported_says_so_in_one_line(program: str, tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise RuntimeError('not the real torch')\n")
+    result = subprocess.run(
+        [sys.executable, "-m", program, *(["doctor"] if program == "learner" else ["score", "."])],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == USAGE_EXIT_CODE and len(result.stderr.splitlines()) == 1, result.stderr
+    assert "not the real torch" in result.stderr and "PYTHONPATH" in result.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common.output import GuardedStream, OutputError, checked_output, harmless_output
+from common.output import GuardedStream, OutputError, checked_output, harmless_output, make_console
 
 PROJECT = Path(__file__).parents[2]
 PROGRAM = """
@@ -101,3 +101,11 @@ def test_a_stream_that_was_closed_is_an_output_error(monkeypatch):
     monkeypatch.setattr(sys, "stdout", out)
     with pytest.raises(OutputError, match="closed file"), checked_output():
         print("a line")
+
+
+@pytest.mark.parametrize("variables", [{"COLUMNS": "0"}, {"COLUMNS": "1", "LINES": "0"}, {"COLUMNS": "garbage"}])
+def test_size_of_the_terminal_that_makes_no_sense_hides_no_line(variables, monkeypatch, capsys):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    make_console().print("a line of text")
+    assert capsys.readouterr().out == "a line of text\n"

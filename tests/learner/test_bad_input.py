@@ -216,3 +216,9 @@ def test_config_edited_by_hand_is_refused_with_file_setting_and_both_values(stor
     stored["settings"]["learning_rate"] = 0.0005
     stored_run.config.write_text(json.dumps(stored))
     prepare_run(flags.parse(["--resume", str(stored_run.path)])).close()
+
+
+def test_edited_levels_of_a_resumed_run_are_refused_before_anything_starts(stored_run, refused):
+    edited = {"settings": {}, "train": [0], "validation": [1], "test": [2], "sha256": "of other contents"}
+    stored_run.level_sets.write_text(json.dumps(edited))
+    assert f"{stored_run.level_sets} was edited" in refused("--resume", stored_run.path)

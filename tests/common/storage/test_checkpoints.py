@@ -15,6 +15,7 @@ import torch
 from common.config import resolve
 from common.storage.checkpoints import (
     CheckpointError,
+    has_other_weights,
     list_checkpoints,
     load_checkpoint,
     load_newest_complete,
@@ -317,3 +318,19 @@ def test_additional_files_are_stored_and_listed_in_the_manifest(tmp_path):
     assert (path / "batch.bin").read_bytes() == b"bytes"
     manifest = json.loads((path / "manifest.json").read_text())
     assert manifest["files"]["batch.bin"] == {"size": 5, "sha256": hashlib.sha256(b"bytes").hexdigest()}
+
+
+def test_renamed_checkpoint_is_refused_and_a_copy_elsewhere_loaded(tmp_path):
+    save(tmp_path, 2).rename(tmp_path / "00000004")
+    with pytest.raises(CheckpointError, match="00000004 was renamed: it holds policy_version 2"):
+        load_checkpoint(tmp_path / "00000004")
+    (tmp_path / "00000004").rename(tmp_path / "copy")
+    assert load_checkpoint(tmp_path / "copy").policy_version == 2
+
+
+def test_row_about_other_weights_is_found(tmp_path):
+    ours = {"policy_version": 2, "policy_sha256": load_checkpoint(save(tmp_path, 2)).policy_sha256}
+    assert not has_other_weights(ours, tmp_path)
+    assert has_other_weights(ours | {"policy_sha256": "ab"}, tmp_path)
+    for row in ({"policy_version": 3, "policy_sha256": "ab"}, {"policy_version": "x"}, {}):  # nothing to compare with
+        assert not has_other_weights(row, tmp_path)

@@ -115,3 +115,15 @@ def test_request_of_another_version_is_refused_and_named(run, config, requested)
 def test_stored_setting_of_another_type_is_refused(config, name, value):
     with pytest.raises(ConfigError):
         config_from_dict({**dataclasses.asdict(config), name: value}, "somewhere")
+
+
+def test_rows_that_no_evaluator_wrote_are_passed_over(tmp_path):
+    run = RunDirectory(tmp_path)
+    for text in ('{"policy_version": "x"}', '{"frames": 3}', "[1]", "7", '{"policy_version": 1, "frames": null}'):
+        for path in (run.evaluations, run.metrics):
+            path.write_text(text + "\n")
+        assert run.read_evaluations() == run.read_metrics() == []
+    run.metrics.write_text(
+        "".join(json.dumps({"policy_version": n, "frames": n, "time": 1.5, "fps": 1}) + "\n" for n in (2, 1))
+    )
+    assert [row["policy_version"] for row in run.read_metrics()] == [1, 2]

@@ -136,8 +136,9 @@ def test_plain_line_has_every_fact() -> None:
 def test_rows_file_is_read_only_after_a_change_without_torn_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "rows.jsonl"
-    rows = watch.RowsFile(path)
+    run = RunDirectory(tmp_path)
+    path = run.evaluations
+    rows = watch.RowsFile(path, run.read_evaluations)
     assert not rows.refresh() and rows.rows == []
     for version in (10, 0):
         append_jsonl(path, row(version))
@@ -146,7 +147,7 @@ def test_rows_file_is_read_only_after_a_change_without_torn_lines(
     assert rows.refresh()
     assert [entry["policy_version"] for entry in rows.rows] == [0, 10]
     with monkeypatch.context() as patch:
-        patch.setattr("evaluator.commands.watch.read_jsonl", lambda path: pytest.fail("read without need"))
+        patch.setattr(rows, "read", lambda: pytest.fail("read without need"))
         assert not rows.refresh()
     append_jsonl(path, row(20))
     assert rows.refresh() and len(rows.rows) == 3
@@ -155,7 +156,9 @@ def test_rows_file_is_read_only_after_a_change_without_torn_lines(
 
 
 def test_age_uses_this_machines_clock_after_an_update_was_seen_to_arrive(run: RunDirectory) -> None:
-    watched = watch.WatchedRun(watch.RowsFile(run.metrics), watch.RowsFile(run.evaluations))
+    watched = watch.WatchedRun(
+        watch.RowsFile(run.metrics, run.read_metrics), watch.RowsFile(run.evaluations, run.read_evaluations)
+    )
     now = time.time()
     assert watched.age(now) is None
     append_jsonl(run.metrics, metrics(1, now - 30))
@@ -167,7 +170,9 @@ def test_age_uses_this_machines_clock_after_an_update_was_seen_to_arrive(run: Ru
 
 
 def test_age_uses_this_machines_clock_for_the_first_update_too(run: RunDirectory) -> None:
-    watched = watch.WatchedRun(watch.RowsFile(run.metrics), watch.RowsFile(run.evaluations))
+    watched = watch.WatchedRun(
+        watch.RowsFile(run.metrics, run.read_metrics), watch.RowsFile(run.evaluations, run.read_evaluations)
+    )
     watched.refresh()
     append_jsonl(run.metrics, metrics(1, time.time() - 7200))
     watched.refresh()

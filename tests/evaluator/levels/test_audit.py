@@ -103,9 +103,20 @@ def test_levels_json_is_written_once(tmp_path: Path) -> None:
     first = stored_level_sets(run, config)
     contents = json.loads(run.level_sets.read_text())
     contents["test"] = [77, 78, 79]
+    del contents["sha256"]
     run.level_sets.write_text(json.dumps(contents))
     assert stored_level_sets(run, config).test == (77, 78, 79) != first.test
     assert [path.name for path in tmp_path.iterdir()] == ["levels.json"]
+
+
+def test_edited_levels_are_refused(tmp_path: Path) -> None:
+    run, config = RunDirectory(tmp_path), easy("leaper", num_levels=2)
+    stored_level_sets(run, config)
+    contents = json.loads(run.level_sets.read_text())
+    contents["validation"][0] = 0  # a training level
+    run.level_sets.write_text(json.dumps(contents))
+    with pytest.raises(ConfigError, match=r"levels\.json was edited"):
+        stored_level_sets(run, config)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"train": [1], "validation": 3}'])

@@ -4,6 +4,8 @@ import errno
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 
 from common.config import Config, resolve
 from common.storage.checkpoints import Checkpoint
-from common.storage.jsonl import append_jsonl, set_aside_rows
+from common.storage.jsonl import append_jsonl, read_jsonl, set_aside_rows
 from common.storage.run_directory import RunDirectory
 from common.storage.tensorboard import EventFile, shown_tags
 from evaluator.levels.level_sets import Split
@@ -261,3 +263,22 @@ def test_best_is_a_text_file_without_symbolic_links(
         files.add(dataclasses.replace(scored, checkpoint=checkpoint), **CIRCUMSTANCES)
     files.close()
     assert run.best_checkpoint() == "00000002" and not run.best.is_symlink()
+
+
+def test_row_of_another_run_is_named_set_aside_and_its_version_scored_again(
+    written: RunDirectory,
+    config: Config,
+    save: Callable[[Path, int], Path],
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(written.path, run.path)
+    path = save(run.checkpoints, 6)
+    foreign = rows(run)[1] | {"policy_sha256": "ab"}
+    run.evaluations.write_text(json.dumps(rows(run)[0]) + "\n" + json.dumps(foreign) + "\n" + '{"frames": "many"}\n')
+    files = ScoreFiles(run, config)
+    assert [row["policy_version"] for row in files.rows] == [5] and path.is_dir()
+    files.close()
+    assert "rows with policy_version 6 have other weights; they are set aside" in caplog.text
+    assert read_jsonl(run.evaluations.with_name("evaluations.jsonl.abandoned")) == [foreign]

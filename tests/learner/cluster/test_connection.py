@@ -78,6 +78,6 @@ def test_ray_that_does_not_start_names_the_variables_it_inherited(error, monkeyp
 
 
 def test_too_few_processes_are_refused_before_ray_starts(monkeypatch) -> None:
-    monkeypatch.setattr("learner.cluster.machine_checks.processes_left", lambda: 10)
+    monkeypatch.setattr("learner.cluster.limit_checks.processes_left", lambda: 10)
     with pytest.raises(ClusterError, match=r"^processes: .* leaves 10 processes and threads"):
         connect(None, resolve("lab", {"num_actors": 1}))

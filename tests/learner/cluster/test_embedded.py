@@ -12,6 +12,7 @@ from learner.cluster.embedded import (
     only_loopback,
     private_directory,
     private_token,
+    provide_token,
     token_can_be_used,
 )
 from learner.cluster.target import ClusterError
@@ -86,3 +87,48 @@ def test_private_token_is_created_once_for_its_user_alone(tmp_path: Path) -> Non
     assert len(content) == 64 and path.stat().st_mode & 0o777 == 0o600
     assert private_token(tmp_path).read_text() == content
     assert [file.name for file in path.parent.iterdir()] == ["auth_token"]
+
+
+def told_path(home: str, token_path: str | None, tmp_path: Path, monkeypatch) -> Path:
+    """The path that Ray is told after `provide_token`."""
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "ray"))
+    (tmp_path / "ray").mkdir()
+    if token_path is None:
+        monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    else:
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", token_path)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", os.environ.get("RAY_AUTH_TOKEN_PATH", ""))  # restored afterwards
+    provide_token()
+    return Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+
+
+def test_token_is_created_in_the_home_directory_for_its_user_alone(tmp_path: Path, monkeypatch) -> None:
+    path = told_path(str(tmp_path), None, tmp_path, monkeypatch)
+    assert path == tmp_path / ".ray" / "auth_token" and path.stat().st_mode & 0o777 == 0o600
+    content = path.read_text()
+    provide_token()
+    assert path.read_text() == content and len(content) == 64
+
+
+@pytest.mark.parametrize("home", ["/dev/null", "/proc/missing", "full"])
+def test_token_is_private_where_the_home_directory_cannot_hold_it(home: str, tmp_path: Path, monkeypatch) -> None:
+    if home == "full":
+        (tmp_path / "home" / ".ray").mkdir(parents=True)
+        (tmp_path / "home" / ".ray" / f"auth_token-{os.getpid()}").mkdir()  # where the token would be written
+        home = str(tmp_path / "home")
+    path = told_path(home, None, tmp_path, monkeypatch)
+    assert path == tmp_path / "ray" / f"heldout-{os.getuid()}" / "auth_token" and path.stat().st_size
+
+
+def test_named_token_file_that_is_missing_is_not_created(tmp_path: Path, monkeypatch) -> None:
+    path = told_path(str(tmp_path), str(tmp_path / "named"), tmp_path, monkeypatch)
+    assert path.is_relative_to(tmp_path / "ray") and not (tmp_path / "named").exists()
+
+
+def test_directory_for_ray_is_found_without_creating_it(tmp_path: Path) -> None:
+    assert private_directory(tmp_path, create=False) == tmp_path / f"heldout-{os.getuid()}"
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ClusterError, match="not a writable directory"):
+        private_directory(tmp_path / "missing", create=False)

@@ -2,9 +2,6 @@
 
 import collections
 import errno
-import os
-import sys
-from types import SimpleNamespace
 
 import pytest
 
@@ -16,8 +13,6 @@ from learner.cluster.machine_checks import (
     GIB,
     libraries_check,
     memory_check,
-    open_files_check,
-    processes_check,
     procgen_check,
     python_check,
     shared_memory_check,
@@ -118,46 +113,23 @@ def test_gpu_that_torch_cannot_use_is_a_warning(monkeypatch):
     assert check.verdict == "warning" and "CUDA build" in check.remedy
 
 
-def test_output_that_is_closed_or_cannot_be_used_is_a_warning(monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "__stdout__", None)
-    with open(tmp_path / "file", "w") as closed:
-        monkeypatch.setattr(sys, "__stderr__", closed)
-    check = machine_checks.streams_check()
-    assert (check.verdict, check.found) == ("warning", "standard output is closed, standard error cannot be used")
-
-
-def test_output_on_a_full_disk_is_a_warning(monkeypatch, tmp_path):
-    with open(tmp_path / "file", "w") as file:
-        monkeypatch.setattr(sys, "__stdout__", file)
-        assert machine_checks.streams_check().verdict == "ok"
-        monkeypatch.setattr(os, "fstatvfs", lambda descriptor: SimpleNamespace(f_bavail=0))
-        assert "standard output is a file on a full disk" in machine_checks.streams_check().found
-
-
-@pytest.mark.parametrize(("hard", "verdict"), [(32, "fatal"), (200, "warning"), (8192, "ok"), (-1, "ok")])
-def test_open_files_are_checked_against_the_hard_limit(hard, verdict, monkeypatch):
-    monkeypatch.setattr(machine_checks.resource, "getrlimit", lambda kind: (32, hard))
-    check = open_files_check(actors=2)
-    assert check.verdict == verdict and ("ulimit -Hn" in check.remedy) == (verdict != "ok")
-
-
-@pytest.mark.parametrize(
-    ("in_cgroup", "of_user", "verdict", "found"),
-    [
-        (None, None, "ok", "no limit"),
-        (100, None, "fatal", "pids limit of the cgroup leaves 100"),
-        (100, 4000, "fatal", "pids limit of the cgroup leaves 100"),
-        (4000, -5, "fatal", "ulimit -u leaves 0"),
-        (4000, 5000, "ok", "leaves 4000"),
-    ],
-)
-def test_processes_are_checked_against_cgroup_and_ulimit(in_cgroup, of_user, verdict, found, monkeypatch):
-    monkeypatch.setattr(machine_checks, "processes_left", lambda: in_cgroup)
-    monkeypatch.setattr(machine_checks, "_user_processes_left", lambda: of_user)
-    check = processes_check(actors=2)
-    assert check.verdict == verdict and found in check.found
-
-
 def test_memory_check_follows_the_limit_of_the_cgroup(monkeypatch):
     monkeypatch.setattr(machine_checks, "available_memory", lambda free: GIB)
-    assert memory_check(actors=1).verdict == "warning"
+    monkeypatch.setattr(machine_checks, "memory_limit", lambda total: 2 * GIB)
+    check = memory_check(actors=1)
+    assert check.verdict == "warning" and check.found.startswith("1.0 of 2.0 GiB free (limit of the cgroup")
+
+
+def test_shared_memory_that_cannot_be_written_is_fatal(monkeypatch):
+    monkeypatch.setattr(machine_checks.os, "access", lambda path, mode: False)
+    assert shared_memory_check(1).found == "/dev/shm is not writable"
+
+
+def test_check_that_fails_itself_is_a_line_of_the_table(capfd):
+    def fail():
+        raise RuntimeError("surroundings of a new kind")
+
+    (check,) = machine_checks.run_checks({"a check": fail})
+    assert (check.name, check.verdict) == ("a check", "fatal")
+    assert check.found == "cannot be checked: RuntimeError: surroundings of a new kind"
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,65 @@
+"""Checks of the limits that containers, batch systems and shells set for a run: CPUs, processes, files, sizes."""
+
+import contextlib
+import os
+import resource
+
+from common.limits import available_cores, cpu_quota, processes_left
+from learner.cluster.machine_checks import Check, Verdict
+
+# Measured with two actors: Ray's processes, learner and evaluator have 250 threads, and none has over 60 open files.
+RUN_THREADS, ACTOR_THREADS = 250, 30
+RAY_FILES, ACTOR_FILES = 64, 8
+RECOMMENDED_FILES = 8192
+
+
+def cpu_check() -> Check:
+    """The cores of this machine that a run may use, and what limits them."""
+    machine, affinity, quota = os.cpu_count() or 1, len(os.sched_getaffinity(0)), cpu_quota()
+    limits = [f"affinity {affinity}"] if affinity < machine else []
+    if quota is not None:
+        limits.append(f"quota {quota:g} CPUs")
+    found = f"{available_cores()} of the machine's {machine} cores{' by ' if limits else ''}{', '.join(limits)}"
+    if quota is not None and quota < 1:
+        return Check("CPUs", "warning", found, "raise the quota to at least 1 CPU (docker: --cpus): less is very slow")
+    return Check("CPUs", "ok", found)
+
+
+def open_files_check(actors: int) -> Check:
+    """Whether Ray can open the files and sockets that `actors` actors need; it raises the soft limit by itself."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        return Check("open files", "ok", "no limit")
+    needed, remedy = RAY_FILES + actors * ACTOR_FILES, f"raise the hard limit to {RECOMMENDED_FILES} (ulimit -Hn)"
+    found = f"limit {hard}, a run needs about {needed}"
+    verdict: Verdict = "fatal" if hard < needed else "warning" if hard < min(RECOMMENDED_FILES, 4 * needed) else "ok"
+    return Check("open files", verdict, found, "" if verdict == "ok" else remedy)
+
+
+def processes_check(actors: int) -> Check:
+    """Whether this user may start the processes and threads of a run; a thread counts as a process."""
+    name, needed = "processes", RUN_THREADS + actors * ACTOR_THREADS
+    left = {"pids limit of the cgroup": processes_left(), "ulimit -u": _user_processes_left()}
+    limits = {source: number for source, number in left.items() if number is not None}
+    if not limits:
+        return Check(name, "ok", "no limit")
+    source = min(limits, key=limits.__getitem__)
+    found = f"{source} leaves {max(0, limits[source])} processes and threads, a run needs about {needed}"
+    if limits[source] < needed:
+        return Check(name, "fatal", found, "raise the limit (docker: --pids-limit), or use fewer --num-actors")
+    return Check(name, "ok", found)
+
+
+def _user_processes_left() -> int | None:
+    """Threads that `ulimit -u` lets this user start; None without a limit, and for root, who has none."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    if limit == resource.RLIM_INFINITY or os.getuid() == 0:
+        return None
+    import psutil
+
+    used = 0
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.uids().real == os.getuid():
+                used += process.num_threads()
+    return limit - used
