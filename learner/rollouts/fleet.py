@@ -12,7 +12,7 @@ from actors.remote import Location, RemoteRolloutActor
 from common.config import Config
 from common.messages import ActorIdentity, ActorState, Rollout
 from common.versions import differences, software
-from learner.cluster.remote_errors import cause_in_one_line, full_cause
+from learner.cluster.remote_errors import cause_in_one_line, full_cause, log_of_an_ended_process
 from learner.rollouts.counters import RunCounters
 from learner.rollouts.deadlines import AwakeClock
 from learner.rollouts.failures import NoRollouts, failure_kind
@@ -25,6 +25,8 @@ MAX_BACK_OFF = 30.0
 _DRAIN_POLL_SECONDS = 5.0
 # An actor that has not been ready for this long is reported, with the reason.
 MISSING_SECONDS = 60.0
+
+_SLOW_START = "so they are still starting, which takes long where imports are slow; raise --cluster-timeout"
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +90,7 @@ class Fleet:
         self._node_id = ray.get_runtime_context().get_node_id()
         self._states = dict(states or {})
         self._has_worked = False
+        self._started = time.time()
         self._room_at_start = room(config.actor_gpus)
         self._draining: frozenset[str] = frozenset()
         self._drain_polled = 0.0
@@ -124,9 +127,11 @@ class Fleet:
         if ready < needed:
             placed = f"{ready} of at least {needed} actors" if ready else "no actor"
             if self._room_at_start >= needed:
+                crash = log_of_an_ended_process(self._started)
                 raise FleetError(
                     f"{placed} was ready within {timeout:.0f} s: there is room for {min(needed, self._room_at_start)}, "
-                    "so they are still starting, which takes long where imports are slow; raise --cluster-timeout"
+                    + ("but processes ended while they started; above is the log of one" if crash else _SLOW_START),
+                    details=crash.strip(),
                 )
             raise FleetError(f"{placed} could be placed within {timeout:.0f} s: {shortage(num_actors, gpus_each)}")
         return ready
@@ -265,9 +270,12 @@ class Fleet:
         reason = f"it failed: {member.last_failure}" if member.last_failure else "it has not started"
         if member.location is None and member.starting is not None:
             reason += "; Ray has not placed or started its process"
+        crash = log_of_an_ended_process(time.time() - seconds) if damage is None and member.location is None else ""
+        if crash:
+            reason += "; learner.log has what a process that ended left"
         reason = damage or reason
         member.last_error = f"actor {member.actor_id} has been missing for {seconds:.0f} s: {reason}"
-        logger.warning(member.last_error)
+        logger.warning(member.last_error, extra={"details": crash.strip()})
 
     def _end(self, member: Member) -> None:
         if member.handle is not None:
