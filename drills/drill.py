@@ -2,13 +2,16 @@
 
 Procgen, Ray, signals and removed raylets are real. The counters "add up" if metrics.jsonl contains every version once,
 frames are versions times batch, and exactly the lost actors, hung actors and lost rollouts of the fault were counted.
-Exit code 1 if a fault was not survived or something does not add up. `--short` skips the faults that need a cluster or
-take a minute.
+The newest update survived if a fault that ended the learner left files from which at most one completed update is lost.
+Exit code 1 if one of these does not hold or the learner did not say how to continue. `--short` skips the faults that
+need a cluster, take a minute or have a test elsewhere.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,37 +19,78 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
+from ray.autoscaler._private.constants import RAY_PROCESSES
 
+from benchmarks.processes import process_tree
 from benchmarks.report import Column, make_console, make_parser, show_table
-from common.storage.checkpoints import list_checkpoints
+from common.storage.checkpoints import list_checkpoints, load_newest_complete
 from common.storage.jsonl import read_jsonl
-from drills.trainee import ACTOR, EVALUATOR, Row, Trainee, limit_memory
+from common.storage.run_directory import RunDirectory
+from drills.trainee import ACTOR, EVALUATOR, Row, Trainee, limit_file_sizes, limit_memory
 
-ACTORS, ENVS, STEPS = 2, 4, 32
-BATCH = ACTORS * ENVS * STEPS
-FLAGS = [
-    *("--num-actors", str(ACTORS), "--envs-per-actor", str(ENVS), "--unroll-length", str(STEPS)),
-    *("--num-minibatches", "2", "--update-epochs", "1", "--num-levels", "3", "--checkpoint-interval", "5"),
-    *("--total-frames", "1000000000", "--actor-timeout", "10"),
+ACTORS, ACTOR_TIMEOUT = 2, 10
+COMMON_FLAGS = [
+    *("--num-actors", str(ACTORS), "--num-levels", "3", "--total-frames", "1000000000"),
+    *("--actor-timeout", str(ACTOR_TIMEOUT)),
 ]
 OBJECT_STORE = 200 << 20
+# Ray ends a learner that has not reached the cluster's head for this long; its default is 60.
+HEAD_SECONDS = 10
+DISK_FULL_SECONDS = 4.0
 # The learner waits a minute for a hung evaluator, which must then start again and score.
 EVALUATOR_PATIENCE = 180.0
 
 
 @dataclass(frozen=True, slots=True)
+class Size:
+    """The size of a trainee's rollouts, and the flags that make it."""
+
+    envs: int
+    steps: int
+    minibatches: int
+    epochs: int
+    checkpoint_interval: int
+
+    @property
+    def rollout(self) -> int:
+        return self.envs * self.steps
+
+    @property
+    def batch(self) -> int:
+        return ACTORS * self.rollout
+
+    def flags(self) -> list[str]:
+        return [
+            *("--envs-per-actor", str(self.envs), "--unroll-length", str(self.steps)),
+            *("--num-minibatches", str(self.minibatches), "--update-epochs", str(self.epochs)),
+            *("--checkpoint-interval", str(self.checkpoint_interval)),
+            *COMMON_FLAGS,
+        ]
+
+
+SHORT_UPDATES = Size(4, 32, 2, 1, checkpoint_interval=5)
+# More than a hundred times what a resume point costs, so that one is written after every update. No checkpoints, from
+# which such a run would otherwise continue.
+LONG_UPDATES = Size(16, 128, 4, 3, checkpoint_interval=10**6)
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """One row of the table. `frames_lost` had been collected or trained on and had to be collected again."""
+    """One row of the table. `frames_lost` had been collected or trained on and had to be collected again. `survived`
+    says whether the newest update did, "n.a." if the learner did not end.
+    """
 
     fault: str
     happened: str
     seconds: float
     frames_lost: int
     adds_up: str
+    survived: str
 
 
 COLUMNS: dict[str, Column] = {
@@ -55,27 +99,42 @@ COLUMNS: dict[str, Column] = {
     "seconds": "{seconds:.1f}",
     "frames lost": "{frames_lost}",
     "adds up": "{adds_up!s}",
+    "newest update survived": "{survived!s}",
 }
 
 
 class Drill:
     """Harms one run again and again. Each method is one fault; its outcome is appended and printed immediately."""
 
-    def __init__(self, trainee: Trainee, outcomes: list[Outcome]):
+    def __init__(self, trainee: Trainee, outcomes: list[Outcome], size: Size):
         self.trainee = trainee
         self.outcomes = outcomes
+        self.size = size
 
     def note(
-        self, fault: str, happened: str, seconds: float, before: Row, frames_lost: int | None = None, **counted: int
+        self,
+        fault: str,
+        happened: str,
+        seconds: float,
+        before: Row,
+        frames_lost: int | None = None,
+        problem: str | None = None,
+        survived: str = "n.a.",
+        **counted: int,
     ) -> None:
-        """Appends an outcome. `counted` are the increases of counters that the fault should cause; others must be 0."""
+        """Appends an outcome. `counted` are the increases of counters that the fault should cause; others must be 0.
+
+        A `problem` is told in place of whether the counters add up.
+        """
         rows = self.trainee.rows()
         lost_rollouts = rows[-1]["lost_rollouts"] - before["lost_rollouts"]
         if frames_lost is None:
-            frames_lost = lost_rollouts * STEPS * ENVS
-        outcome = Outcome(fault, happened, round(seconds, 1), frames_lost, adds_up(rows, before, rows[-1], counted))
+            frames_lost = lost_rollouts * self.size.rollout
+        adding_up = problem or adds_up(rows, before, rows[-1], counted, self.size.batch)
+        outcome = Outcome(fault, happened, round(seconds, 1), frames_lost, adding_up, survived)
         self.outcomes.append(outcome)
-        print(f"{outcome.seconds:6.1f} s  {fault}: {happened} ({outcome.adds_up})", file=sys.stderr, flush=True)
+        end = "" if survived == "n.a." else f", newest update survived: {survived}"
+        print(f"{outcome.seconds:6.1f} s  {fault}: {happened} ({outcome.adds_up}{end})", file=sys.stderr, flush=True)
 
     def harm_actors(
         self, fault: str, harm: Callable[[psutil.Process], object], number: int = 1, hung: bool | None = False
@@ -127,6 +186,36 @@ class Drill:
         seconds = self.trainee.wait("a checkpoint", lambda: self.newest_checkpoint().name > newest)
         self.note("checkpoints cannot be written", "warned, training went on, writing resumed", seconds, before)
 
+    def fill_disks(self) -> None:
+        """No file can be written for some seconds: standard output, standard error, logs, rows and checkpoints."""
+        before, newest, started = self.trainee.last(), self.newest_checkpoint().name, time.time()
+        writers = [self.trainee.learner, *self.trainee.processes(EVALUATOR)]
+        for writer in writers:
+            limit_file_sizes(writer, True)
+        time.sleep(DISK_FULL_SECONDS)
+        for writer in writers:
+            limit_file_sizes(writer, False)
+        ended = time.time()
+        self.trainee.wait("a row", lambda: self.trainee.last()["time"] > ended)
+        self.trainee.wait("a checkpoint", lambda: self.newest_checkpoint().name > newest)
+        meanwhile = sum(started < row["time"] < ended for row in self.trainee.rows())
+        happened = f"{meanwhile} updates meanwhile, their rows were written later"
+        problem = None if meanwhile else "training stopped"
+        self.note("log and run disks full", happened, time.time() - started, before, problem=problem)
+
+    def suspend_everything(self) -> None:
+        """A closed lid: nothing runs for longer than --actor-timeout, and nothing may be replaced."""
+        before, started = self.trainee.last(), time.monotonic()
+        everyone = process_tree(psutil.Process(self.trainee.process.pid))
+        for process in everyone:
+            process.suspend()
+        time.sleep(ACTOR_TIMEOUT + 2)
+        for process in reversed(everyone):
+            process.resume()
+        self.trainee.wait_for_updates(2)
+        seconds = time.monotonic() - started
+        self.note("everything SIGSTOP, SIGCONT", "went on, nothing was replaced", seconds, before)
+
     def newest_checkpoint(self) -> Path:
         """The newest checkpoint's directory."""
         return list_checkpoints(self.trainee.run.checkpoints)[-1]
@@ -138,8 +227,9 @@ class Drill:
         second = subprocess.run(command, capture_output=True, text=True, timeout=60)
         refused = second.returncode == 2 and "in use by another learner" in second.stderr
         self.trainee.wait_for_updates(1)
-        happened = "refused with the first one's process" if refused else f"NOT REFUSED: {second.stderr[-200:]}"
-        self.note("second learner on the run", happened, time.monotonic() - started, before)
+        problem = None if refused else f"not refused: {second.stderr[-200:]}"
+        seconds = time.monotonic() - started
+        self.note("second learner on the run", "refused with the first one's process", seconds, before, problem=problem)
 
     def tear_last_line(self) -> None:
         """Leaves half a line at the end of metrics.jsonl, as a crash may."""
@@ -153,38 +243,116 @@ class Drill:
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
 
-    def restart_learner(self, fault: str, signum: int, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Ends the learner with a signal, calls `meanwhile`, and repeats the learner's command."""
-        self.trainee.end(signum)
+    def stop_ray(self) -> None:
+        """What `ray stop` does (ray/scripts/scripts.py), but only to this run's Ray and not to others on this host."""
+        processes = [(process, process.name(), " ".join(process.cmdline())) for process in self.trainee.processes()]
+        for group in (RAY_PROCESSES[:1], RAY_PROCESSES[1:-1], RAY_PROCESSES[-1:]):
+            found = [
+                process
+                for process, name, command in processes
+                if any(keyword in (name if is_name else command) for keyword, is_name in group)
+            ]
+            for process in found:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.terminate()
+            for process in psutil.wait_procs(found, timeout=5)[1]:
+                process.kill()
+
+    def kill_raylet(self) -> None:
+        """Kills the raylet that the learner has started."""
+        next(process for process in self.trainee.processes() if process.name() == "raylet").kill()
+
+    def clean_session_directory(self, directory: Path) -> None:
+        """Deletes Ray's files as a cleaner of /tmp does. One actor dies, which cannot be replaced, and then the other.
+
+        Training must go on with the second one, and end in order without it.
+        """
+        shutil.rmtree(directory)
+        for actor in self.trainee.processes(ACTOR):
+            actor.kill()
+            if self.trainee.processes(ACTOR):
+                self.trainee.wait("warning", lambda: "no actor can be started on this host" in self.trainee.text())
+                self.trainee.wait_for_updates(1)
+
+    def end_and_resume(
+        self,
+        fault: str,
+        end: Callable[[], object],
+        exit_code: int = 1,
+        meanwhile: Callable[[], None] = lambda: None,
+        actor_restarts: int = 0,
+    ) -> None:
+        """Lets `end` end the learner, which must say how to continue, calls `meanwhile`, and repeats the command.
+
+        `actor_restarts` is how many may be counted after the update at which the run is resumed.
+        """
+        started = time.monotonic()
+        end()
+        exit_code_found = self.trainee.process.wait(120)
+        ended_after = time.monotonic() - started
         before = self.trainee.last()
         rows = {row["policy_version"]: row for row in self.trainee.rows()}
+        text = self.trainee.text()
+        last_line = text.splitlines()[-1]
+        problem = None
+        if exit_code_found != exit_code or f"--resume {self.trainee.run.path}" not in last_line:
+            problem = f"exit code {exit_code_found}, last line {last_line!r}"
         meanwhile()
+        survived = newest_update_survived(self.trainee.run, before["policy_version"])
         started, restarted_at = time.monotonic(), time.time()
         self.trainee.start()
         self.trainee.wait(fault, lambda: self.trainee.last()["time"] > restarted_at)
         resumed_at = min(row["policy_version"] for row in self.trainee.rows() if row["time"] > restarted_at) - 1
         self.trainee.wait(fault, lambda: self.trainee.last()["policy_version"] > before["policy_version"])
         lost = before["policy_version"] - resumed_at
-        damage = ", damage named" if "is damaged" in self.trainee.text() else ""
-        happened = f"--resume auto went on {lost} updates back{damage}"
+        damage = ", damage named" if "is damaged" in self.trainee.text()[len(text) :] else ""
+        happened = (
+            f"exit code {exit_code} after {ended_after:.0f} s, resumed {lost} update{'s' * (lost != 1)} back{damage}"
+        )
         # Counters continue from the checkpoint: what was counted after it belongs to updates that are repeated.
-        self.note(fault, happened, time.monotonic() - started, rows.get(resumed_at, before), frames_lost=lost * BATCH)
+        since = rows.get(resumed_at, before)
+        counted = min(actor_restarts, self.trainee.last()["actor_restarts"] - since["actor_restarts"])
+        self.note(
+            fault,
+            happened,
+            time.monotonic() - started,
+            since,
+            frames_lost=lost * self.size.batch,
+            problem=problem,
+            survived=survived,
+            actor_restarts=counted,
+        )
 
     def stop(self) -> None:
         """Ends the run for good."""
         before, started = self.trainee.last(), time.monotonic()
         exit_code = self.trainee.end(signal.SIGTERM)
-        lost = self.trainee.last()["policy_version"] - int(self.newest_checkpoint().name)
-        happened = f"exit code {exit_code} after a checkpoint"
-        self.note("SIGTERM", happened, time.monotonic() - started, before, lost * BATCH)
+        newest = self.trainee.last()["policy_version"]
+        lost = newest - int(self.newest_checkpoint().name)
+        self.note(
+            "SIGTERM",
+            "a checkpoint was written",
+            time.monotonic() - started,
+            before,
+            frames_lost=lost * self.size.batch,
+            problem=None if exit_code == 128 + signal.SIGTERM else f"exit code {exit_code}",
+            survived=newest_update_survived(self.trainee.run, newest),
+        )
 
 
-def adds_up(rows: list[Row], before: Row, after: Row, counted: dict[str, int]) -> str:
+def newest_update_survived(run: RunDirectory, newest: int) -> str:
+    """Whether the run can be resumed at its `newest` update or the one before: "yes" or "no", from its files."""
+    directories = (run.checkpoints, run.resume_points)
+    found = [load_newest_complete(directory, on_damaged=lambda line: None) for directory in directories]
+    return "yes" if max((one.policy_version for one in found if one), default=-1) >= newest - 1 else "no"
+
+
+def adds_up(rows: list[Row], before: Row, after: Row, counted: dict[str, int], batch: int) -> str:
     """ "yes", or what does not add up."""
     wrong = []
     if [row["policy_version"] for row in rows] != list(range(1, len(rows) + 1)):
         wrong.append("versions have gaps or duplicates")
-    if any(row["frames"] != row["policy_version"] * BATCH for row in rows):
+    if any(row["frames"] != row["policy_version"] * batch for row in rows):
         wrong.append("frames are not versions times batch")
     for name in ("actor_restarts", "actors_hung", "dropped_for_lag", "skipped_updates"):
         increase = after[name] - before[name]
@@ -197,9 +365,9 @@ def adds_up(rows: list[Row], before: Row, after: Row, counted: dict[str, int]) -
 
 
 def embedded(directory: Path, outcomes: list[Outcome], short: bool) -> None:
-    """Faults on one machine, with the Ray that the learner itself starts."""
-    with Trainee(directory, FLAGS) as trainee:
-        drill = Drill(trainee, outcomes)
+    """Faults that the learner survives, on one machine, with the Ray that the learner itself starts."""
+    with Trainee(directory, SHORT_UPDATES.flags()) as trainee:
+        drill = Drill(trainee, outcomes, SHORT_UPDATES)
         trainee.wait("first score", lambda: drill.num_scores() > 1)
         drill.kill_evaluator()
         frozen_at, before_freeze, scored = time.monotonic(), trainee.last(), drill.num_scores()
@@ -211,6 +379,7 @@ def embedded(directory: Path, outcomes: list[Outcome], short: bool) -> None:
         drill.harm_actors("all actors SIGKILL", psutil.Process.kill, number=ACTORS)
         drill.delete_tensorboard()
         drill.take_away_disk()
+        drill.fill_disks()
         drill.second_learner()
         if not short:
             trainee.wait("evaluator SIGSTOP", lambda: drill.num_scores() > scored, EVALUATOR_PATIENCE)
@@ -218,11 +387,30 @@ def embedded(directory: Path, outcomes: list[Outcome], short: bool) -> None:
             now = trainee.last()
             same = {name: now[name] - before_freeze[name] for name in ("actor_restarts", "actors_hung")}
             drill.note("evaluator SIGSTOP", happened, time.monotonic() - frozen_at, before_freeze, 0, **same)
-        drill.restart_learner("learner SIGKILL, torn last line", signal.SIGKILL, drill.tear_last_line)
-        if not short:
-            corrupt = drill.corrupt_newest_checkpoint
-            drill.restart_learner("SIGTERM, newest checkpoint corrupt", signal.SIGTERM, corrupt)
+            drill.suspend_everything()
         drill.stop()
+
+
+def ended(directory: Path, outcomes: list[Outcome], short: bool) -> None:
+    """Faults that end the learner, which starts its own Ray."""
+    no_home = {"HOME": "/nonexistent"}
+    started = time.monotonic()
+    flags, environment = [*LONG_UPDATES.flags(), "--no-evaluator"], {"RAY_TMPDIR": str(directory)}
+    with Trainee(directory, flags, {**environment, **no_home}) as trainee:
+        drill = Drill(trainee, outcomes, LONG_UPDATES)
+        trainee.wait_for_updates(1)
+        if not short:
+            drill.note("HOME does not exist", "started and trained", time.monotonic() - started, trainee.rows()[0])
+        trainee.environment = environment
+        drill.end_and_resume("learner SIGKILL, torn last line", lambda: trainee.learner.kill(), 1, drill.tear_last_line)
+        drill.end_and_resume("ray stop", drill.stop_ray)
+        if not short:
+            drill.end_and_resume("raylet SIGKILL", drill.kill_raylet)
+        clean = partial(drill.clean_session_directory, directory / "ray")
+        drill.end_and_resume("session directory cleaned, actors SIGKILL", clean, actor_restarts=ACTORS)
+        if not short:
+            terminate, corrupt = partial(trainee.end, signal.SIGTERM), drill.corrupt_newest_checkpoint
+            drill.end_and_resume("SIGTERM, newest checkpoint corrupt", terminate, 128 + signal.SIGTERM, corrupt)
 
 
 def on_cluster(directory: Path, outcomes: list[Outcome]) -> None:
@@ -232,15 +420,17 @@ def on_cluster(directory: Path, outcomes: list[Outcome]) -> None:
     node_args = {"num_cpus": 1, "object_store_memory": OBJECT_STORE}
 
     def new_cluster() -> Any:  # Ray's own annotations are incomplete
-        return Cluster(initialize_head=True, head_node_args={**node_args, "include_dashboard": False})
+        deadline = {"gcs_rpc_server_reconnect_timeout_s": HEAD_SECONDS}
+        head_args = {**node_args, "include_dashboard": False, "_system_config": deadline}
+        return Cluster(initialize_head=True, head_node_args=head_args)
 
     cluster = new_cluster()
     node: Any = cluster.add_node(**node_args)
-    flags = [*FLAGS, "--no-evaluator", "--num-actors", f"1:{ACTORS}"]
+    flags = [*LONG_UPDATES.flags(), "--no-evaluator", "--num-actors", f"1:{ACTORS}"]
     flags += ["--allow-unauthenticated", "--address", cluster.address]  # a cluster of `ray.cluster_utils` has no token
     try:
         with Trainee(directory, flags) as trainee:
-            drill = Drill(trainee, outcomes)
+            drill = Drill(trainee, outcomes, LONG_UPDATES)
 
             def wait_for_actors(fault: str, count: int) -> float:
                 return trainee.wait(fault, lambda: trainee.last().get("actors_ready") == count)
@@ -259,16 +449,18 @@ def on_cluster(directory: Path, outcomes: list[Outcome]) -> None:
             drain(cluster.address, node.node_id)
             wait_for_actors("node drained", 1)
             drill.note("node drained", "its actor was taken off", time.monotonic() - started, before, actor_restarts=1)
-            started = time.monotonic()
-            cluster.head_node.kill_gcs_server()
-            cluster.head_node.kill_raylet()
-            exit_code = trainee.process.wait(120)
-            ended = time.monotonic() - started
-            cluster.shutdown()
-            cluster = new_cluster()
-            trainee.flags[-1] = cluster.address
-            fault = f"head lost (learner ended after {ended:.0f} s, exit code {exit_code})"
-            drill.restart_learner(fault, signal.SIGKILL)
+
+            def lose_head() -> None:
+                cluster.head_node.kill_gcs_server()
+                cluster.head_node.kill_raylet()
+
+            def replace_cluster() -> None:
+                nonlocal cluster
+                cluster.shutdown()
+                cluster = new_cluster()
+                trainee.flags[-1] = cluster.address
+
+            drill.end_and_resume("head lost", lose_head, meanwhile=replace_cluster)
             trainee.end(signal.SIGTERM)
     finally:
         cluster.shutdown()
@@ -293,10 +485,14 @@ def main() -> int:
     started = time.monotonic()
     failure = None
     try:
-        with tempfile.TemporaryDirectory(prefix="drill-") as one, tempfile.TemporaryDirectory(prefix="drill-") as two:
-            embedded(Path(one), outcomes, options.short)
+        with contextlib.ExitStack() as stack:
+            one, two, three = (
+                Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="drill-"))) for _ in range(3)
+            )
+            embedded(one, outcomes, options.short)
+            ended(two, outcomes, options.short)
             if not options.short:
-                on_cluster(Path(two), outcomes)
+                on_cluster(three, outcomes)
     except TimeoutError as error:
         failure = str(error)
     rows = [dataclasses.asdict(outcome) for outcome in outcomes]
@@ -307,7 +503,7 @@ def main() -> int:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
     if failure:
         print(f"not survived: {failure}", file=sys.stderr)
-    return int(bool(failure) or any(outcome.adds_up != "yes" for outcome in outcomes))
+    return int(bool(failure) or any(outcome.adds_up != "yes" or outcome.survived == "no" for outcome in outcomes))
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def soak(
 
 def take_sample(trainee: Trainee, minutes: float, faults: int) -> dict[str, Any]:
     """One row of the table. Memory in MB, without what processes share with others."""
-    learner = psutil.Process(trainee.process.pid)
+    learner = trainee.learner
     others = []
     for process in trainee.processes():
         with contextlib.suppress(psutil.Error):

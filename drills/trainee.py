@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,18 @@ Row = dict[str, Any]
 
 
 class Trainee:
-    """A run, and the process that is training it. `flags` are the learner's, without --run-dir and --resume.
+    """A run, and the process that is training it. `flags` are the learner's, without --run-dir and --resume, and
+    `environment` is added to ours. `process` is the learner's small parent, `learner` the one that trains.
 
     A context manager: starts the learner, waits for its first update, and finally kills it and all its descendants.
     """
 
     process: subprocess.Popen[bytes]
 
-    def __init__(self, directory: Path, flags: list[str]):
+    def __init__(self, directory: Path, flags: list[str], environment: Mapping[str, str] | None = None):
         self.run = RunDirectory(directory / "run")
         self.flags = flags
+        self.environment = dict(environment or {})
         self.output = directory / "learner.log"
 
     def __enter__(self) -> "Trainee":
@@ -57,7 +59,18 @@ class Trainee:
         """Runs the command that a supervisor's restart loop would repeat."""
         command = [sys.executable, "-m", "learner", *self.flags, "--resume", "auto", "--run-dir", str(self.run.path)]
         with open(self.output, "ab") as output:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            self.process = subprocess.Popen(
+                command,
+                env={**os.environ, **self.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+
+    @property
+    def learner(self) -> psutil.Process:
+        """The process that trains."""
+        return psutil.Process(self.process.pid).children()[0]
 
     def rows(self) -> list[Row]:
         """The current rows of metrics.jsonl."""
@@ -113,12 +126,21 @@ class Trainee:
         os.rename(self.run.checkpoints, aside)
         self.run.checkpoints.write_text("")  # a file in place of the directory stops even root
         yield aside
+        learner = self.learner
+        learner.suspend()  # it would create the directory as soon as nothing is in its place
         self.run.checkpoints.unlink()
         os.rename(aside, self.run.checkpoints)
+        learner.resume()
 
     def delete_tensorboard(self) -> None:
         """Deletes TensorBoard's directory while its files are open."""
         shutil.rmtree(self.run.tensorboard)
+
+
+def limit_file_sizes(process: psutil.Process, is_limited: bool) -> None:
+    """Lets every write to a file fail, as on a full disk (with EFBIG), or undoes that."""
+    _, hard = process.rlimit(resource.RLIMIT_FSIZE)
+    process.rlimit(resource.RLIMIT_FSIZE, (0 if is_limited else hard, hard))
 
 
 def limit_memory(process: psutil.Process) -> None:

@@ -21,8 +21,9 @@ from learner.reporting.operator_metrics import OperatorMetrics
 from learner.reporting.progress import Progress
 from learner.reporting.reporter import Reporter
 from learner.reporting.run_log import RunLog
+from learner.rollouts.failures import NoRollouts
 from learner.rollouts.fleet import Fleet, FleetError
-from learner.rollouts.stream import NoRollouts, RolloutStream
+from learner.rollouts.stream import RolloutStream
 from learner.run_state import RunState
 from learner.startup import flags
 from learner.startup.flags import CommandLine

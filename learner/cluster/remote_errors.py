@@ -6,6 +6,7 @@ from pathlib import Path
 from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
 MAX_LENGTH = 300
+MAX_LOG_BYTES = 1 << 16
 MAX_LOG_LINES = 50  # a native crash's stack of our own frames is more than 30 lines before the end
 _COLOR = re.compile(r"\x1b\[\d*m")
 
@@ -35,6 +36,22 @@ def full_cause(error: BaseException) -> str:
     return text
 
 
+def log_of_an_ended_process(since: float) -> str:
+    """The path and the end of the newest log on this node in which a process of Ray that has ended left something after
+    `since`, which is a time.time(); "" if there is none.
+
+    A process that dies before it is an actor's, perhaps while Python starts, has no error of its own in Ray.
+    """
+    try:
+        directory = _logs_directory()
+        ended = [path for path in directory.glob("worker-*.err") if not Path("/proc", _process_id(path)).exists()]
+        times = {path: path.stat().st_mtime for path in (*ended, directory / "raylet.err")}
+        newest_first = sorted((path for path in times if times[path] >= since), key=times.__getitem__, reverse=True)
+        return next((_end_of(path) for path in newest_first if _lines(path)), "")
+    except Exception:  # private interfaces may change, and the directory may be gone
+        return ""
+
+
 def _worker_log(actor_id: str) -> str:
     """Where the standard error of the actor's process is and, if that is on this node, its last lines.
 
@@ -43,15 +60,39 @@ def _worker_log(actor_id: str) -> str:
     try:  # Ray's public API needs the dashboard for this
         import ray
         from ray._private.state import actors
-        from ray._private.worker import global_worker
 
         actor = actors(actor_id)
-        node, directory = actor["Address"], Path(global_worker.node.get_logs_dir_path())  # type: ignore[union-attr]
-        pattern = f"worker-*-{actor['Pid']}.err"
-        if node["NodeID"] != ray.get_runtime_context().get_node_id():
-            return f"\nlog of the process, on node {node['IPAddress']}: {directory / pattern}"
-        path = next(directory.glob(pattern))
-        lines = path.read_text(errors="replace").splitlines()[-MAX_LOG_LINES:]
-        return "\n".join(["", f"log of the process: {path}", *lines])
+        node, directory = actor["Address"], _logs_directory()
+        # The actor has neither a process id nor a node if it ended before it was ready.
+        pid = actor["Pid"] or actor["DeathCause"].actor_died_error_context.pid
+        path = next(directory.glob(f"worker-*-{pid}.err"), None)
+        if path is None or (actor["Pid"] and node["NodeID"] != ray.get_runtime_context().get_node_id()):
+            address = node["IPAddress"] or actor["DeathCause"].actor_died_error_context.node_ip_address
+            return f"\nlog of the process, on node {address}: {directory / f'worker-*-{pid}.err'}"
+        return _end_of(path)
     except Exception:  # private interfaces may change, and the cluster may be gone
         return ""
+
+
+def _logs_directory() -> Path:
+    from ray._private.worker import global_worker
+
+    return Path(global_worker.node.get_logs_dir_path())  # type: ignore[union-attr]
+
+
+def _process_id(log: Path) -> str:
+    return log.stem.rpartition("-")[2]
+
+
+def _end_of(log: Path) -> str:
+    return "\n".join(["", f"log of the process: {log}", *_lines(log)])
+
+
+def _lines(log: Path) -> list[str]:
+    """The last lines, without those that Ray writes into every log. A process that crashes again and again in its
+    handler of crashes leaves hundreds of megabytes.
+    """
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - MAX_LOG_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()
+    return [line for line in lines if not line.startswith((":job_id:", ":actor_name:"))][-MAX_LOG_LINES:]

@@ -11,6 +11,10 @@ class WrongWeights(Exception):
     """An actor acted with other weights than those published for its rollout's policy version."""
 
 
+class NoRollouts(RuntimeError):
+    """No actor delivers rollouts any more, although the run had begun; the message is one line for the user."""
+
+
 def failure_kind(error: BaseException) -> tuple[str, ...]:
     """Equal for failures with the same cause.
 

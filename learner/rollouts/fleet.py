@@ -12,11 +12,11 @@ from actors.remote import Location, RemoteRolloutActor
 from common.config import Config
 from common.messages import ActorIdentity, ActorState, Rollout
 from common.versions import differences, software
-from learner.cluster.remote_errors import cause_in_one_line, full_cause
+from learner.cluster.remote_errors import cause_in_one_line, full_cause, log_of_an_ended_process
 from learner.rollouts.counters import RunCounters
 from learner.rollouts.deadlines import AwakeClock
-from learner.rollouts.failures import failure_kind
-from learner.rollouts.placement import capacity, draining_nodes, room, shortage
+from learner.rollouts.failures import NoRollouts, failure_kind
+from learner.rollouts.placement import capacity, damage_of_this_node, draining_nodes, is_only_node, room, shortage
 
 # Give up after this many identical failures in a row before an actor's first rollout.
 MAX_FAILURES_AT_START = 5
@@ -25,6 +25,8 @@ MAX_BACK_OFF = 30.0
 _DRAIN_POLL_SECONDS = 5.0
 # An actor that has not been ready for this long is reported, with the reason.
 MISSING_SECONDS = 60.0
+
+_SLOW_START = "so they are still starting, which takes long where imports are slow; raise --cluster-timeout"
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +90,7 @@ class Fleet:
         self._node_id = ray.get_runtime_context().get_node_id()
         self._states = dict(states or {})
         self._has_worked = False
+        self._started = time.time()
         self._room_at_start = room(config.actor_gpus)
         self._draining: frozenset[str] = frozenset()
         self._drain_polled = 0.0
@@ -124,9 +127,11 @@ class Fleet:
         if ready < needed:
             placed = f"{ready} of at least {needed} actors" if ready else "no actor"
             if self._room_at_start >= needed:
+                crash = log_of_an_ended_process(self._started)
                 raise FleetError(
                     f"{placed} was ready within {timeout:.0f} s: there is room for {min(needed, self._room_at_start)}, "
-                    "so they are still starting, which takes long where imports are slow; raise --cluster-timeout"
+                    + ("but processes ended while they started; above is the log of one" if crash else _SLOW_START),
+                    details=crash.strip(),
                 )
             raise FleetError(f"{placed} could be placed within {timeout:.0f} s: {shortage(num_actors, gpus_each)}")
         return ready
@@ -138,15 +143,25 @@ class Fleet:
         return "the cluster has too few CPUs" + (" or GPUs" if self.config.actor_gpus else "")
 
     def ready(self) -> list[int]:
-        """Ids of the actors that can collect now. Also takes every other actor's start one step further."""
+        """Ids of the actors that can collect now. Also takes every other actor's start one step further.
+
+        Raises:
+            FleetError: as `replace`, or the first node has other software.
+            NoRollouts: no actor is left, and none can be started.
+        """
         now = time.monotonic()
         for member in self.members:
             if member.handle is None and now >= member.start_at:
                 self._start(member)
             elif member.starting is not None and ray.wait([member.starting], timeout=0)[0]:
                 self._continue_start(member, member.starting)
-            self._report_missing(member)
-        return [member.actor_id for member in self.members if member.is_ready]
+        ready = [member.actor_id for member in self.members if member.is_ready]
+        damage = damage_of_this_node() if len(ready) < len(self.members) else None
+        for member in self.members:
+            self._report_missing(member, damage)
+        if damage is not None and not ready and is_only_node():
+            raise NoRollouts(f"no actor is left; {damage}")
+        return ready
 
     def collect(self, actor_id: int, weights: ray.ObjectRef, policy_version: int) -> "ray.ObjectRef[Rollout]":
         """Asks a ready actor for one rollout; `weights` is a reference to what `ray.put` stored."""
@@ -236,8 +251,9 @@ class Fleet:
         self._end(member)
         member.start_at = time.monotonic() + MAX_BACK_OFF
 
-    def _report_missing(self, member: Member) -> None:
-        """Logs once that an actor has been missing for a minute, and sets its `last_error`.
+    def _report_missing(self, member: Member, damage: str | None) -> None:
+        """Logs once that an actor has been missing for a minute, or that it stays missing because of `damage`, and sets
+        its `last_error`.
 
         In an elastic fleet an actor that never failed only waits for room.
         """
@@ -245,7 +261,8 @@ class Fleet:
             member.missing_since, member.is_reported = time.monotonic(), False
             return
         seconds = time.monotonic() - member.missing_since
-        if member.is_reported or seconds < MISSING_SECONDS or (self.is_elastic and member.last_failure is None):
+        is_late = seconds >= MISSING_SECONDS or (damage is not None and member.last_failure is not None)
+        if member.is_reported or not is_late or (self.is_elastic and member.last_failure is None):
             return
         member.is_reported = True
         if member.last_error is not None:  # a warning was logged
@@ -253,8 +270,12 @@ class Fleet:
         reason = f"it failed: {member.last_failure}" if member.last_failure else "it has not started"
         if member.location is None and member.starting is not None:
             reason += "; Ray has not placed or started its process"
+        crash = log_of_an_ended_process(time.time() - seconds) if damage is None and member.location is None else ""
+        if crash:
+            reason += "; learner.log has what a process that ended left"
+        reason = damage or reason
         member.last_error = f"actor {member.actor_id} has been missing for {seconds:.0f} s: {reason}"
-        logger.warning(member.last_error)
+        logger.warning(member.last_error, extra={"details": crash.strip()})
 
     def _end(self, member: Member) -> None:
         if member.handle is not None:

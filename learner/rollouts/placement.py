@@ -1,6 +1,7 @@
 """What the cluster has room for and which of its nodes are leaving, asked of Ray."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import ray
 
@@ -29,6 +30,31 @@ def shortage(num_actors: int, gpus_each: float) -> str:
         for kind in (["CPU", "GPU"] if gpus_each else ["CPU"])
     )
     return f"each of --num-actors {num_actors} needs {needs}; the cluster has {have}"
+
+
+def damage_of_this_node() -> str | None:
+    """Why no process can be started on this host until Ray is started again, in one line; None: nothing known.
+
+    Without its sockets a raylet goes on with the workers it has. What deletes old files in /tmp may delete them.
+    """
+    try:  # a private API, as below
+        from ray._private.worker import global_worker
+
+        node = global_worker.node
+        sockets = (node.raylet_socket_name, node.plasma_store_socket_name)  # type: ignore[union-attr]
+        if all(Path(socket).exists() for socket in sockets):
+            return None
+        return (
+            f"files of Ray in {node.get_session_dir_path()} were deleted: no actor can be started on this host until "  # type: ignore[union-attr]
+            "Ray is started again"
+        )
+    except Exception:
+        return None
+
+
+def is_only_node() -> bool:
+    """Whether the learner's node is the cluster's only one."""
+    return sum(node["Alive"] for node in ray.nodes()) == 1
 
 
 def draining_nodes() -> frozenset[str]:

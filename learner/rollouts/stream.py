@@ -21,7 +21,7 @@ from common.messages import Rollout, Weights, rollout_bytes, weights_sha256
 from learner.rollouts.batch_assembly import BatchAssembly, Slot
 from learner.rollouts.counters import RunCounters
 from learner.rollouts.deadlines import AwakeClock, HungDeadline
-from learner.rollouts.failures import ActorHung, WrongWeights
+from learner.rollouts.failures import ActorHung, NoRollouts, WrongWeights
 from learner.rollouts.staging import StagedBatch
 
 _POLL_SECONDS = 0.05
@@ -44,10 +44,6 @@ class ActorFleet(Protocol):
     def replace(self, actor_id: int, error: BaseException) -> None: ...
     def on_draining_nodes(self) -> list[int]: ...
     def relocate(self, actor_id: int) -> None: ...
-
-
-class NoRollouts(RuntimeError):
-    """No actor has delivered a rollout for longer than the settings allow; the message is one line for the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +108,8 @@ class RolloutStream:
         """Waits for the next full batch, which is valid until the next `publish`; calls `poll` while waiting.
 
         Raises:
-            NoRollouts: no actor delivered a rollout for longer than `actor_timeout` and starting again allow.
+            NoRollouts: no actor delivered a rollout for longer than `actor_timeout` and starting again allow, or none
+                is left and none can be started.
             Exception: whatever ended the stream's thread (such as FleetError), or what `poll` raised.
         """
         with self._changed:

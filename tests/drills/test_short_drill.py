@@ -1,11 +1,21 @@
-"""The fault drill without the faults that take a minute: each fault is survived, and the counters add up."""
+"""The short fault drill: each fault is survived, and the counters add up.
+
+Left out is what takes a minute, what test_cluster_drill.py runs, and what has a faster or stricter test elsewhere:
+suspension (test_signals.py), no HOME (test_environment.py), a damaged checkpoint (test_resume.py). A killed raylet ends
+the learner as `ray stop` does, and as the lost head of test_cluster_drill.py.
+"""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-from drills.drill import adds_up
+import numpy as np
+
+from common.config import resolve
+from common.storage.checkpoints import save_checkpoint
+from common.storage.run_directory import RunDirectory
+from drills.drill import adds_up, newest_update_survived
 
 PROJECT = Path(__file__).parents[2]
 
@@ -23,14 +33,18 @@ def test_faults_of_the_short_drill_are_survived_and_counted(tmp_path):
         "all actors SIGKILL",
         "TensorBoard directory deleted",
         "checkpoints cannot be written",
+        "log and run disks full",
         "second learner on the run",
-        "learner SIGKILL, torn last line",
         "SIGTERM",
+        "learner SIGKILL, torn last line",
+        "ray stop",
+        "session directory cleaned, actors SIGKILL",
     ]
+    assert [outcome["survived"] for outcome in outcomes] == ["n.a."] * 8 + ["yes"] * 4
     assert all(outcome["adds_up"] == "yes" for outcome in outcomes)
     happened = {outcome["fault"]: outcome["happened"] for outcome in outcomes}
     assert "refused" in happened["second learner on the run"]
-    assert happened["SIGTERM"].startswith("exit code 143")
+    assert happened["ray stop"].startswith("exit code 1 ")
 
 
 def test_drill_notices_counters_that_do_not_add_up():
@@ -39,10 +53,24 @@ def test_drill_notices_counters_that_do_not_add_up():
     )
     before = {"policy_version": 1, "frames": 256, **counters}
     after = {"policy_version": 2, "frames": 512, **counters, "actor_restarts": 1, "lost_rollouts": 1}
-    assert adds_up([before, after], before, after, {"actor_restarts": 1}) == "yes"
-    assert adds_up([before, after, after], before, after, {"actor_restarts": 1}) == "versions have gaps or duplicates"
-    assert adds_up([before, after], before, after, {}) == (
+    assert adds_up([before, after], before, after, {"actor_restarts": 1}, 256) == "yes"
+    assert (
+        adds_up([before, after, after], before, after, {"actor_restarts": 1}, 256) == "versions have gaps or duplicates"
+    )
+    assert adds_up([before, after], before, after, {}, 256) == (
         "actor_restarts +1 instead of +0; lost_rollouts +1, at most 0"
     )
     skewed = {**after, "frames": 500}
-    assert adds_up([before, skewed], before, skewed, {"actor_restarts": 1}) == "frames are not versions times batch"
+    assert (
+        adds_up([before, skewed], before, skewed, {"actor_restarts": 1}, 256) == "frames are not versions times batch"
+    )
+
+
+def test_drill_notices_that_more_than_one_update_was_lost(tmp_path):
+    run = RunDirectory(tmp_path)
+    assert newest_update_survived(run, 1) == "no"
+    for directory, version in ((run.checkpoints, 5), (run.resume_points, 7)):
+        save_checkpoint(directory, resolve("lab", {"num_actors": 2}), version, 0, {"w": np.zeros(1, np.float32)}, {})
+    assert [newest_update_survived(run, newest) for newest in (7, 8, 9)] == ["yes", "yes", "no"]
+    (run.resume_points / "00000007" / "learner.pt").write_bytes(b"damaged")
+    assert [newest_update_survived(run, newest) for newest in (6, 7)] == ["yes", "no"]

@@ -2,6 +2,7 @@
 
 import signal
 
+import psutil
 import pytest
 
 from common.storage.checkpoints import list_checkpoints, load_newest_complete
@@ -21,8 +22,11 @@ def test_training_goes_on_without_a_disk_and_writes_again_when_there_is_one(star
     break_checkpoints(run_dir, moved)
     before = num_lines(run_dir / "metrics.jsonl")
     wait_until(lambda: num_lines(run_dir / "metrics.jsonl") > before + 6, process)
+    (learner,) = psutil.Process(process.pid).children()
+    learner.suspend()  # it would create the directory as soon as nothing is in its place
     (run_dir / "checkpoints").unlink()
     moved.rename(run_dir / "checkpoints")
+    learner.resume()
     newest = list_checkpoints(run_dir / "checkpoints")[-1]
     wait_until(lambda: list_checkpoints(run_dir / "checkpoints")[-1] > newest, process)
     process.send_signal(signal.SIGTERM)

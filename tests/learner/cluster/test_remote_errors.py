@@ -1,10 +1,14 @@
 """Errors as Ray really makes them."""
 
+import os
+from pathlib import Path
+
 import pytest
 from ray.core.generated.common_pb2 import ActorDiedErrorContext
 from ray.exceptions import ActorDiedError, GetTimeoutError, OutOfMemoryError, RayTaskError
 
-from learner.cluster.remote_errors import cause_in_one_line, full_cause
+from learner.cluster import remote_errors
+from learner.cluster.remote_errors import MAX_LOG_LINES, cause_in_one_line, full_cause, log_of_an_ended_process
 
 TRACEBACK = """Traceback (most recent call last):
   File "python/ray/_raylet.pyx", line 2205, in ray._raylet.execute_task
@@ -70,3 +74,27 @@ def test_full_cause_is_the_whole_text_without_colors() -> None:
     assert text.startswith("ray::RemoteRolloutActor.collect() (pid=12, ip=10.0.0.2)")
     assert '"/app/actors/remote.py", line 29' in text and "\x1b" not in text
     assert EXIT in full_cause(died_actor(EXIT)) and "pid: 12" in full_cause(died_actor(EXIT))
+
+
+@pytest.fixture
+def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Ray's directory of logs."""
+    monkeypatch.setattr(remote_errors, "_logs_directory", lambda: tmp_path)
+    (tmp_path / "raylet.err").write_text("")
+    return tmp_path
+
+
+def test_log_of_an_ended_process_is_the_newest_that_says_something(logs: Path) -> None:
+    living, ended = logs / f"worker-a-ffffffff-{os.getpid()}.err", logs / "worker-b-01000000-999999999.err"
+    living.write_text("a warning\n")
+    ended.write_text(":job_id:01000000\n")
+    assert log_of_an_ended_process(since=0.0) == ""
+    ended.write_text(":job_id:01000000\n" + "stack\n" * 100_000 + "*** SIGSEGV received\n")
+    lines = log_of_an_ended_process(since=0.0).strip().splitlines()
+    assert lines[0] == f"log of the process: {ended}" and lines[-1] == "*** SIGSEGV received"
+    assert len(lines) == MAX_LOG_LINES + 1
+    assert log_of_an_ended_process(since=ended.stat().st_mtime + 1) == ""
+    raylet = logs / "raylet.err"
+    raylet.write_text("Segmentation fault\n")
+    os.utime(raylet, (ended.stat().st_mtime + 1,) * 2)
+    assert log_of_an_ended_process(since=0.0).endswith(f"log of the process: {raylet}\nSegmentation fault")

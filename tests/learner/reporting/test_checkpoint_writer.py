@@ -60,8 +60,9 @@ def test_failing_disk_sets_last_error_and_the_newest_is_written_afterwards(run):
         writer.put(snapshot(version))
         wait_until(lambda: writer.last_error is not None)
     assert "cannot be written to" in writer.last_error and "the newest is policy_version 1" in writer.last_error
-    run.checkpoints.unlink()
-    aside.rename(run.checkpoints)
+    link = run.path / "link"
+    link.symlink_to(aside)
+    link.replace(run.checkpoints)  # in one step: as soon as nothing is in the way, the writer creates a directory
     wait_until(lambda: writer.newest == 4)
     assert writer.last_error is None
     assert writer.close(PATIENCE)
@@ -89,7 +90,7 @@ def test_closing_tries_once_more_and_returns_whether_all_is_written(run):
         ({"keep_checkpoints": 3}, [0, 2, 7, 8, 9]),
         ({"keep_checkpoints": 1, "keep_every": 4}, [0, 2, 4, 8, 9]),
         ({"keep_checkpoints": 2, "backfill": True}, [0, 1, 2, 4, 6, 7, 8, 9]),
-        ({"keep_checkpoints": 2, "backfill": True, "evaluator": False}, [2, 8, 9]),
+        ({"keep_checkpoints": 2, "evaluator": False}, [2, 8, 9]),
     ],
 )
 def test_newest_best_every_nth_and_with_backfill_unscored_checkpoints_are_kept(run, overrides, kept):

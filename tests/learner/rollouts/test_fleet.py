@@ -4,12 +4,14 @@ import logging
 import signal
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 import ray
 import torch
+from ray._private.worker import global_worker
 
 import learner.rollouts.fleet
 import learner.rollouts.stream
@@ -19,7 +21,7 @@ from common.policy_network import PolicyNetwork
 from common.process import prepare_ray_environment
 from common.versions import software
 from learner.rollouts.counters import RunCounters
-from learner.rollouts.failures import WrongWeights
+from learner.rollouts.failures import NoRollouts, WrongWeights
 from learner.rollouts.fleet import Fleet, FleetError
 from learner.rollouts.stream import RolloutStream
 from tests import conftest
@@ -244,6 +246,25 @@ def test_actor_that_ray_cannot_start_is_reported_once_and_no_longer_when_it_work
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert missing.last_error is None
+
+
+def test_deleted_files_of_ray_are_the_reason_and_without_an_actor_the_run_ends(new_fleet):
+    fleet = new_fleet(tiny_config())
+    assert fleet.wait_until_placed(DEADLINE, never) == ACTORS
+    socket = Path(global_worker.node.raylet_socket_name)
+    aside = socket.rename(socket.with_name("aside"))
+    try:
+        fleet.replace(0, WrongWeights("it ended"))
+        assert fleet.ready() == [1]
+        assert fleet.last_error.startswith("actor 0 has been missing for 0 s: files of Ray in ")
+        assert "were deleted: no actor can be started on this host" in fleet.last_error
+        fleet.replace(1, WrongWeights("it ended"))
+        with pytest.raises(NoRollouts, match=r"no actor is left; files of Ray in .* were deleted"):
+            fleet.ready()
+    finally:
+        aside.rename(socket)
+    wait_for_all(fleet)
+    assert fleet.last_error is None
 
 
 def test_node_with_other_software_is_refused_with_both_versions(new_fleet, broken_config, monkeypatch):
