@@ -32,6 +32,7 @@ def make_rollout(actor_id: int, unroll_length: int, num_envs: int) -> Rollout:
         behavior_log_probs=np.ones(shape, np.float32),
         values=np.ones(shape, np.float32),
         bootstrap_value=np.ones(num_envs, np.float32),
+        bootstrap_observation=np.full((1, num_envs, *OBSERVATION_SHAPE), 7, np.uint8),
         episodes=FinishedEpisodes(np.ones(0, np.float32), np.ones(0, np.int32), np.ones(0, np.int32)),
         next_state=ActorState(
             env_states=np.ones(num_envs * STATE_BYTES, np.uint8),

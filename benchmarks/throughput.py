@@ -83,6 +83,7 @@ def random_batch(config: Config, device: torch.device) -> StagedBatch:
     """A full staged batch of random data."""
     staged = StagedBatch(config, device)
     staged.observations.random_(0, 256)
+    staged.bootstrap_observation.random_(0, 256)
     staged.actions.random_(0, NUM_ACTIONS)
     staged.dones.bernoulli_(0.01)
     for tensor in (staged.rewards, staged.values, staged.bootstrap_value):
