@@ -1,13 +1,14 @@
 """What a run remembers beside the learner: recent episodes, counters, and the state of every actor's environments."""
 
 from collections import deque
+from collections.abc import Container
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 import torch
 
-from common.messages import ActorState
+from common.messages import ActorState, Weights
 from learner.rollouts.counters import RunCounters
 from learner.rollouts.staging import StagedBatch
 
@@ -38,6 +39,18 @@ class RunState:
     counters: RunCounters = field(default_factory=RunCounters)
     # By actor_id, after the newest batch that was trained on; actors without a rollout in that batch are absent.
     actors: dict[int, ActorState] = field(default_factory=dict)
+    # By policy_version, the newest last: those that rollouts in flight may use. All but the newest, which is the
+    # checkpoint's policy, are saved.
+    weights: dict[int, Weights] = field(default_factory=dict)
+
+    def published(self, policy_version: int, weights: Weights, max_policy_lag: int) -> None:
+        """Keeps the weights of `policy_version` and of `max_policy_lag` versions before it."""
+        self.weights[policy_version] = weights
+        self.keep_weights(range(policy_version - max_policy_lag, policy_version + 1))
+
+    def keep_weights(self, versions: Container[int]) -> None:
+        """Forgets the weights of all other versions."""
+        self.weights = {version: weights for version, weights in self.weights.items() if version in versions}
 
     def record(self, batch: StagedBatch) -> None:
         """Keeps the episodes and the actors' states of a batch that was trained on."""
@@ -59,6 +72,10 @@ class RunState:
                 actor_id: {f.name: torch.from_numpy(np.array(getattr(state, f.name))) for f in fields(ActorState)}
                 for actor_id, state in self.actors.items()
             },
+            "weights": {
+                version: {name: torch.from_numpy(array) for name, array in weights.items()}
+                for version, weights in list(self.weights.items())[:-1]
+            },
         }
 
     @staticmethod
@@ -67,6 +84,8 @@ class RunState:
         restored = RunState(counters=RunCounters(**state["counters"]))
         restored.episodes.returns.extend(state["episode_returns"])
         restored.episodes.lengths.extend(state["episode_lengths"])
+        for version, tensors in state["weights"].items():
+            restored.weights[version] = {name: tensor.numpy() for name, tensor in tensors.items()}
         for actor_id, arrays in state["actors"].items():
             restored.actors[actor_id] = ActorState(**{name: tensor.numpy() for name, tensor in arrays.items()})
         return restored
