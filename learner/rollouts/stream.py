@@ -246,6 +246,8 @@ class RolloutStream:
     def _lose(self, request: _Request, error: Exception) -> None:
         """Gives up a rollout, and the actor too unless only the object was lost, with the node that held it."""
         self.counters.lost_rollouts += 1
+        if self.counters.lost_rollouts == 1:
+            logger.info("from its first lost rollout on, this run may differ from one that loses none")
         with self._changed:
             self._assembly.give_up(request.slot)
         if isinstance(error, ray.exceptions.ObjectLostError):

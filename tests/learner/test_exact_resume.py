@@ -1,5 +1,5 @@
-"""Actors, batches and learner without Ray, in one thread: what a run gives depends neither on the speed of its actors nor
-on where it was resumed. `tests/end_to_end/test_resume.py` checks the same of whole processes.
+"""Actors, batches and learner without Ray, in one thread: what a run gives depends neither on the speed of its actors
+nor on where it was resumed. `tests/end_to_end/test_resume.py` checks the same of whole processes.
 """
 
 import copy
