@@ -214,7 +214,10 @@ def _continuation(prepared: ResumedRun, state: RunState) -> str:
     if prepared.checkpoint.policy_version and restored < needed:
         return f"environments of {restored} of {needed} actors continue, the others start anew"
     if not config.repeatable and config.mode == "overlap":
-        return "environments continue; not bit for bit, because actors use the newest weights (--repeatable no)"
+        return (
+            "environments continue; not bit for bit, because actors use the newest weights (--repeatable no, or a "
+            "varying number of actors)"
+        )
     if list(state.weights) != list(_versions_in_flight(prepared)):
         return (
             "environments continue; not bit for bit, because the checkpoint lacks the weights that rollouts in flight "

@@ -30,7 +30,7 @@ def test_run_continues_bit_for_bit_with_every_weight_in_use(version, weights, se
 
 
 def test_reason_is_given_where_a_run_does_not_continue_bit_for_bit():
-    assert "newest weights (--repeatable no)" in continuation(5, **LAG_2, repeatable=False)
+    assert "newest weights (--repeatable no, or" in continuation(5, **LAG_2, repeatable=False)
     for weights in ((), (4,)):  # written in sync mode, or with a smaller lag
         assert "the checkpoint lacks the weights" in continuation(5, weights, **LAG_2)
     assert "environments of 1 of 2 actors continue" in continuation(5, (3, 4), actors=(1,), **LAG_2)
