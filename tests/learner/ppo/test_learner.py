@@ -440,7 +440,7 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA devic
     "lever", [{}, {"cuda_graphs": True}, {"compile": True}, {"cuda_graphs": True, "compile": True}]
 )
 def test_update_on_a_gpu_equals_the_cpu_update_with_every_option(lever):
-    config = tiny_config(adam_eps=1e-5)
+    config = tiny_config(adam_eps=1e-5, mode="overlap")  # the second batch is one version old
     on_cpu = new_learner(config)
     there = new_learner(replace(config, **lever), device=torch.device("cuda"))
     there.load_state_dict(on_cpu.state_dict())
