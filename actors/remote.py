@@ -53,4 +53,8 @@ class RemoteRolloutActor:
         rollout = self.actor.collect(weights, policy_version)
         if not self.compresses:
             return rollout
-        return dataclasses.replace(rollout, observations=compress_frames(rollout.observations))
+        return dataclasses.replace(
+            rollout,
+            observations=compress_frames(rollout.observations),
+            bootstrap_observation=compress_frames(rollout.bootstrap_observation),
+        )

@@ -51,6 +51,7 @@ class RolloutActor:
         self.log_probs = np.zeros(steps_by_envs, np.float32)
         self.values = np.zeros(steps_by_envs, np.float32)
         self.bootstrap_value = np.zeros(self.num_envs, np.float32)
+        self.bootstrap_observation = np.zeros((1, self.num_envs, *OBSERVATION_SHAPE), np.uint8)
 
     def collect(self, weights: Weights, policy_version: int) -> Rollout:
         """Steps every environment `unroll_length` times with `weights`.
@@ -76,6 +77,7 @@ class RolloutActor:
             for group, inference in zip(self.groups, self.inferences, strict=True):
                 frames = self._receive(group, self.unroll_length, finished)
                 inference.start(frames, uniform[-1, group.columns])  # no action is taken here
+                self.bootstrap_observation[0, group.columns] = frames
                 self.bootstrap_value[group.columns] = inference.finish()[2]
         self.steps += self.unroll_length
         return Rollout(
@@ -88,6 +90,7 @@ class RolloutActor:
             behavior_log_probs=self.log_probs,
             values=self.values,
             bootstrap_value=self.bootstrap_value,
+            bootstrap_observation=self.bootstrap_observation,
             episodes=FinishedEpisodes(
                 returns=np.array([e.episode_return for e in finished], np.float32),
                 lengths=np.array([e.length for e in finished], np.int32),

@@ -6,7 +6,7 @@ This module must not import torch, which would cost each of 64 processes several
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import ray
@@ -32,6 +32,7 @@ def make_rollout(actor_id: int, unroll_length: int, num_envs: int) -> Rollout:
         behavior_log_probs=np.ones(shape, np.float32),
         values=np.ones(shape, np.float32),
         bootstrap_value=np.ones(num_envs, np.float32),
+        bootstrap_observation=np.full((1, num_envs, *OBSERVATION_SHAPE), 7, np.uint8),
         episodes=FinishedEpisodes(np.ones(0, np.float32), np.ones(0, np.int32), np.ones(0, np.int32)),
         next_state=ActorState(
             env_states=np.ones(num_envs * STATE_BYTES, np.uint8),
@@ -120,7 +121,12 @@ class SleepingFleet:
 
     def arrange(self, unroll_length: int, num_envs: int, collect_seconds: float) -> None:
         """Sets the shape and duration of all actors' rollouts, and resets the count of rollouts in flight."""
-        ray.get([handle.arrange.remote(unroll_length, num_envs, collect_seconds) for handle in self.handles])
+        self.arrange_each(unroll_length, num_envs, [collect_seconds] * len(self.handles))
+
+    def arrange_each(self, unroll_length: int, num_envs: int, collect_seconds: Sequence[float]) -> None:
+        """As `arrange`, with a duration for each actor."""
+        pairs = zip(self.handles, collect_seconds, strict=True)
+        ray.get([handle.arrange.remote(unroll_length, num_envs, seconds) for handle, seconds in pairs])
         self.in_flight = self.peak_in_flight = 0
 
     def put_seconds(self, repeats: int) -> float:

@@ -12,10 +12,15 @@ Everything is measured in one run on one machine, with preset `lab` on CoinRun, 
     ideal    1 / (1/a + 1/b + epochs/c)    where actors and learner share the cores (sync)
 
 Run nothing else on the machine: the figures of a busy machine are worthless.
+
+`--mode overlap` measures something else: what `--repeatable yes` costs against `no` where actors are the bound. Actors
+and learner sleep, so that this is true on any machine; everything between them is real.
 """
 
 import dataclasses
+import itertools
 import json
+import statistics
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -27,6 +32,8 @@ from actors.rollout_actor import RolloutActor
 from benchmarks.peers import measure_peers
 from benchmarks.processes import end_on_sigterm, run_for_json, run_learner, summarize
 from benchmarks.report import available_cores, machine, make_console, make_parser, median_seconds, rate, show_table
+from benchmarks.scaling import sleeping_learner
+from benchmarks.sleeping_actor import SleepingFleet
 from common.config import Config, resolve
 from common.games import NUM_ACTIONS
 from common.messages import ActorIdentity, Rollout
@@ -34,9 +41,13 @@ from common.policy_network import PolicyNetwork
 from common.precision import autocast
 from common.process import prepare_process
 from common.procgen_env import make_envs
+from learner.cluster import connection
 from learner.ppo.learner import PPOLearner
+from learner.rollouts.counters import RunCounters
 from learner.rollouts.staging import StagedBatch
+from learner.rollouts.stream import RolloutStream
 from learner.startup import flags as command_line
+from learner.stopping import StopSignals
 
 CPU = torch.device("cpu")
 # Makes glibc keep freed memory.
@@ -83,6 +94,7 @@ def random_batch(config: Config, device: torch.device) -> StagedBatch:
     """A full staged batch of random data."""
     staged = StagedBatch(config, device)
     staged.observations.random_(0, 256)
+    staged.bootstrap_observation.random_(0, 256)
     staged.actions.random_(0, NUM_ACTIONS)
     staged.dones.bernoulli_(0.01)
     for tensor in (staged.rewards, staged.values, staged.bootstrap_value):
@@ -171,6 +183,73 @@ def measure(updates: int, seconds: float) -> dict[str, Any]:
     }
 
 
+# Seconds of a rollout of each actor, and of an update: the learner waits for the actors.
+ACTOR_SPEEDS = {"equal": (0.2, 0.2, 0.2, 0.2), "one slower by half": (0.2, 0.2, 0.2, 0.3)}
+UPDATE_SECONDS = 0.1
+OVERLAP_ROUNDS, OVERLAP_WARM_UP = 3, 3
+
+
+def overlapped(config: Config, fleet: SleepingFleet, updates: int, stop: StopSignals) -> tuple[float, float]:
+    """Frames/s and the mean over the updates of the largest policy lag."""
+    lag = config.max_policy_lag
+    stream = RolloutStream(config, fleet, lag, 0, updates + OVERLAP_WARM_UP, CPU, RunCounters())
+    try:
+        learner = sleeping_learner(stream, UPDATE_SECONDS, stop)
+        timed = list(itertools.islice(learner, updates + OVERLAP_WARM_UP))[OVERLAP_WARM_UP:]
+    finally:
+        stream.close()
+    seconds = sum(figures["whole"] for figures in timed)
+    return updates * config.batch_size / seconds, statistics.mean(figures["policy_lag"] for figures in timed)
+
+
+def measure_overlap(updates: int) -> dict[str, Any]:
+    """`--repeatable yes` and `no` in turn, for lags 1 and 2 and both kinds of speeds; medians of the rounds."""
+    sizes = {"num_actors": 4, "envs_per_actor": 4, "unroll_length": 64, "num_minibatches": 1, "mode": "overlap"}
+    configs = {
+        (lag, repeatable): resolve("lab", {**sizes, "max_policy_lag": lag, "repeatable": repeatable})
+        for lag in (1, 2)
+        for repeatable in (True, False)
+    }
+    prepare_process(num_threads=1, sees_gpu=False)
+    rows = []
+    with StopSignals() as stop:
+        connection.connect(None, configs[2, True])
+        try:
+            stop.install()  # Ray replaced the signal handlers
+            fleet = SleepingFleet()
+            fleet.grow_to(4, stop.check)
+            for (speeds, seconds), lag in itertools.product(ACTOR_SPEEDS.items(), (1, 2)):
+                fleet.arrange_each(64, 4, seconds)
+                rounds = [
+                    [overlapped(configs[lag, repeatable], fleet, updates, stop) for repeatable in (True, False)]
+                    for _ in range(OVERLAP_ROUNDS)
+                ]
+                (fps, own_lag), (newest_fps, newest_lag) = (
+                    map(statistics.median, zip(*results, strict=True)) for results in zip(*rounds, strict=True)
+                )
+                rows.append(
+                    {"speeds": speeds, "max_policy_lag": lag, "repeatable": fps, "newest": newest_fps}
+                    | {"ratio": fps / newest_fps, "lag_repeatable": own_lag, "lag_newest": newest_lag}
+                )
+        finally:
+            connection.disconnect()
+    return {"machine": machine(), "rows": rows}
+
+
+def show_overlap(result: Mapping[str, Any]) -> None:
+    """Prints the table for people on stderr."""
+    columns: dict[str, Any] = {
+        "actors": "{speeds!s}",
+        "--max-policy-lag": "{max_policy_lag}",
+        "repeatable, frames/s": "{repeatable:,.0f}",
+        "newest, frames/s": "{newest:,.0f}",
+        "ratio": "{ratio:.3f}",
+        "lag, repeatable": "{lag_repeatable:.2f}",
+        "lag, newest": "{lag_newest:.2f}",
+    }
+    show_table(make_console(), "overlap mode, actors are the bound", result["rows"], columns)
+
+
 def show(result: Mapping[str, Any]) -> None:
     """Prints the table for people on stderr."""
     service_figures, plain, keeping = (result[k] for k in ("d_service", "e_notebook", "e_notebook_keeping_memory"))
@@ -203,7 +282,13 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=2, help="updates of the service to time, after the first")
     parser.add_argument("--seconds", type=float, default=5, help="how long to measure a, b and c each, at least")
     parser.add_argument("--peers", action="store_true", help="also measure Stable-Baselines3 and RLlib if installed")
+    parser.add_argument("--mode", choices=("sync", "overlap"), default="sync", help="overlap: see above")
     arguments = parser.parse_args()
+    if arguments.mode == "overlap":
+        result = measure_overlap(arguments.updates)
+        show_overlap(result)
+        print(json.dumps(result, indent=2))
+        return
     end_on_sigterm()
     result = measure(arguments.updates, arguments.seconds)
     if arguments.peers:

@@ -138,7 +138,20 @@ class Config:
         COLLECT, "compress frames sent to the learner; remote: from other nodes, with zstd", "remote"
     )
     mode: Literal["sync", "overlap"] = option(
-        COLLECT, "sync: collect, then train; overlap: in parallel (lag 1); auto: overlap with a GPU", AUTO
+        COLLECT, "sync: collect, then train (lag 0); overlap: in parallel; auto: overlap with a GPU", AUTO
+    )
+    max_policy_lag: int = option(
+        COLLECT,
+        "overlap: train on rollouts up to N versions old, with N + 1 staging buffers (1 in overlap mode, 0 in sync)",
+        None,
+        unit="updates",
+        at_least=0,
+    )
+    repeatable: bool = option(
+        COLLECT,
+        "overlap: collect batch k with version k - N, each actor its own part, so that runs repeat and resume exactly; "
+        "no: with the newest weights, by whichever actor is free; auto: yes, unless the number of actors varies",
+        AUTO,
     )
     actor_timeout: float = option(
         COLLECT, "time without a rollout after which an actor is replaced", 600.0, unit="seconds", above=0
@@ -155,6 +168,12 @@ class Config:
     gamma: float = setting(PPO, "discount factor per step", 0.999, at_least=0, at_most=1)
     gae_lambda: float = setting(PPO, "lambda of generalized advantage estimation", 0.95, at_least=0, at_most=1)
     clip_coef: float = setting(PPO, "clipping range of the probability ratio and of the value change", 0.2, above=0)
+    objective: Literal["standard", "decoupled"] = option(
+        PPO, "decoupled: correct for rollouts of older versions; auto: decoupled where --max-policy-lag is not 0", AUTO
+    )
+    importance_weight_cap: float = setting(
+        PPO, "decoupled: largest weight of a sample, pi_proximal / pi_behavior", 100.0, at_least=1
+    )
     ent_coef: float = setting(PPO, "weight of the entropy bonus", 0.01, at_least=0)
     vf_coef: float = setting(PPO, "weight of the value loss", 1.0, at_least=0)
     max_grad_norm: float = setting(PPO, "clip the norm of the gradient to this value", 40.0, above=0)
@@ -235,6 +254,16 @@ class Config:
                 f"--num-minibatches: {self.num_minibatches} gives minibatches of 1 frame; at least 2 are needed to "
                 "normalize advantages"
             )
+        if self.mode == "sync" and self.max_policy_lag:
+            raise ConfigError(
+                f"--max-policy-lag: {self.max_policy_lag} needs --mode overlap, this run's mode is sync (lag 0)"
+            )
+        if self.mode == "overlap" and not self.max_policy_lag:
+            raise ConfigError("--max-policy-lag: must be at least 1 in overlap mode, got 0; use --mode sync for lag 0")
+        if self.repeatable and self.min_actors < self.num_actors:
+            raise ConfigError(
+                f"--repeatable: yes needs a fixed number of actors, --num-actors is {self.min_actors}:{self.num_actors}"
+            )
         if self.compile and self.device != "cuda":
             raise ConfigError("--compile: the learner uses no GPU; leave it out")
         if self.cuda_graphs and self.device != "cuda" and not self.actor_gpus:
@@ -286,6 +315,10 @@ BEFORE_SETTING: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "initialization": lambda _: "torch",
     "encoder": lambda _: "impala",
     "width": lambda _: 1,
+    "max_policy_lag": lambda stored: int(stored["mode"] == "overlap"),
+    "repeatable": lambda _: False,
+    "objective": lambda _: "standard",
+    "importance_weight_cap": lambda _: DEFAULTS["importance_weight_cap"],
 }
 
 _PUBLISHED: dict[str, Any] = {
@@ -320,6 +353,8 @@ CPU_MICRO_BATCH = 128
 AUTOMATIC: dict[str, Callable[[dict[str, Any], Machine], Any]] = {
     "device": lambda values, machine: "cuda" if machine.has_gpu else "cpu",
     "mode": lambda values, _: "overlap" if values["device"] == "cuda" else "sync",
+    "max_policy_lag": lambda values, _: int(values["mode"] == "overlap"),
+    "objective": lambda values, _: "decoupled" if values["max_policy_lag"] else "standard",
     "actor_precision": lambda values, machine: (
         machine.precision_on("cuda" if values["actor_gpus"] else "cpu")
         if values["precision"] == AUTO
@@ -328,6 +363,7 @@ AUTOMATIC: dict[str, Callable[[dict[str, Any], Machine], Any]] = {
     "precision": lambda values, machine: machine.precision_on(values["device"]),
     "half_batches": lambda values, _: values["actor_gpus"] > 0,
     "min_actors": lambda values, _: values["num_actors"],
+    "repeatable": lambda values, _: values["min_actors"] == values["num_actors"],
     "micro_batch": lambda values, _: _minibatch_size(values) if values["device"] == "cuda" else CPU_MICRO_BATCH,
     "learner_threads": lambda _, machine: machine.cores,
 }
@@ -440,6 +476,8 @@ WITHOUT_EFFECT: dict[str, tuple[Callable[[Config], bool], str]] = {
         lambda config: config.half_batches and config.envs_per_actor == 1,
         "an actor with --envs-per-actor 1 has no two halves",
     ),
+    "repeatable": (lambda config: config.mode == "sync", "--mode sync collects every batch with the newest weights"),
+    "importance_weight_cap": (lambda config: config.objective == "standard", "--objective standard has no weights"),
     "learner_threads": (
         lambda config: config.device == "cuda" and config.learner_threads > 1,
         "a learner on a GPU has one thread",

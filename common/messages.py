@@ -21,6 +21,7 @@ import numpy as np
 from common.frame_compression import Frames
 
 Weights = dict[str, np.ndarray]  # the policy's state_dict, float32
+WEIGHTS_BYTES = 4 * 626_256
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class Rollout:
     behavior_log_probs: np.ndarray  # float32 [T, B]
     values: np.ndarray  # float32 [T, B]
     bootstrap_value: np.ndarray  # float32 [B]
+    bootstrap_observation: Frames  # uint8 [1, B, 64, 64, 3], what follows the last action; perhaps compressed
     episodes: FinishedEpisodes
     next_state: ActorState  # where the next rollout continues
     weights_sha256: str  # `weights_sha256` of the parameters the actor acted with
@@ -98,5 +100,8 @@ def weights_sha256(weights: Weights) -> str:
 
 
 def rollout_bytes(unroll_length: int, num_envs: int) -> int:
-    """Bytes of one rollout's arrays: per environment step 12,288 of pixels and 17 of everything else."""
-    return unroll_length * num_envs * (64 * 64 * 3 + 4 * 4 + 1)
+    """Bytes of one rollout's arrays: per environment step 12,288 of pixels and 17 of everything else, and one more
+    frame of each environment.
+    """
+    frame = 64 * 64 * 3
+    return unroll_length * num_envs * (frame + 4 * 4 + 1) + num_envs * frame

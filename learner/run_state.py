@@ -1,5 +1,6 @@
 """What a run remembers beside the learner: recent episodes, counters, and the state of every actor's environments."""
 
+from collections.abc import Container
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 
 from common.config import Config
-from common.messages import ActorState
+from common.messages import ActorState, Weights
 from learner.episodes import TrainingEpisodes
 from learner.rollouts.counters import RunCounters
 from learner.rollouts.staging import StagedBatch
@@ -21,6 +22,18 @@ class RunState:
     counters: RunCounters = field(default_factory=RunCounters)
     # By actor_id, after the newest batch that was trained on; actors without a rollout in that batch are absent.
     actors: dict[int, ActorState] = field(default_factory=dict)
+    # By policy_version, the newest last: those that rollouts in flight may use. All but the newest, which is the
+    # checkpoint's policy, are saved.
+    weights: dict[int, Weights] = field(default_factory=dict)
+
+    def published(self, policy_version: int, weights: Weights, max_policy_lag: int) -> None:
+        """Keeps the weights of `policy_version` and of `max_policy_lag` versions before it."""
+        self.weights[policy_version] = weights
+        self.keep_weights(range(policy_version - max_policy_lag, policy_version + 1))
+
+    def keep_weights(self, versions: Container[int]) -> None:
+        """Forgets the weights of all other versions."""
+        self.weights = {version: weights for version, weights in self.weights.items() if version in versions}
 
     @staticmethod
     def new(config: Config) -> "RunState":
@@ -49,6 +62,10 @@ class RunState:
                 actor_id: {f.name: torch.from_numpy(np.array(getattr(state, f.name))) for f in fields(ActorState)}
                 for actor_id, state in self.actors.items()
             },
+            "weights": {
+                version: {name: torch.from_numpy(array) for name, array in weights.items()}
+                for version, weights in list(self.weights.items())[:-1]
+            },
         }
 
     @staticmethod
@@ -58,6 +75,8 @@ class RunState:
         restored.counters = RunCounters(**state["counters"])
         if "episodes" in state:  # older checkpoints had the last episodes by order of ending
             restored.episodes.load_state_dict(state["episodes"])
+        for version, tensors in state.get("weights", {}).items():
+            restored.weights[version] = {name: tensor.numpy() for name, tensor in tensors.items()}
         for actor_id, arrays in state["actors"].items():
             restored.actors[actor_id] = ActorState(**{name: tensor.numpy() for name, tensor in arrays.items()})
         return restored

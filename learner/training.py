@@ -92,7 +92,9 @@ class Training:
 
     def _train(self) -> None:
         config, learner, stream, state = self.config, self.learner, self.stream, self.state
-        stream.publish(learner.weights(), learner.policy_version)
+        for version, weights in state.weights.items():  # of a resumed run
+            stream.publish(weights, version)
+        self._publish()
         if self.resumed_from is None:
             self._checkpoint()
         elif self.resumed_from_checkpoint:
@@ -105,7 +107,7 @@ class Training:
             statistics = self._update(batch)
             state.record(batch)
             trained = time.perf_counter()
-            stream.publish(learner.weights(), learner.policy_version)  # from here on `batch` may be overwritten
+            self._publish()  # from here on `batch` may be overwritten
             published = time.perf_counter()
             seconds = {
                 "seconds_waiting": waited - started,
@@ -139,6 +141,11 @@ class Training:
             self.state.counters.skipped_updates += 1
             logger.warning("update %d was not finite and is skipped; %s", self.learner.policy_version, kept)
             return error.statistics
+
+    def _publish(self) -> None:
+        weights, version = self.learner.weights(), self.learner.policy_version
+        self.stream.publish(weights, version)
+        self.state.published(version, weights, self.config.max_policy_lag if self.config.repeatable else 0)
 
     def _poll(self) -> None:
         """Runs between optimizer steps and while waiting; raises StopRequested after a signal."""

@@ -17,7 +17,7 @@ from typing import Any
 import ray
 
 from common.config import Config
-from common.messages import rollout_bytes
+from common.messages import WEIGHTS_BYTES, rollout_bytes
 from common.process import prepare_ray_environment, set_ray_authentication, unexpected_ray_variables
 from common.versions import package_directories
 from learner.cluster import authentication
@@ -54,9 +54,12 @@ class Connection:
 
 
 def object_store_bytes_needed(config: Config) -> int:
-    """Bytes for one finished rollout per actor and one more that may not have been freed yet."""
-    per_rollout = rollout_bytes(config.unroll_length, config.envs_per_actor)
-    return int((per_rollout * (config.num_actors + 1) + OBJECT_STORE_SLACK) / SPILLING_THRESHOLD)
+    """Bytes for one finished rollout per actor and one more that may not have been freed yet, and for the weights of
+    older versions that rollouts are collected with.
+    """
+    rollouts = rollout_bytes(config.unroll_length, config.envs_per_actor) * (config.num_actors + 1)
+    older_weights = WEIGHTS_BYTES * config.max_policy_lag
+    return int((rollouts + older_weights + OBJECT_STORE_SLACK) / SPILLING_THRESHOLD)
 
 
 def require_no_ray() -> None:

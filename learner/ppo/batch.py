@@ -7,8 +7,21 @@ from torch import Tensor
 
 from common.config import Config
 from learner.ppo.gae import generalized_advantages
+from learner.ppo.losses import importance_weights
 from learner.ppo.reward_transform import RewardTransform
 from learner.rollouts.staging import StagedBatch
+
+
+@dataclass(frozen=True, slots=True)
+class ProximalOutputs:
+    """What the proximal policy, the learner's at the start of an update, gives for a batch that an older one collected.
+
+    On the learner's device, float32 `[T, B]`; `bootstrap_value` `[B]`.
+    """
+
+    log_probs: Tensor
+    values: Tensor
+    bootstrap_value: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +30,8 @@ class TrainingBatch:
 
     observations: Tensor  # uint8 [N, 64, 64, 3]
     actions: Tensor  # int64 [N]
-    behavior_log_probs: Tensor  # float32 [N]
+    proximal_log_probs: Tensor  # float32 [N]
+    importance_weights: Tensor  # float32 [N]
     values: Tensor  # float32 [N]
     advantages: Tensor  # float32 [N]
     target_values: Tensor  # float32 [N]
@@ -30,11 +44,19 @@ class TrainingBatch:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @staticmethod
-    def prepare(staged: StagedBatch, reward_transform: RewardTransform, config: Config) -> "TrainingBatch":
-        """Turns a full staged batch into samples on the learner's device and computes advantages there."""
+    def prepare(
+        staged: StagedBatch, reward_transform: RewardTransform, config: Config, proximal: ProximalOutputs | None = None
+    ) -> "TrainingBatch":
+        """Turns a full staged batch into samples on the learner's device and computes advantages there.
+
+        Without `proximal` the policy that acted is the proximal one: the standard objective.
+        """
         raw_rewards, dones = staged.rewards.numpy(), staged.dones.numpy()
         rewards = torch.from_numpy(reward_transform(raw_rewards, dones, staged.rounds() or None))
-        observations, actions, log_probs, values, device_dones, bootstrap_value = staged.device_tensors()
+        observations, actions, behavior_log_probs, values, device_dones, bootstrap_value, _ = staged.device_tensors()
+        proximal_log_probs = behavior_log_probs
+        if proximal is not None:
+            proximal_log_probs, values, bootstrap_value = proximal.log_probs, proximal.values, proximal.bootstrap_value
         rewards = rewards.to(values.device)
         advantages, target_values = generalized_advantages(
             rewards, device_dones, values, bootstrap_value, config.gamma, config.gae_lambda
@@ -44,7 +66,10 @@ class TrainingBatch:
         return TrainingBatch(
             observations=observations.flatten(0, 1),
             actions=actions.flatten().long(),
-            behavior_log_probs=log_probs.flatten(),
+            proximal_log_probs=proximal_log_probs.flatten(),
+            importance_weights=importance_weights(
+                proximal_log_probs, behavior_log_probs, config.importance_weight_cap
+            ).flatten(),
             values=values.flatten(),
             advantages=advantages.flatten(),
             target_values=target_values.flatten(),

@@ -56,6 +56,22 @@ class MicroBatchGradients:
             parameter.grad = gradient
         return statistics
 
+    def forward(
+        self, micro_batches: Sequence[Tensor], function: Callable[[PolicyNetwork, Tensor], tuple[Tensor, ...]]
+    ) -> list[Tensor]:
+        """`function` of every micro-batch, without gradients; what it returns, concatenated in their order."""
+
+        @torch.no_grad()  # threads do not inherit it
+        def one(micro_batch: Tensor) -> tuple[Tensor, ...]:
+            replica = self.replicas.get()
+            try:
+                return function(replica, micro_batch)
+            finally:
+                self.replicas.put(replica)
+
+        results = self.threads.map(one, micro_batches) if self.threads else map(one, micro_batches)
+        return [torch.cat(parts) for parts in zip(*results, strict=True)]
+
     def close(self) -> None:
         """Ends the threads."""
         if self.threads:

@@ -13,13 +13,14 @@ from common.messages import Weights
 from common.policy_network import PolicyNetwork
 from common.precision import autocast
 from common.seeding import derive_seed
-from learner.ppo.batch import TrainingBatch, normalize
+from learner.ppo.batch import ProximalOutputs, TrainingBatch, normalize
 from learner.ppo.captured_step import CapturedStep
 from learner.ppo.gradients import MicroBatchGradients
 from learner.ppo.losses import (
     clipped_value_loss,
     entropy,
     explained_variance,
+    lag_diagnostics,
     policy_objective,
     ratio_diagnostics,
 )
@@ -27,6 +28,8 @@ from learner.ppo.reward_transform import RewardTransform
 from learner.rollouts.staging import StagedBatch
 
 STATISTICS = ("policy_objective", "value_loss", "entropy", "approx_kl", "clip_fraction", "ratio_error", "grad_norm")
+# Of the decoupled objective, once per update.
+LAG_STATISTICS = ("behavior_kl", "mean_importance_weight", "max_importance_weight")
 
 
 class NotFinite(ArithmeticError):
@@ -71,6 +74,8 @@ class PPOLearner:
     def update(self, staged: StagedBatch, poll: Callable[[], None]) -> dict[str, float]:
         """GAE, then `update_epochs` passes over the batch in `num_minibatches` optimizer steps each.
 
+        With the decoupled objective, a batch that an older policy collected first gets new log-probs and values.
+
         `poll` runs before each optimizer step; if it raises, the update is undone completely and the exception
         propagates. Returns the update's statistics, read from the device once.
 
@@ -80,7 +85,8 @@ class PPOLearner:
         before = copy.deepcopy(self.state_dict())
         try:
             statistics = self._update(staged, poll)
-            if not (all(math.isfinite(statistics[name]) for name in STATISTICS) and self._weights_are_finite()):
+            must_be_finite = (name for name in (*STATISTICS, *LAG_STATISTICS) if name in statistics)
+            if not (all(math.isfinite(statistics[name]) for name in must_be_finite) and self._weights_are_finite()):
                 raise NotFinite(statistics)
         except BaseException:
             self.load_state_dict(before)
@@ -99,7 +105,8 @@ class PPOLearner:
 
     def _update(self, staged: StagedBatch, poll: Callable[[], None]) -> dict[str, float]:
         config = self.config
-        batch = TrainingBatch.prepare(staged, self.reward_transform, config)
+        proximal = self._proximal_outputs(staged)
+        batch = TrainingBatch.prepare(staged, self.reward_transform, config, proximal)
         learning_rate = self.learning_rate()
         self._set_learning_rate(learning_rate)
         step = self._step_on(batch)
@@ -120,7 +127,45 @@ class PPOLearner:
             "ratio_error": float(first[STATISTICS.index("ratio_error")]),
             "explained_variance": float(explained_variance(batch.values, batch.target_values)),
             "learning_rate": learning_rate,
+            **self._lag_statistics(staged, batch),
         }
+
+    def _proximal_outputs(self, staged: StagedBatch) -> ProximalOutputs | None:
+        """One forward pass over a batch that an older policy collected; None: the standard objective applies.
+
+        It does if nothing in the batch is older than the learner's weights, which then are behavior and proximal
+        policy. Recomputing what the actors have computed would only add rounding.
+        """
+        if self.config.objective == "standard" or staged.oldest_version() == self.policy_version:
+            return None
+        observations, actions, *_, bootstrap_observation = staged.device_tensors()
+        flat_observations, flat_actions = observations.flatten(0, 1), actions.flatten().long()
+
+        def outputs(policy: PolicyNetwork, frames: Tensor) -> tuple[Tensor, Tensor]:
+            with autocast(self.device, self.config.precision, cache=False):
+                logits, values = policy(frames)
+            return torch.log_softmax(logits, dim=1), values
+
+        frames = [
+            *flat_observations.split(self.config.micro_batch),
+            *bootstrap_observation.split(self.config.micro_batch),
+        ]
+        log_probs, values = self.gradients.forward(frames, outputs)
+        size = len(flat_actions)
+        return ProximalOutputs(
+            log_probs=log_probs[:size].gather(1, flat_actions.unsqueeze(1)).view(actions.shape),
+            values=values[:size].view(actions.shape),
+            bootstrap_value=values[size:],
+        )
+
+    def _lag_statistics(self, staged: StagedBatch, batch: TrainingBatch) -> dict[str, float]:
+        """`LAG_STATISTICS` with the decoupled objective, else nothing."""
+        if self.config.objective == "standard":
+            return {}
+        behavior_log_probs = staged.device_tensors()[2].flatten()
+        cap = self.config.importance_weight_cap
+        statistics = lag_diagnostics(batch.proximal_log_probs, behavior_log_probs, cap)
+        return dict(zip(LAG_STATISTICS, statistics.tolist(), strict=True))
 
     def _permutations(self, size: int) -> Tensor:
         """int64 `[update_epochs, size]` on the device, drawn on the host: the same on every device."""
@@ -157,12 +202,18 @@ class PPOLearner:
             with autocast(self.device, config.precision, cache=False):
                 logits, values = policy(batch.observations[part])
             log_probs = torch.log_softmax(logits, dim=1).gather(1, batch.actions[part].unsqueeze(1)).squeeze(1)
-            behavior_log_probs = batch.behavior_log_probs[part]
-            objective = policy_objective(log_probs, behavior_log_probs, normalized_advantages[part], config.clip_coef)
+            proximal_log_probs = batch.proximal_log_probs[part]
+            objective = policy_objective(
+                log_probs,
+                proximal_log_probs,
+                batch.importance_weights[part],
+                normalized_advantages[part],
+                config.clip_coef,
+            )
             value_loss = clipped_value_loss(values, batch.values[part], batch.target_values[part], config.clip_coef)
             mean_entropy = entropy(logits)
             loss = config.vf_coef * value_loss - objective - config.ent_coef * mean_entropy
-            diagnostics = ratio_diagnostics(log_probs, behavior_log_probs, config.clip_coef)
+            diagnostics = ratio_diagnostics(log_probs, proximal_log_probs, config.clip_coef)
             statistics = torch.cat([torch.stack([objective, value_loss, mean_entropy]).detach(), diagnostics])
             return share * loss, share * statistics
 

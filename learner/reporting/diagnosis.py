@@ -24,7 +24,10 @@ def save_diagnosis(
         return f"{directory} already holds {MAX_SAVED} such updates"
     arrays = {
         name: getattr(batch, name).numpy()
-        for name in ("observations", "actions", "rewards", "dones", "behavior_log_probs", "values", "bootstrap_value")
+        for name in (
+            *("observations", "actions", "rewards", "dones", "behavior_log_probs", "values"),
+            *("bootstrap_value", "bootstrap_observation"),
+        )
     }
     files = {
         "batch.safetensors": safetensors.numpy.save(arrays),

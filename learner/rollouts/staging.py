@@ -41,6 +41,7 @@ class StagedBatch:
         self.behavior_log_probs = filled(float("nan"), *shape)
         self.values = filled(float("nan"), *shape)
         self.bootstrap_value = filled(float("nan"), config.num_envs)
+        self.bootstrap_observation = filled(255, config.num_envs, *OBSERVATION_SHAPE, dtype=torch.uint8)
         self.upload = _Upload(self.host_tensors(), device) if pinned else None
         self.sources: dict[int, RolloutSource] = {}
         self.staging_seconds = 0.0
@@ -54,6 +55,7 @@ class StagedBatch:
             self.values,
             self.dones,
             self.bootstrap_value,
+            self.bootstrap_observation,
         ]
 
     def start_upload(self) -> None:
@@ -77,8 +79,10 @@ class StagedBatch:
             DamagedFrames: its compressed frames cannot be read; nothing was copied.
         """
         columns = slice(slot * self.envs_per_rollout, (slot + 1) * self.envs_per_rollout)
+        observations = decompress_frames(rollout.observations)
+        (bootstrap_observation,) = decompress_frames(rollout.bootstrap_observation)
         for target, source in (
-            (self.observations, decompress_frames(rollout.observations)),
+            (self.observations, observations),
             (self.actions, rollout.actions),
             (self.rewards, rollout.rewards),
             (self.dones, rollout.dones),
@@ -87,6 +91,7 @@ class StagedBatch:
         ):
             np.copyto(target.numpy()[:, columns], source)
         np.copyto(self.bootstrap_value.numpy()[columns], rollout.bootstrap_value)
+        np.copyto(self.bootstrap_observation.numpy()[columns], bootstrap_observation)
         self.sources[slot] = RolloutSource(
             actor_id=rollout.actor_id,
             policy_version=rollout.policy_version,
@@ -98,6 +103,10 @@ class StagedBatch:
             frame_bytes=rollout.observations.nbytes,
             next_state=copy.deepcopy(rollout.next_state),
         )
+
+    def oldest_version(self) -> int:
+        """The lowest policy_version that acted in this batch; -1 if no rollout was staged."""
+        return min((source.policy_version for source in self.sources.values()), default=-1)
 
     def rounds(self) -> list[Round]:
         """Columns and their environments: every actor's first rollout, then the second ones, each in order of slots."""

@@ -83,8 +83,10 @@ class RolloutStream:
         # Guards what both threads use: everything from here on.
         self._changed = threading.Condition()
         buffers = [StagedBatch(config, device) for _ in range(max_policy_lag + 1)]
-        self._assembly = BatchAssembly(buffers, config.num_actors, max_policy_lag, first_batch, num_batches)
-        self._weights: ray.ObjectRef | None = None
+        self._assembly = BatchAssembly(
+            buffers, config.num_actors, max_policy_lag, first_batch, num_batches, config.repeatable
+        )
+        self._weights: dict[int, ray.ObjectRef] = {}  # of every version that a rollout may be requested with
         self._weights_sha256: dict[int, str] = {}  # of every version that a rollout may still arrive with
         self._error: BaseException | None = None
         self._closing = False
@@ -94,11 +96,15 @@ class RolloutStream:
     def publish(self, weights: Weights, policy_version: int) -> None:
         """Gives actors the weights of `policy_version`; the batch returned last may be overwritten from now on.
 
-        One `ray.put` per version. Only the newest reference is kept: Ray frees a version with its last `collect`.
+        A resumed run first publishes the older versions that its batches are collected with, oldest first. One
+        `ray.put` per version; Ray frees it with the last reference here and the last `collect`.
         """
         reference, sha256 = ray.put(weights), weights_sha256(weights)
         with self._changed:
-            self._weights = reference
+            self._weights[policy_version] = reference
+            kept = self.max_policy_lag if self.config.repeatable else 0
+            for version in [version for version in self._weights if version < policy_version - kept]:
+                del self._weights[version]
             self._weights_sha256[policy_version] = sha256
             self._weights_sha256.pop(policy_version - 2 - self.max_policy_lag, None)
             self._assembly.publish(policy_version)
@@ -171,11 +177,12 @@ class RolloutStream:
             if actor_id in busy:
                 continue
             with self._changed:
-                slot = self._assembly.assign(actor_id)
-                version, weights = self._assembly.published_version, self._weights
-            if slot is None or weights is None:
-                self._actor_is_idle = True
-                return
+                slot = self._assembly.assign(actor_id, ready)
+                if slot is None:
+                    self._actor_is_idle = True
+                    continue
+                version = self._assembly.version_for(slot)
+                weights = self._weights[version]
             reference = self.fleet.collect(actor_id, weights, version)
             self._in_flight[reference] = _Request(actor_id, slot, self._clock.now())
 
@@ -236,6 +243,8 @@ class RolloutStream:
     def _lose(self, request: _Request, error: Exception) -> None:
         """Gives up a rollout, and the actor too unless only the object was lost, with the node that held it."""
         self.counters.lost_rollouts += 1
+        if self.counters.lost_rollouts == 1:
+            logger.info("from its first lost rollout on, this run may differ from one that loses none")
         with self._changed:
             self._assembly.give_up(request.slot)
         if isinstance(error, ray.exceptions.ObjectLostError):

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from common.config import (
     DEFAULTS,
     Config,
@@ -19,6 +21,8 @@ from common.config import (
     resolve,
     resolve_resumed,
 )
+from common.limits import available_memory
+from common.messages import rollout_bytes
 from common.storage.checkpoints import Checkpoint, list_checkpoints, load_first_complete, remove_leftovers, set_aside
 from common.storage.file_lock import FileIsLocked, FileLock
 from common.storage.jsonl import set_aside_rows
@@ -200,6 +204,24 @@ def _prepare_resumed(command_line: CommandLine, path: Path) -> ResumedRun:
         lock.close()
         raise ConfigError(f"{run.config} was edited: {'; '.join(changed)}; restore the value or start a new run")
     return ResumedRun(config, requested, run, checkpoint, lock, stored_versions)
+
+
+def require_memory(config: Config) -> None:
+    """Raises ConfigError if several staging buffers do not fit into the memory that is free.
+
+    One buffer is as large as what the object store must hold, which is checked when a cluster is joined.
+    """
+    buffers = config.max_policy_lag + 1
+    each = config.num_actors * rollout_bytes(config.unroll_length, config.envs_per_actor)
+    free = available_memory(psutil.virtual_memory().available)
+    if buffers == 1 or buffers * each <= free:
+        return
+    fitting = free // each - 1
+    remedy = f"use at most {fitting}" if fitting > 0 else "use --mode sync or a smaller batch"
+    raise ConfigError(
+        f"--max-policy-lag: {config.max_policy_lag} needs {buffers:,} staging buffers of {each:,} bytes, "
+        f"{buffers * each:,} bytes of memory, and {free:,} bytes are free; {remedy}"
+    )
 
 
 def _requested(command_line: CommandLine) -> dict[str, Any]:

@@ -70,6 +70,7 @@ def test_rollout_has_the_documented_shapes_and_types(rollouts):
         "behavior_log_probs": (np.float32, (T, B)),
         "values": (np.float32, (T, B)),
         "bootstrap_value": (np.float32, (B,)),
+        "bootstrap_observation": (np.uint8, (1, B, 64, 64, 3)),
     }
     for version, rollout in enumerate(rollouts):
         assert {f.name for f in fields(rollout)} == {
@@ -105,6 +106,7 @@ def test_values_and_log_probs_are_the_policys_for_the_observations(rollouts, pol
 def test_bootstrap_value_is_that_of_the_next_rollouts_first_observation(rollouts, policy):
     for rollout, following in itertools.pairwise(rollouts):
         np.testing.assert_allclose(rollout.bootstrap_value, following.values[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(rollout.bootstrap_observation[0], following.observations[0])
         with torch.no_grad():
             _, values = policy(torch.from_numpy(following.observations[0]))
         np.testing.assert_allclose(rollout.bootstrap_value, values.numpy(), rtol=1e-4, atol=1e-5)
@@ -267,7 +269,7 @@ def test_rollout_holds_the_digest_of_its_weights(policy, rollouts):
 
 def test_half_batches_play_the_same_rollouts(policy, rollouts):
     for whole, halved in zip(rollouts, collect(tiny_config(half_batches=True), policy, ROLLOUTS), strict=True):
-        for name in ("observations", "actions", "rewards", "dones"):
+        for name in ("observations", "actions", "rewards", "dones", "bootstrap_observation"):
             np.testing.assert_array_equal(getattr(halved, name), getattr(whole, name), name)
         for name in ("behavior_log_probs", "values", "bootstrap_value"):
             np.testing.assert_allclose(getattr(halved, name), getattr(whole, name), rtol=1e-5, atol=1e-6)

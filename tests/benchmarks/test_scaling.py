@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.processes
 PROJECT = Path(__file__).parents[2]
-ROLLOUT_BYTES = 16 * 3 * 12305
+ROLLOUT_BYTES = 16 * 3 * 12305 + 3 * 12288
 UPDATES = 4
 
 

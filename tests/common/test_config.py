@@ -256,17 +256,20 @@ def test_contradictions_list_both_values_of_each_setting():
 
 def test_number_of_environments_is_fixed_but_their_split_is_free():
     stored = resolve("lab", {"num_actors": 2})
-    more = {"num_actors": 4}
+    more = {"num_actors": 4, "min_actors": 4}
     (line,) = contradictions(stored, dataclasses.replace(stored, **more), more)
     assert "64 environments" in line and "128" in line and "--num-actors" in line
-    split = {"num_actors": 4, "envs_per_actor": 16}
+    split = {"num_actors": 4, "min_actors": 4, "envs_per_actor": 16}
     assert contradictions(stored, dataclasses.replace(stored, **split), split) == []
 
 
 def test_settings_that_do_not_change_the_result_may_change_on_resume():
     stored = resolve("lab", {"num_actors": 2})
-    overrides = {"total_frames": 99, "device": "cpu", "mode": "sync", "evaluator": False, "micro_batch": 7}
+    overrides = {"total_frames": 99, "device": "cpu", "mode": "overlap", "evaluator": False, "micro_batch": 7}
+    overrides |= {"max_policy_lag": 2, "objective": "decoupled", "repeatable": False}
     assert contradictions(stored, dataclasses.replace(stored, **overrides), overrides) == []
+    back = resolve_resumed(resolve("lab", {"mode": "overlap", "num_actors": 2}), {}, {"mode": "sync"}, TWO_CORES)
+    assert (back.max_policy_lag, back.objective) == (0, "standard")
 
 
 def test_settings_of_the_algorithm_may_not_change_on_resume():
@@ -308,6 +311,10 @@ def test_each_preset_overrides_known_settings_only():
         (TWO_CORES, {"precision": "bfloat16"}, {"precision": "bfloat16", "actor_precision": "bfloat16"}),
         (TWO_CORES, {"mode": "overlap", "learner_threads": 1}, {"mode": "overlap", "learner_threads": 1}),
         (GPU_BOX, {}, {"device": "cuda", "mode": "overlap", "precision": "bfloat16", "actor_precision": "float32"}),
+        (TWO_CORES, {}, {"max_policy_lag": 0, "objective": "standard", "repeatable": True}),
+        (GPU_BOX, {}, {"max_policy_lag": 1, "objective": "decoupled", "repeatable": True}),
+        (GPU_BOX, {"max_policy_lag": 3, "objective": "standard"}, {"max_policy_lag": 3, "objective": "standard"}),
+        (GPU_BOX, {"num_actors": 8, "min_actors": 3}, {"repeatable": False}),
         (GPU_BOX, {}, {"half_batches": False, "micro_batch": 2048, "learner_threads": 8}),
         (GPU_BOX, {"actor_gpus": 0.1}, {"half_batches": True, "actor_precision": "bfloat16"}),
         (GPU_BOX, {"actor_gpus": 0.1, "half_batches": False}, {"half_batches": False}),
@@ -417,7 +424,7 @@ def test_edited_settings_are_those_that_a_run_cannot_change():
         "gamma is 0.9, the checkpoint has 0.999",
     ]
     assert edited(dataclasses.replace(config, total_frames=1, actor_timeout=5.0), config) == []
-    (line,) = edited(dataclasses.replace(config, num_actors=4), config)
+    (line,) = edited(dataclasses.replace(config, num_actors=4, min_actors=4), config)
     assert line == "num_actors x envs_per_actor is 128, the checkpoint has 64"
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import signal
 import subprocess
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,17 +119,71 @@ def test_resume_auto_starts_and_finishes_a_run_with_one_command(
     assert [row["policy_version"] for row in rows(bare / "metrics.jsonl")] == [1]
 
 
-def test_resumed_run_in_overlap_mode_says_that_it_is_not_bit_exact(start_learner, run_learner, tmp_path, rows):
+OVERLAP = [*SETTINGS, "--mode", "overlap", "--max-policy-lag", "2"]
+
+
+@contextlib.contextmanager
+def slow_actor(process: subprocess.Popen):
+    """Stops one of the learner's actors again and again."""
+    ended = threading.Event()
+
+    def disturb():
+        while not ended.wait(0.1):
+            with contextlib.suppress(psutil.Error):
+                children = psutil.Process(process.pid).children(recursive=True)
+                actors = [child for child in children if "RemoteRolloutActor" in " ".join(child.cmdline())]
+                for actor in actors[:1]:
+                    actor.suspend()
+                    ended.wait(0.3)
+                    actor.resume()
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_overlap_mode_repeats_and_resumes_bit_for_bit_whatever_the_speed_of_an_actor(
+    start_learner, run_learner, tmp_path, rows, left_behind
+):
+    whole, run_dir = tmp_path / "whole", tmp_path / "run"
+    result = run_learner(*OVERLAP, "--run-dir", whole)
+    assert result.returncode == 0, result.stderr
+    process = start_learner(*OVERLAP, "--run-dir", run_dir)
+    with slow_actor(process):
+        wait_for_rows(process, run_dir, UPDATES // 2)
+        left_behind += kill(process)
+    result = run_learner("--resume", run_dir)
+    assert result.returncode == 0, result.stderr
+    assert "it continues bit for bit" in result.stdout
+    before, after = (rows(path / "metrics.jsonl") for path in (whole, run_dir))
+    assert [row["policy_lag"] for row in before] == [0, 1, *[2] * (UPDATES - 2)]
+    assert before[0]["max_importance_weight"] == 1 < before[-1]["max_importance_weight"]
+    assert [without_times(row) for row in after] == [without_times(row) for row in before]
+    ours, theirs = (path / "checkpoints" / f"{UPDATES:08d}" for path in (run_dir, whole))
+    assert (ours / "policy.safetensors").read_bytes() == (theirs / "policy.safetensors").read_bytes()
+    assert_bit_equal(load_checkpoint(ours).learner_state, load_checkpoint(theirs).learner_state)
+
+
+def test_overlap_run_with_the_newest_weights_says_that_its_resume_is_not_bit_exact(
+    start_learner, run_learner, tmp_path, rows
+):
     run_dir = tmp_path / "run"
-    process = start_learner(*SETTINGS, "--mode", "overlap", "--run-dir", run_dir)
+    process = start_learner(*OVERLAP, "--repeatable", "no", "--objective", "standard", "--run-dir", run_dir)
     wait_for_rows(process, run_dir, UPDATES // 2)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
+    warning = "--objective standard does not correct for rollouts up to 2 versions old, which costs score"
+    assert warning in (run_dir / "learner.log").read_text()
     result = run_learner("--resume", run_dir)
     assert result.returncode == 0, result.stderr
-    assert "environments continue; not bit for bit" in result.stdout
+    assert "environments continue; not bit for bit, because actors use the newest weights" in result.stdout
     metrics = rows(run_dir / "metrics.jsonl")
     assert [row["policy_version"] for row in metrics] == list(range(1, UPDATES + 1))
+    assert max(row["max_policy_lag"] for row in metrics) <= 2 and "behavior_kl" not in metrics[-1]
     rates = [row["learning_rate"] for row in metrics]
     assert rates == sorted(rates, reverse=True) and len(set(rates)) == UPDATES
 

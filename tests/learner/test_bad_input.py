@@ -84,6 +84,14 @@ def stored_run(tmp_path):
         (["--gamma", "x"], "--gamma: expected a number, got 'x'"),
         (["--seed", "1.5"], "--seed: expected a whole number, got '1.5'"),
         (["--compression", "lz4"], "--compression: unknown value 'lz4'; choose from none, remote, zstd"),
+        (["--mode", "overlap", "--max-policy-lag", "0"], "--max-policy-lag: must be at least 1 in overlap mode, got 0"),
+        (["--mode", "sync", "--max-policy-lag", "1"], "--max-policy-lag: 1 needs --mode overlap, this run's mode is"),
+        (["--mode", "overlap", "--max-policy-lag", "-1"], "--max-policy-lag: must be at least 0, got -1"),
+        (["--mode", "overlap", "--num-actors", "1:2", "--repeatable", "yes"], "--num-actors is 1:2"),
+        (["--mode", "sync", "--repeatable", "no"], "--repeatable: has no effect, --mode sync collects every batch"),
+        (["--mode", "sync", "--importance-weight-cap", "2"], "--importance-weight-cap: has no effect"),
+        (["--mode", "overlap", "--importance-weight-cap", ".5"], "--importance-weight-cap: must be at least 1, got"),
+        (["--objective", "vtrace"], "--objective: unknown value 'vtrace'; choose from auto, standard, decoupled"),
         (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
     ],
 )
@@ -196,6 +204,13 @@ def test_address_auto_without_a_cluster_is_refused(run_learner, tmp_path):
     assert result.returncode == 2, result.stdout + result.stderr
     (line,) = result.stderr.splitlines()
     assert line.startswith("learner: no Ray cluster could be joined at --address auto: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_staging_buffers_than_memory_are_refused_with_their_bytes(refused, tmp_path):
+    # 10^6 + 1 buffers of 64 environments x (256 steps x 12,305 bytes + a frame of 12,288)
+    line = refused("--run-dir", tmp_path / "run", "--mode", "overlap", "--max-policy-lag", 10**6)
+    assert "1,000,001 staging buffers of 202,391,552 bytes, 202,391,754,391,552 bytes of memory, and " in line
     assert not (tmp_path / "run").exists()
 
 

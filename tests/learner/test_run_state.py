@@ -76,6 +76,21 @@ def test_state_is_restored_exactly_from_a_weights_only_file():
     assert_same_actor(back.actors[1], actor_state(11))
 
 
+def test_weights_that_rollouts_in_flight_may_use_are_restored_exactly():
+    state = RunState()
+    for version in range(5):
+        state.published(version, {"w": np.full((2, 3), version + 1 / 3, np.float32)}, max_policy_lag=2)
+    assert list(state.weights) == [2, 3, 4]
+    back = through_a_file(state)
+    assert list(back.weights) == [2, 3]  # the newest is the checkpoint's policy
+    for version, weights in back.weights.items():
+        np.testing.assert_array_equal(weights["w"], state.weights[version]["w"])
+    in_sync_mode = RunState()
+    for version in range(3):
+        in_sync_mode.published(version, {"w": np.zeros(1, np.float32)}, max_policy_lag=0)
+    assert through_a_file(in_sync_mode).weights == {}
+
+
 def test_last_rollout_of_an_actor_counts_and_absent_actors_are_forgotten():
     state = RunState.new(CONFIG)
     state.record(staged((0, 0, 1, []), (1, 1, 2, [])))

@@ -204,6 +204,15 @@ def test_resumed_run_announces_its_checkpoint_and_does_not_write_it_again(tmp_pa
     assert harness.evaluator.notified == [3, 4, 5]
 
 
+def test_resumed_run_first_publishes_the_older_weights_that_its_batches_are_collected_with(tmp_path):
+    harness = Harness(tmp_path, resumed_from=tmp_path / "checkpoints" / "00000003", version=3)
+    harness.state.weights = {version: {"w": np.full(1, version, np.float32)} for version in (1, 2)}
+    harness.training.run_to_end()
+    published = [call for call in harness.calls if "publish" in call]
+    assert published == [f"publish {version}" for version in (1, 2, 3, 4, 5)]
+    assert list(harness.state.weights) == [5]  # this config's lag is 0
+
+
 def test_stop_request_leaves_the_newest_update_in_a_checkpoint(harness):
     harness.stop_at = 3
     with pytest.raises(StopRequested):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.config import ConfigError, resolve
+from common.config import BEFORE_SETTING, ConfigError, resolve
 from common.storage.run_directory import RunDirectory, config_from_dict
 
 
@@ -86,11 +86,11 @@ def test_unusable_config_is_refused_and_named(run, text):
 
 def test_settings_stored_before_a_setting_existed_mean_what_runs_did_then(config):
     settings = dataclasses.asdict(config)
-    for name in ("reward_norm_gamma", "initialization", "encoder", "width"):
+    for name in BEFORE_SETTING:
         del settings[name]
     before = config_from_dict({**settings, "gamma": 0.9}, "somewhere")
     assert (before.reward_norm_gamma, before.initialization) == (0.9, "torch")
-    assert (before.encoder, before.width) == ("impala", 1)
+    assert (before.encoder, before.width, before.objective) == ("impala", 1, "standard")
     assert config_from_dict(dataclasses.asdict(config), "somewhere") == config
 
 

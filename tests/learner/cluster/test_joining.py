@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from common.config import resolve
-from common.messages import rollout_bytes
+from common.messages import WEIGHTS_BYTES, rollout_bytes
+from common.policy_network import PolicyNetwork
 from learner.cluster import connection
 from learner.cluster.connection import (
     OBJECT_STORE_SLACK,
@@ -21,6 +22,13 @@ def test_object_store_holds_a_rollout_per_actor_one_more_and_slack_below_spillin
     config = resolve("lab", {"num_actors": 3, "envs_per_actor": 2, "unroll_length": 16, "num_minibatches": 2})
     needed = object_store_bytes_needed(config)
     assert needed * SPILLING_THRESHOLD == pytest.approx(4 * rollout_bytes(16, 2) + OBJECT_STORE_SLACK, abs=1)
+
+
+def test_object_store_holds_the_weights_of_every_version_in_use() -> None:
+    weights = PolicyNetwork(resolve("lab", {}).network).weights()
+    assert sum(array.nbytes for array in weights.values()) == WEIGHTS_BYTES
+    one, five = (object_store_bytes_needed(resolve("lab", {"mode": "overlap", "max_policy_lag": n})) for n in (1, 5))
+    assert (five - one) * SPILLING_THRESHOLD == pytest.approx(4 * WEIGHTS_BYTES, abs=1)
 
 
 def test_node_gets_our_four_packages_without_compiled_files_while_joining() -> None:

@@ -10,7 +10,7 @@ import torch
 from common.config import resolve
 from common.frame_compression import compress_frames
 from common.messages import ActorState, FinishedEpisodes, Rollout
-from learner.ppo.batch import TrainingBatch, normalize
+from learner.ppo.batch import ProximalOutputs, TrainingBatch, normalize
 from learner.ppo.gae import generalized_advantages
 from learner.ppo.reward_transform import RewardTransform
 from learner.rollouts.staging import RolloutSource, StagedBatch
@@ -38,6 +38,7 @@ def random_rollout(seed):
         behavior_log_probs=rng.normal(size=(T, ENVS)).astype(np.float32),
         values=rng.normal(size=(T, ENVS)).astype(np.float32),
         bootstrap_value=rng.normal(size=ENVS).astype(np.float32),
+        bootstrap_observation=rng.integers(0, 256, (1, ENVS, 64, 64, 3), dtype=np.uint8),
         episodes=FinishedEpisodes(
             returns=rng.normal(size=2).astype(np.float32),
             lengths=rng.integers(1, 9, 2, dtype=np.int32),
@@ -65,6 +66,8 @@ def test_rollout_fills_its_own_columns_in_any_order_of_arrival():
         np.testing.assert_array_equal(getattr(staged, name).numpy(), side_by_side, err_msg=name)
     bootstrap_values = np.concatenate([rollout.bootstrap_value for rollout in rollouts])
     np.testing.assert_array_equal(staged.bootstrap_value.numpy(), bootstrap_values)
+    bootstrap_observations = np.concatenate([rollout.bootstrap_observation[0] for rollout in rollouts])
+    np.testing.assert_array_equal(staged.bootstrap_observation.numpy(), bootstrap_observations)
 
 
 def test_source_of_each_slot_is_recorded():
@@ -86,6 +89,7 @@ def test_staged_batch_shares_no_memory_with_its_rollouts():
     staged.stage(1, rollout)
     for array in [getattr(rollout, name) for name in ARRAYS] + [
         rollout.bootstrap_value,
+        rollout.bootstrap_observation,
         rollout.episodes.returns,
         rollout.episodes.lengths,
     ]:
@@ -137,11 +141,29 @@ def test_sample_n_is_step_t_of_environment_b_for_n_equal_to_t_times_b_plus_b():
             n = t * B + b
             assert torch.equal(batch.observations[n], staged.observations[t, b])
             assert batch.actions[n] == staged.actions[t, b]
-            assert batch.behavior_log_probs[n] == staged.behavior_log_probs[t, b]
+            assert batch.proximal_log_probs[n] == staged.behavior_log_probs[t, b]
+            assert batch.importance_weights[n] == 1
             assert batch.values[n] == staged.values[t, b]
             assert batch.advantages[n] == advantages[t, b]
             assert batch.target_values[n] == targets[t, b]
     assert batch.observations.dtype == torch.uint8 and batch.actions.dtype == torch.int64
+
+
+def test_values_and_weights_of_a_lagged_batch_are_those_of_the_proximal_policy():
+    config = tiny_config(advantage_normalization="minibatch", importance_weight_cap=1.5, mode="overlap")
+    staged, _ = prepared(config)
+    generator = torch.Generator().manual_seed(1)
+    log_probs, values = torch.randn(2, T, ACTORS * ENVS, generator=generator)
+    bootstrap_value = torch.randn(ACTORS * ENVS, generator=generator)
+    transform = RewardTransform("raw", config.num_envs, config.gamma)
+    batch = TrainingBatch.prepare(staged, transform, config, ProximalOutputs(log_probs, values, bootstrap_value))
+    advantages, targets = generalized_advantages(
+        staged.rewards, staged.dones, values, bootstrap_value, config.gamma, config.gae_lambda
+    )
+    assert torch.equal(batch.advantages, advantages.flatten()) and torch.equal(batch.target_values, targets.flatten())
+    assert torch.equal(batch.values, values.flatten()) and torch.equal(batch.proximal_log_probs, log_probs.flatten())
+    ratios = np.exp(log_probs.numpy().ravel().astype(float) - staged.behavior_log_probs.numpy().ravel())
+    np.testing.assert_allclose(batch.importance_weights.numpy(), np.minimum(ratios, 1.5), rtol=1e-5)
 
 
 def test_observations_are_not_copied_on_the_host():
@@ -180,12 +202,14 @@ def test_compressed_frames_are_staged_like_raw_frames_and_their_bytes_counted():
     raw, compressed = StagedBatch(tiny_config(), CPU), StagedBatch(tiny_config(), CPU)
     for slot in range(ACTORS):
         rollout = random_rollout(slot)
-        sent = dataclasses.replace(rollout, observations=compress_frames(rollout.observations))
+        frames = {name: compress_frames(getattr(rollout, name)) for name in ("observations", "bootstrap_observation")}
+        sent = dataclasses.replace(rollout, **frames)
         raw.stage(slot, rollout)
         compressed.stage(slot, sent)
         assert compressed.sources[slot].frame_bytes == sent.observations.nbytes
         assert raw.sources[slot].frame_bytes == T * ENVS * 12288
     assert torch.equal(raw.observations, compressed.observations)
+    assert torch.equal(raw.bootstrap_observation, compressed.bootstrap_observation)
 
 
 def test_rounds_order_the_rollouts_of_each_actor_in_a_batch():

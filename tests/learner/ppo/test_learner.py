@@ -13,7 +13,7 @@ from common.messages import ActorState, FinishedEpisodes, Rollout
 from common.policy_network import PolicyNetwork
 from common.seeding import derive_seed
 from common.storage.checkpoints import load_checkpoint, save_checkpoint
-from learner.ppo.learner import NotFinite, PPOLearner
+from learner.ppo.learner import LAG_STATISTICS, NotFinite, PPOLearner
 from learner.rollouts.staging import StagedBatch
 from tests import conftest
 from tests.conftest import assert_bit_equal
@@ -75,6 +75,7 @@ def staged_batch(config, policy, seed=0, off_policy=0.3, device=CPU):
             behavior_log_probs=log_probs.numpy().reshape(T, envs) + noise[0],
             values=values.numpy().reshape(T, envs) + noise[1],
             bootstrap_value=rng.normal(size=envs).astype(np.float32),
+            bootstrap_observation=random_frames(rng, 1, envs),
             episodes=FinishedEpisodes(np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros(0, np.int32)),
             next_state=ActorState(
                 env_states=np.zeros(envs, np.uint8),
@@ -97,9 +98,26 @@ def never():
 
 def slow_update(config, policy, staged, rewards):
     """PPO as a plain loop over whole minibatches, changing `policy`; returns its statistics."""
-    values, dones = staged.values, staged.dones.float()
+    n, dones = T * B, staged.dones.float()
+    observations, actions = staged.observations.reshape(n, 64, 64, 3), staged.actions.reshape(n).long()
+    behavior_log_probs, values = staged.behavior_log_probs.reshape(n), staged.values
+    old_log_probs, bootstrap_value, lag_statistics = behavior_log_probs, staged.bootstrap_value, {}
+    importance = torch.ones(n)
+    if config.objective == "decoupled":  # Hilton et al. 2022
+        with torch.no_grad():
+            logits, values = policy(observations)
+            bootstrap_value = policy(staged.bootstrap_observation)[1]
+        values, old_log_probs = values.reshape(T, B), torch.log_softmax(logits, 1)[torch.arange(n), actions]
+        log_ratio = (old_log_probs - behavior_log_probs).numpy().astype(np.float64)
+        importance = np.minimum(np.exp(log_ratio), config.importance_weight_cap)
+        lag_statistics = {
+            "behavior_kl": np.mean(np.exp(log_ratio) - 1 - log_ratio),
+            "mean_importance_weight": importance.mean(),
+            "max_importance_weight": np.exp(log_ratio.max()),
+        }
+        importance = torch.from_numpy(importance).float()
     advantages = torch.zeros(T, B)
-    following, next_value = torch.zeros(B), staged.bootstrap_value
+    following, next_value = torch.zeros(B), bootstrap_value
     for t in reversed(range(T)):
         m = 1 - dones[t]
         delta = rewards[t] + config.gamma * next_value * m - values[t]
@@ -112,9 +130,6 @@ def slow_update(config, policy, staged, rewards):
 
     if config.advantage_normalization == "batch":
         advantages = normalized(advantages)
-    n = T * B
-    observations = staged.observations.reshape(n, 64, 64, 3)
-    actions, old_log_probs = staged.actions.reshape(n).long(), staged.behavior_log_probs.reshape(n)
     advantages, targets, old_values = advantages.reshape(n), targets.reshape(n), values.reshape(n)
 
     parameters = list(policy.parameters())
@@ -135,7 +150,7 @@ def slow_update(config, policy, staged, rewards):
             a = advantages[mb]
             if config.advantage_normalization == "minibatch":
                 a = normalized(a)
-            objective = torch.min(ratio * a, ratio.clamp(1 - eps, 1 + eps) * a).mean()
+            objective = (importance[mb] * torch.min(ratio * a, ratio.clamp(1 - eps, 1 + eps) * a)).mean()
             clipped_values = old_values[mb] + (new_values - old_values[mb]).clamp(-eps, eps)
             value_loss = torch.max((new_values - targets[mb]) ** 2, (clipped_values - targets[mb]) ** 2).mean()
             entropy = -(log_probabilities.exp() * log_probabilities).sum(1).mean()
@@ -163,7 +178,7 @@ def slow_update(config, policy, staged, rewards):
     statistics["ratio_error"] = columns[0, 5]
     statistics["explained_variance"] = float(1 - (targets - old_values).var() / targets.var())
     statistics["learning_rate"] = config.learning_rate
-    return statistics
+    return {**statistics, **lag_statistics}
 
 
 def test_rewards_are_normalized_with_their_own_discount():
@@ -207,11 +222,13 @@ def assert_same_move(one, other, start):
         pytest.param({"adam_eps": 1e-5}, id="lab"),
         pytest.param({"adam_eps": 1e-5, "max_grad_norm": 0.5, "vf_coef": 0.5, "ent_coef": 0.3}, id="gradient clipped"),
         pytest.param({"preset": "easy", "reward_transform": "raw"}, id="easy"),
+        pytest.param({"adam_eps": 1e-5, "mode": "overlap", "importance_weight_cap": 1.2}, id="decoupled"),
     ],
 )
 def test_update_equals_the_algorithm_as_a_plain_loop(given):
     config = tiny_config(**given)
     learner = new_learner(config)
+    learner.policy_version = config.max_policy_lag  # the batch was collected with version 0
     before = learner.weights()
     twin = copy.deepcopy(learner.policy)
     staged = staged_batch(config, learner.policy)
@@ -227,8 +244,55 @@ def test_update_equals_the_algorithm_as_a_plain_loop(given):
         assert statistics[name] == pytest.approx(value, rel=2e-3, abs=1e-5), name
     if "max_grad_norm" in given:
         assert statistics["grad_norm"] > given["max_grad_norm"]  # otherwise clipping is not tested
-    assert 0 < statistics["clip_fraction"] < 1
-    assert (learner.policy_version, learner.frames) == (1, T * B)
+    if "importance_weight_cap" in given:  # else neither cap nor weights are tested
+        assert statistics["max_importance_weight"] > 1.2 > statistics["mean_importance_weight"] > 0
+        assert statistics["ratio_error"] < 1e-5  # the first ratios are to the learner's own policy
+    else:
+        assert 0 < statistics["clip_fraction"] < 1
+    assert (learner.policy_version, learner.frames) == (config.max_policy_lag + 1, T * B)
+
+
+def update_in_overlap(objective, lag, **given):
+    """The learner after an update in overlap mode, with data that is `lag` versions old; and its statistics."""
+    config = tiny_config(mode="overlap", objective=objective, reward_transform="running_return", **given)
+    learner = new_learner(config)
+    learner.policy_version = lag
+    statistics = learner.update(staged_batch(config, learner.policy), never)
+    return learner, statistics
+
+
+def test_decoupled_objective_without_lag_is_the_standard_one_bit_for_bit():
+    (decoupled, statistics), (standard, expected) = (update_in_overlap(name, 0) for name in ("decoupled", "standard"))
+    assert_bit_equal(decoupled.state_dict(), standard.state_dict())
+    lag_statistics = {name: statistics.pop(name) for name in LAG_STATISTICS}
+    assert lag_statistics == {"behavior_kl": 0.0, "mean_importance_weight": 1.0, "max_importance_weight": 1.0}
+    assert statistics == expected
+    lagged, _ = update_in_overlap("decoupled", 1)
+    assert largest_difference(lagged.weights(), decoupled.weights()) > 1e-4
+
+
+def test_threads_and_micro_batches_do_not_change_the_update_of_lagged_data():
+    whole, _ = update_in_overlap("decoupled", 1, adam_eps=1e-5, micro_batch=T * B)
+    parts, one = update_in_overlap("decoupled", 1, adam_eps=1e-5, micro_batch=3)
+    config = replace(parts.config, learner_threads=2)
+    threads = PPOLearner(config)
+    threads.policy_version = 1
+    two = threads.update(staged_batch(config, threads.policy), never)
+    threads.close()
+    assert_same_move(parts.weights(), whole.weights(), new_learner(config).weights())
+    assert largest_difference(threads.weights(), parts.weights()) == 0.0 and one == two
+
+
+def test_lagged_data_with_an_infinite_log_prob_is_not_trained_on():
+    config = tiny_config(mode="overlap")
+    learner = new_learner(config)
+    learner.policy_version = 1
+    before = copy.deepcopy(learner.state_dict())
+    staged = staged_batch(config, learner.policy)
+    staged.behavior_log_probs[0, 0] = math.inf  # its weight is 0: the loss stays finite
+    with pytest.raises(NotFinite):
+        learner.update(staged, never)
+    assert_bit_equal(learner.state_dict(), before)
 
 
 def test_micro_batches_and_threads_do_not_change_the_update():
@@ -388,7 +452,7 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA devic
     "lever", [{}, {"cuda_graphs": True}, {"compile": True}, {"cuda_graphs": True, "compile": True}]
 )
 def test_update_on_a_gpu_equals_the_cpu_update_with_every_option(lever):
-    config = tiny_config(adam_eps=1e-5)
+    config = tiny_config(adam_eps=1e-5, mode="overlap")  # the second batch is one version old
     on_cpu = new_learner(config)
     there = new_learner(replace(config, **lever), device=torch.device("cuda"))
     there.load_state_dict(on_cpu.state_dict())

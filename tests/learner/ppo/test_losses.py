@@ -10,6 +10,8 @@ from learner.ppo.losses import (
     clipped_value_loss,
     entropy,
     explained_variance,
+    importance_weights,
+    lag_diagnostics,
     policy_objective,
     ratio_diagnostics,
 )
@@ -19,12 +21,21 @@ def normal(seed, *shape, scale=1.0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
 
 
-def slow_policy_objective(new, old, advantages, eps):
+def slow_decoupled_objective(new, proximal, behavior, advantages, eps, cap):
+    """Hilton et al. 2022, section 3, with numpy in float64: the mean of
+    pi_prox / pi_behav min(pi / pi_prox A, clip(pi / pi_prox, 1 - eps, 1 + eps) A), its first factor capped.
+    """
+    pi, pi_prox, pi_behav = (np.exp(x.numpy().astype(np.float64)) for x in (new, proximal, behavior))
+    a = advantages.numpy().astype(np.float64)
     total = 0.0
-    for n, o, a in zip(new.tolist(), old.tolist(), advantages.tolist(), strict=True):
-        ratio = math.exp(n - o)
-        total += min(ratio * a, min(max(ratio, 1 - eps), 1 + eps) * a)
-    return total / len(new)
+    for i in range(len(a)):
+        ratio = pi[i] / pi_prox[i]
+        total += min(pi_prox[i] / pi_behav[i], cap) * min(ratio * a[i], np.clip(ratio, 1 - eps, 1 + eps) * a[i])
+    return total / len(a)
+
+
+def standard_objective(new, behavior, advantages, eps):
+    return policy_objective(new, behavior, torch.ones_like(behavior), advantages, eps)
 
 
 def slow_value_loss(values, old_values, targets, eps):
@@ -43,11 +54,44 @@ def slow_entropy(logits):
     return total / len(logits)
 
 
-@pytest.mark.parametrize("eps", [0.1, 0.2, 0.5])
-def test_policy_objective_equals_the_formula(eps):
-    new, old, advantages = normal(1, 200, scale=0.4), normal(2, 200, scale=0.4), normal(3, 200)
-    expected = slow_policy_objective(new, old, advantages, eps)
-    assert policy_objective(new, old, advantages, eps).item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+@pytest.mark.parametrize(("eps", "cap"), [(0.1, 100.0), (0.2, 1.2), (0.5, 1.0)])
+def test_policy_objective_equals_the_formula(eps, cap):
+    new, proximal, behavior = (normal(seed, 200, scale=0.4) for seed in (1, 2, 16))
+    advantages = normal(3, 200)
+    expected = slow_decoupled_objective(new, proximal, behavior, advantages, eps, cap)
+    weights = importance_weights(proximal, behavior, cap)
+    objective = policy_objective(new, proximal, weights, advantages, eps)
+    assert objective.item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    standard = slow_decoupled_objective(new, behavior, behavior, advantages, eps, cap)
+    assert standard_objective(new, behavior, advantages, eps).item() == pytest.approx(standard, rel=1e-5, abs=1e-6)
+
+
+def test_decoupled_objective_equals_numbers_worked_by_hand():
+    # pi / pi_prox = 2, 1/2, 2 with A = 3, 3, -3 and eps = 1/4: 15/4, 3/2, -6 as below; pi_prox / pi_behav = 2, 1/2, 8,
+    # capped at 4: w = 2, 1/2, 4. Mean of 30/4, 3/4, -24: (33/4 - 96/4) / 3 = -21/4.
+    behavior = torch.zeros(3)
+    proximal = torch.tensor([2.0, 0.5, 8.0]).log()
+    new = proximal + torch.tensor([2.0, 0.5, 2.0]).log()
+    weights = importance_weights(proximal, behavior, cap=4.0)
+    torch.testing.assert_close(weights, torch.tensor([2.0, 0.5, 4.0]))
+    advantages = torch.tensor([3.0, 3.0, -3.0])
+    assert policy_objective(new, proximal, weights, advantages, 0.25).item() == pytest.approx(-5.25, abs=1e-5)
+
+
+def test_decoupled_objective_of_the_policy_that_acted_is_the_standard_one_bit_for_bit():
+    new, behavior, advantages = normal(1, 500, scale=0.4), normal(2, 500, scale=0.4), normal(3, 500)
+    weights = importance_weights(behavior, behavior.clone(), cap=1.0)
+    assert torch.equal(weights, torch.ones(500))
+    ratio = (new - behavior).exp()
+    schulman = torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages).mean()
+    assert torch.equal(policy_objective(new, behavior, weights, advantages, 0.2), schulman)
+
+
+def test_lag_diagnostics_equal_numbers_worked_by_hand():
+    # pi_prox / pi_behav = 2, 1/2, 8: k3 = 1 - ln 2, -1/2 + ln 2, 7 - 3 ln 2, so the mean is (15/2 - 3 ln 2) / 3;
+    # weights capped at 4: 2, 1/2, 4; the largest before the cap is 8.
+    diagnostics = lag_diagnostics(torch.tensor([2.0, 0.5, 8.0]).log(), torch.zeros(3), 4.0).numpy()
+    np.testing.assert_allclose(diagnostics, [2.5 - math.log(2), 6.5 / 3, 8.0], rtol=1e-6)
 
 
 def test_policy_objective_equals_numbers_worked_by_hand():
@@ -56,7 +100,7 @@ def test_policy_objective_equals_numbers_worked_by_hand():
     #   mean = (15/4 + 6/4 - 24/4 - 9/4 + 28/4) / 5 = (16/4) / 5 = 4/5
     new = torch.tensor([2.0, 0.5, 2.0, 0.5, 1.0]).log()
     advantages = torch.tensor([3.0, 3.0, -3.0, -3.0, 7.0])
-    assert policy_objective(new, torch.zeros(5), advantages, 0.25).item() == pytest.approx(0.8, abs=1e-6)
+    assert standard_objective(new, torch.zeros(5), advantages, 0.25).item() == pytest.approx(0.8, abs=1e-6)
 
 
 def test_policy_gradient_is_zero_exactly_where_clipping_binds():
@@ -64,7 +108,7 @@ def test_policy_gradient_is_zero_exactly_where_clipping_binds():
     ratios = torch.tensor([2.0, 0.5, 2.0, 0.5, 1.1, 0.9])
     advantages = torch.tensor([3.0, 3.0, -3.0, -3.0, 3.0, -3.0])
     new = ratios.log().requires_grad_()
-    policy_objective(new, torch.zeros(6), advantages, 0.25).backward()
+    standard_objective(new, torch.zeros(6), advantages, 0.25).backward()
     # Elsewhere d(ratio A)/d(log-prob) = ratio A, and the mean divides by 6.
     expected = ratios * advantages / 6 * torch.tensor([0.0, 1, 1, 0, 1, 1])
     torch.testing.assert_close(new.grad, expected)
@@ -111,7 +155,7 @@ def test_entropy_of_known_distributions():
 def test_gradients_agree_with_finite_differences():
     new, old, advantages = (normal(seed, 12).double() for seed in (8, 9, 10))
     new.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: policy_objective(x, old, advantages, 0.2), new)
+    assert torch.autograd.gradcheck(lambda x: standard_objective(x, old, advantages, 0.2), new)
     assert torch.autograd.gradcheck(lambda x: clipped_value_loss(x, old, advantages, 0.2), new)
     logits = normal(11, 3, 5).double().requires_grad_()
     assert torch.autograd.gradcheck(entropy, logits)

@@ -31,6 +31,10 @@ def test_batch_and_state_are_saved_for_at_most_three_updates(tmp_path):
     for name, array in again.weights().items():
         np.testing.assert_array_equal(array, learner.weights()[name])
     batch = safetensors.numpy.load_file(kept[1] / "batch.safetensors")
-    for name in ("observations", "actions", "rewards", "dones", "behavior_log_probs", "values", "bootstrap_value"):
+    assert batch.keys() == {
+        *("observations", "actions", "rewards", "dones", "behavior_log_probs", "values"),
+        *("bootstrap_value", "bootstrap_observation"),
+    }
+    for name in batch:
         np.testing.assert_array_equal(batch[name], getattr(staged, name).numpy())
     assert (kept[1] / "statistics.json").read_text() == '{"value_loss": "nan"}\n'

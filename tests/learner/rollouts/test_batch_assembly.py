@@ -16,9 +16,9 @@ class Buffer(str):
         self.times_cleared += 1
 
 
-def assembly(max_policy_lag, num_slots=2, first_batch=0, num_batches=100, num_buffers=None):
+def assembly(max_policy_lag, num_slots=2, first_batch=0, num_batches=100, num_buffers=None, repeatable=False):
     buffers = [Buffer(f"buffer {i}") for i in range(num_buffers or max_policy_lag + 1)]
-    return BatchAssembly(buffers, num_slots, max_policy_lag, first_batch, num_batches)
+    return BatchAssembly(buffers, num_slots, max_policy_lag, first_batch, num_batches, repeatable)
 
 
 def fill_batch(batches, actors=(0, 1)):
@@ -139,6 +139,82 @@ def test_no_batch_is_begun_after_the_last_one():
     batches.next_full()
     batches.publish(8)
     assert batches.assign(0) is None and not batches.has_unassigned()
+
+
+def collected(max_policy_lag, speeds, seed, first_batch=0, num_batches=40):
+    """What each actor of a repeatable run collects, in order, as (batch, slot, version), if actor i delivers its
+    rollout with probability `speeds[i]` whenever it is looked at.
+    """
+    rng = random.Random(seed)
+    actors = range(len(speeds))
+    batches = assembly(max_policy_lag, len(speeds), first_batch, num_batches, repeatable=True)
+    version = max(0, first_batch - max_policy_lag)
+    while version <= first_batch:  # a resumed run has the older weights too
+        batches.publish(version)
+        version += 1
+    version -= 1
+    in_flight, done = {}, {actor: [] for actor in actors}
+    while version < num_batches:
+        for actor in actors:
+            if actor not in in_flight and (slot := batches.assign(actor, actors)) is not None:
+                in_flight[actor] = slot
+                done[actor].append((slot.batch.number, slot.index, batches.version_for(slot)))
+                assert batches.version_for(slot) <= version
+        for actor in list(in_flight):
+            if rng.random() < speeds[actor]:
+                batches.fill(in_flight.pop(actor))
+        if rng.random() < 0.5 and batches.next_full() is not None:
+            version += 1
+            batches.publish(version)
+    return done
+
+
+@pytest.mark.parametrize("max_policy_lag", [0, 1, 3])
+def test_repeatable_batches_do_not_depend_on_how_fast_actors_are(max_policy_lag):
+    equal = collected(max_policy_lag, [0.5, 0.5, 0.5], seed=1)
+    assert equal == collected(max_policy_lag, [0.05, 0.9, 0.3], seed=2)
+    assert equal == {
+        actor: [(number, actor, max(0, number - max_policy_lag)) for number in range(40)] for actor in range(3)
+    }
+
+
+@pytest.mark.parametrize("max_policy_lag", [1, 3])
+def test_resumed_batches_are_collected_with_the_versions_of_the_uninterrupted_run(max_policy_lag):
+    whole = collected(max_policy_lag, [0.5, 0.5], seed=1)
+    for first_batch in (1, 2, 17):
+        resumed = collected(max_policy_lag, [0.1, 0.9], seed=2, first_batch=first_batch)
+        assert resumed == {actor: done[first_batch:] for actor, done in whole.items()}
+
+
+def test_oldest_published_version_replaces_those_that_a_resumed_run_lacks():
+    batches = assembly(max_policy_lag=2, first_batch=7, repeatable=True)
+    batches.publish(7)
+    assert [batches.version_for(batches.assign(0, (0, 1))) for _ in range(3)] == [7, 7, 7]
+
+
+def test_slots_of_a_missing_actor_are_collected_by_the_others():
+    batches = assembly(max_policy_lag=1, num_slots=3, repeatable=True)
+    batches.publish(0)
+    first = batches.assign(0, (0, 1))
+    assert first.index == 0
+    assert batches.assign(0, (0, 1)).index == 2  # actor 2 is missing, actor 1 takes its own
+    assert batches.assign(1, (0, 1)).index == 1
+    assert batches.assign(0, (0, 1, 2)).batch.number == 1
+    assert batches.assign(0, (0, 1, 2)) is None  # the rest of batch 1 belongs to the others
+    batches.give_up(first)
+    assert batches.assign(1, (0, 1, 2)).batch.number == 1  # actor 0 is ready and takes slot 0 again itself
+    again = batches.assign(0, (0, 1, 2))
+    assert (again.index, again.batch.number) == (0, 0)
+
+
+def test_newest_weights_are_used_unless_the_run_is_repeatable():
+    newest, repeatable = (assembly(1, num_slots=1, repeatable=flag) for flag in (False, True))
+    for batches in (newest, repeatable):
+        batches.publish(0)
+        batches.fill(batches.assign(0, (0,)))
+        batches.next_full()
+        batches.publish(1)
+    assert [batches.version_for(batches.assign(0, (0,))) for batches in (newest, repeatable)] == [1, 0]
 
 
 @pytest.mark.parametrize("max_policy_lag", [0, 1, 3])

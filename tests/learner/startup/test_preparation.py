@@ -136,7 +136,7 @@ def test_resumed_run_adds_new_flags_to_the_stored_request(run, prepare):
 
 def test_automatic_settings_are_resolved_anew_on_resume_and_requested_ones_are_kept(run, prepare):
     contents = stored(run)
-    contents["settings"] |= {"learner_threads": 999, "mode": "overlap", "micro_batch": 7}
+    contents["settings"] |= {"learner_threads": 999, "mode": "overlap", "max_policy_lag": 1, "micro_batch": 7}
     contents["requested"] |= {"micro_batch": 7}
     run.config.write_text(json.dumps(contents))
     config = prepare("--resume", run.path).config

@@ -1,0 +1,37 @@
+"""What a resumed run says about how exactly it continues."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from learner.main import _continuation
+from learner.run_state import RunState
+from learner.startup.preparation import ResumedRun
+from tests.conftest import tiny_config
+
+EXACT = "it continues bit for bit if the machine, the software and the settings are the same"
+LAG_2 = {"mode": "overlap", "max_policy_lag": 2}
+
+
+def continuation(version, weights=(), actors=(0, 1), num_actors=2, **settings):
+    """Of a run with `settings`, resumed from a checkpoint of two actors that holds `weights` of these versions."""
+    config = tiny_config(num_actors=num_actors, envs_per_actor=4 // num_actors, **settings)
+    checkpoint = SimpleNamespace(policy_version=version, config=tiny_config())
+    prepared = ResumedRun(config, {}, None, checkpoint, None, {})
+    return _continuation(prepared, RunState(actors=dict.fromkeys(actors), weights={v: {} for v in weights}))
+
+
+@pytest.mark.parametrize(
+    ("version", "weights", "settings"),
+    [(0, (), {}), (5, (), {}), (0, (), LAG_2), (1, (0,), LAG_2), (5, (3, 4), LAG_2)],
+)
+def test_run_continues_bit_for_bit_with_every_weight_in_use(version, weights, settings):
+    assert continuation(version, weights, **settings) == EXACT
+
+
+def test_reason_is_given_where_a_run_does_not_continue_bit_for_bit():
+    assert "newest weights (--repeatable no, or" in continuation(5, **LAG_2, repeatable=False)
+    for weights in ((), (4,)):  # written in sync mode, or with a smaller lag
+        assert "the checkpoint lacks the weights" in continuation(5, weights, **LAG_2)
+    assert "environments of 1 of 2 actors continue" in continuation(5, (3, 4), actors=(1,), **LAG_2)
+    assert "environments start anew" in continuation(5, (3, 4), num_actors=4, **LAG_2)
