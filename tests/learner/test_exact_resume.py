@@ -33,10 +33,10 @@ def one_torch_thread():
 def train(config, seed, resumed=None):
     """Trains to the end; actors take turns at random. Returns what a checkpoint of each version would hold."""
     rng, lag = random.Random(seed), config.max_policy_lag
-    learner, state = PPOLearner(config), RunState()
+    learner, state = PPOLearner(config), RunState.new(config)
     if resumed is not None:
         learner.load_state_dict(resumed["learner"])
-        state = RunState.from_state_dict(resumed["run"])
+        state = RunState.from_state_dict(resumed["run"], config)
     buffers = [StagedBatch(config, CPU) for _ in range(lag + 1)]
     first = learner.policy_version
     batches = BatchAssembly(buffers, config.num_actors, lag, first, UPDATES, config.repeatable)

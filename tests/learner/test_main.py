@@ -18,7 +18,9 @@ def continuation(version, weights=(), actors=(0, 1), num_actors=2, **settings):
     config = tiny_config(num_actors=num_actors, envs_per_actor=4 // num_actors, **settings)
     checkpoint = SimpleNamespace(policy_version=version, config=tiny_config())
     prepared = ResumedRun(config, {}, None, checkpoint, None, {})
-    return _continuation(prepared, RunState(actors=dict.fromkeys(actors), weights={v: {} for v in weights}))
+    state = RunState.new(config)
+    state.actors, state.weights = dict.fromkeys(actors), {v: {} for v in weights}
+    return _continuation(prepared, state)
 
 
 @pytest.mark.parametrize(

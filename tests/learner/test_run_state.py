@@ -77,7 +77,7 @@ def test_state_is_restored_exactly_from_a_weights_only_file():
 
 
 def test_weights_that_rollouts_in_flight_may_use_are_restored_exactly():
-    state = RunState()
+    state = RunState.new(CONFIG)
     for version in range(5):
         state.published(version, {"w": np.full((2, 3), version + 1 / 3, np.float32)}, max_policy_lag=2)
     assert list(state.weights) == [2, 3, 4]
@@ -85,7 +85,7 @@ def test_weights_that_rollouts_in_flight_may_use_are_restored_exactly():
     assert list(back.weights) == [2, 3]  # the newest is the checkpoint's policy
     for version, weights in back.weights.items():
         np.testing.assert_array_equal(weights["w"], state.weights[version]["w"])
-    in_sync_mode = RunState()
+    in_sync_mode = RunState.new(CONFIG)
     for version in range(3):
         in_sync_mode.published(version, {"w": np.zeros(1, np.float32)}, max_policy_lag=0)
     assert through_a_file(in_sync_mode).weights == {}

@@ -194,7 +194,7 @@ def test_checkpoints_are_written_at_the_start_every_interval_and_the_end(harness
     assert harness.screen.getvalue().count("final score: train ") == 1
     newest = load_checkpoint(harness.run.checkpoints / "00000005")
     assert newest.weights["w"] == 5 and newest.learner_state["learner"]["policy_version"] == 5
-    assert newest.learner_state["run"]["episodes"]["actors"][0]["last"] == [[(5.0, 9)], []]
+    assert newest.learner_state["run"]["episodes"]["actors"][0]["last"] == [[(5.0, 9)] * 5, []]
 
 
 def test_resumed_run_announces_its_checkpoint_and_does_not_write_it_again(tmp_path):
