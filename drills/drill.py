@@ -279,11 +279,10 @@ class Drill:
         end: Callable[[], object],
         exit_code: int = 1,
         meanwhile: Callable[[], None] = lambda: None,
-        actor_restarts: int = 0,
     ) -> None:
         """Lets `end` end the learner, which must say how to continue, calls `meanwhile`, and repeats the command.
 
-        `actor_restarts` is how many may be counted after the update at which the run is resumed.
+        Actors that are lost with their Ray may be counted after the update at which the run is resumed.
         """
         started = time.monotonic()
         end()
@@ -310,7 +309,7 @@ class Drill:
         )
         # Counters continue from the checkpoint: what was counted after it belongs to updates that are repeated.
         since = rows.get(resumed_at, before)
-        counted = min(actor_restarts, self.trainee.last()["actor_restarts"] - since["actor_restarts"])
+        counted = min(ACTORS, self.trainee.last()["actor_restarts"] - since["actor_restarts"])
         self.note(
             fault,
             happened,
@@ -406,7 +405,7 @@ def ended(directory: Path, outcomes: list[Outcome], short: bool) -> None:
         if not short:
             drill.end_and_resume("raylet SIGKILL", drill.kill_raylet)
         clean = partial(drill.clean_session_directory, directory / "ray")
-        drill.end_and_resume("session directory cleaned, actors SIGKILL", clean, actor_restarts=ACTORS)
+        drill.end_and_resume("session directory cleaned, actors SIGKILL", clean)
         if not short:
             terminate, corrupt = partial(trainee.end, signal.SIGTERM), drill.corrupt_newest_checkpoint
             drill.end_and_resume("SIGTERM, newest checkpoint corrupt", terminate, 128 + signal.SIGTERM, corrupt)
