@@ -33,11 +33,8 @@ from common.storage.jsonl import read_jsonl
 from common.storage.run_directory import RunDirectory
 from drills.trainee import ACTOR, EVALUATOR, Row, Trainee, limit_file_sizes, limit_memory
 
-ACTORS, ACTOR_TIMEOUT = 2, 10
-COMMON_FLAGS = [
-    *("--num-actors", str(ACTORS), "--num-levels", "3", "--total-frames", "1000000000"),
-    *("--actor-timeout", str(ACTOR_TIMEOUT)),
-]
+ACTORS = 2
+COMMON_FLAGS = ["--num-actors", str(ACTORS), "--num-levels", "3", "--total-frames", "1000000000"]
 OBJECT_STORE = 200 << 20
 # Ray ends a learner that has not reached the cluster's head for this long; its default is 60.
 HEAD_SECONDS = 10
@@ -55,6 +52,7 @@ class Size:
     minibatches: int
     epochs: int
     checkpoint_interval: int
+    actor_timeout: int
 
     @property
     def rollout(self) -> int:
@@ -68,15 +66,15 @@ class Size:
         return [
             *("--envs-per-actor", str(self.envs), "--unroll-length", str(self.steps)),
             *("--num-minibatches", str(self.minibatches), "--update-epochs", str(self.epochs)),
-            *("--checkpoint-interval", str(self.checkpoint_interval)),
+            *("--checkpoint-interval", str(self.checkpoint_interval), "--actor-timeout", str(self.actor_timeout)),
             *COMMON_FLAGS,
         ]
 
 
-SHORT_UPDATES = Size(4, 32, 2, 1, checkpoint_interval=5)
+SHORT_UPDATES = Size(4, 32, 2, 1, checkpoint_interval=5, actor_timeout=10)
 # More than a hundred times what a resume point costs, so that one is written after every update. No checkpoints, from
 # which such a run would otherwise continue.
-LONG_UPDATES = Size(16, 128, 4, 3, checkpoint_interval=10**6)
+LONG_UPDATES = Size(16, 128, 4, 3, checkpoint_interval=10**6, actor_timeout=120)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +207,7 @@ class Drill:
         everyone = process_tree(psutil.Process(self.trainee.process.pid))
         for process in everyone:
             process.suspend()
-        time.sleep(ACTOR_TIMEOUT + 2)
+        time.sleep(self.size.actor_timeout + 2)
         for process in reversed(everyone):
             process.resume()
         self.trainee.wait_for_updates(2)
@@ -267,11 +265,12 @@ class Drill:
 
         Training must go on with the second one, and end in order without it.
         """
+        printed = len(self.trainee.text())
         shutil.rmtree(directory)
         for actor in self.trainee.processes(ACTOR):
             actor.kill()
             if self.trainee.processes(ACTOR):
-                self.trainee.wait("warning", lambda: "no actor can be started on this host" in self.trainee.text())
+                self.trainee.wait("warning", lambda: "until Ray is started again" in self.trainee.text()[printed:])
                 self.trainee.wait_for_updates(1)
 
     def end_and_resume(
@@ -280,11 +279,10 @@ class Drill:
         end: Callable[[], object],
         exit_code: int = 1,
         meanwhile: Callable[[], None] = lambda: None,
-        actor_restarts: int = 0,
     ) -> None:
         """Lets `end` end the learner, which must say how to continue, calls `meanwhile`, and repeats the command.
 
-        `actor_restarts` is how many may be counted after the update at which the run is resumed.
+        Actors that are lost with their Ray may be counted after the update at which the run is resumed.
         """
         started = time.monotonic()
         end()
@@ -311,7 +309,7 @@ class Drill:
         )
         # Counters continue from the checkpoint: what was counted after it belongs to updates that are repeated.
         since = rows.get(resumed_at, before)
-        counted = min(actor_restarts, self.trainee.last()["actor_restarts"] - since["actor_restarts"])
+        counted = min(ACTORS, self.trainee.last()["actor_restarts"] - since["actor_restarts"])
         self.note(
             fault,
             happened,
@@ -407,7 +405,7 @@ def ended(directory: Path, outcomes: list[Outcome], short: bool) -> None:
         if not short:
             drill.end_and_resume("raylet SIGKILL", drill.kill_raylet)
         clean = partial(drill.clean_session_directory, directory / "ray")
-        drill.end_and_resume("session directory cleaned, actors SIGKILL", clean, actor_restarts=ACTORS)
+        drill.end_and_resume("session directory cleaned, actors SIGKILL", clean)
         if not short:
             terminate, corrupt = partial(trainee.end, signal.SIGTERM), drill.corrupt_newest_checkpoint
             drill.end_and_resume("SIGTERM, newest checkpoint corrupt", terminate, 128 + signal.SIGTERM, corrupt)

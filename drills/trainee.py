@@ -94,7 +94,7 @@ class Trainee:
                     found.append(process)
         return found
 
-    def wait(self, what: str, condition: Callable[[], bool], timeout: float = 120.0) -> float:
+    def wait(self, what: str, condition: Callable[[], bool], timeout: float = 180.0) -> float:
         """Waits until `condition` holds; returns the seconds that this took.
 
         Raises:

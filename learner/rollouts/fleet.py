@@ -16,7 +16,7 @@ from learner.cluster.remote_errors import cause_in_one_line, full_cause, log_of_
 from learner.rollouts.counters import RunCounters
 from learner.rollouts.deadlines import AwakeClock
 from learner.rollouts.failures import NoRollouts, failure_kind
-from learner.rollouts.placement import capacity, damage_of_this_node, draining_nodes, is_only_node, room, shortage
+from learner.rollouts.placement import capacity, damage_of_this_node, draining_nodes, room, shortage
 
 # Give up after this many identical failures in a row before an actor's first rollout.
 MAX_FAILURES_AT_START = 5
@@ -159,7 +159,7 @@ class Fleet:
         damage = damage_of_this_node() if len(ready) < len(self.members) else None
         for member in self.members:
             self._report_missing(member, damage)
-        if damage is not None and not ready and is_only_node():
+        if damage is not None and not ready:
             raise NoRollouts(f"no actor is left; {damage}")
         return ready
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -35,26 +36,21 @@ def shortage(num_actors: int, gpus_each: float) -> str:
 def damage_of_this_node() -> str | None:
     """Why no process can be started on this host until Ray is started again, in one line; None: nothing known.
 
-    Without its sockets a raylet goes on with the workers it has. What deletes old files in /tmp may delete them.
+    A raylet whose sockets were deleted, perhaps with old files in /tmp, goes on with the workers it has. One that was
+    stopped deletes them itself. Asks nothing of Ray, which might not answer any more.
     """
     try:  # a private API, as below
         from ray._private.worker import global_worker
 
-        node = global_worker.node
-        sockets = (node.raylet_socket_name, node.plasma_store_socket_name)  # type: ignore[union-attr]
-        if all(Path(socket).exists() for socket in sockets):
+        node: Any = global_worker.node
+        if all(Path(socket).exists() for socket in (node.raylet_socket_name, node.plasma_store_socket_name)):
             return None
         return (
-            f"files of Ray in {node.get_session_dir_path()} were deleted: no actor can be started on this host until "  # type: ignore[union-attr]
-            "Ray is started again"
+            f"Ray's sockets in {node.get_session_dir_path()} are gone (deleted, or `ray stop`): no actor can be "
+            "started on this host until Ray is started again"
         )
     except Exception:
         return None
-
-
-def is_only_node() -> bool:
-    """Whether the learner's node is the cluster's only one."""
-    return sum(node["Alive"] for node in ray.nodes()) == 1
 
 
 def draining_nodes() -> frozenset[str]:

@@ -1,5 +1,6 @@
 """Actors that die, hang, deliver wrong rollouts or never work, with real Ray and real signals."""
 
+import ctypes
 import logging
 import signal
 import time
@@ -216,11 +217,27 @@ def test_native_crash_while_building_is_logged_with_its_stack(new_fleet, broken_
     assert "make_env_groups" in logged and "SIGABRT" in logged and "log of the process: " in logged
 
 
+def test_native_crash_before_an_actor_is_ready_is_logged_with_its_stack(new_fleet, monkeypatch, caplog):
+    @ray.remote(num_cpus=1)
+    class CrashingActor:
+        def __init__(self):
+            ctypes.string_at(0)
+
+        def describe(self):
+            pass
+
+    monkeypatch.setattr(learner.rollouts.fleet, "RemoteRolloutActor", CrashingActor)
+    fleet = new_fleet(tiny_config())
+    wait_until(lambda: [fleet.ready(), fleet.counters.actor_restarts][1])
+    logged = caplog.records[0].details
+    assert "SIGSEGV" in logged and "log of the process: " in logged
+
+
 def test_actor_that_keeps_failing_is_reported_as_missing_with_the_reason(new_fleet, broken_config, monkeypatch, caplog):
     monkeypatch.setattr(learner.rollouts.fleet, "MISSING_SECONDS", 0.0)
     fleet = new_fleet(broken_config)
     deadline = time.monotonic() + DEADLINE
-    while not any(member.last_failure for member in fleet.members):
+    while fleet.members[0].last_failure is None:  # `last_error` is about the first of those that are missing
         assert fleet.ready() == [] and time.monotonic() < deadline
         time.sleep(0.05)
     for member in fleet.members:  # as if none had been reported before the first failure
@@ -256,10 +273,10 @@ def test_deleted_files_of_ray_are_the_reason_and_without_an_actor_the_run_ends(n
     try:
         fleet.replace(0, WrongWeights("it ended"))
         assert fleet.ready() == [1]
-        assert fleet.last_error.startswith("actor 0 has been missing for 0 s: files of Ray in ")
-        assert "were deleted: no actor can be started on this host" in fleet.last_error
+        assert fleet.last_error.startswith("actor 0 has been missing for 0 s: Ray's sockets in ")
+        assert "no actor can be started on this host" in fleet.last_error
         fleet.replace(1, WrongWeights("it ended"))
-        with pytest.raises(NoRollouts, match=r"no actor is left; files of Ray in .* were deleted"):
+        with pytest.raises(NoRollouts, match=r"no actor is left; Ray's sockets in .* are gone"):
             fleet.ready()
     finally:
         aside.rename(socket)
