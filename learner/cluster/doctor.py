@@ -15,7 +15,7 @@ from common.versions import differences, software
 from learner.cluster import connection
 from learner.cluster.authentication import HOW_TO_ENABLE
 from learner.cluster.directory_checks import file_system_check, run_directory_check
-from learner.cluster.limit_checks import cpu_check, open_files_check, processes_check
+from learner.cluster.limit_checks import cpu_check, open_files_check, processes_check, sizes_check
 from learner.cluster.machine_checks import Check, machine_checks, run_checks, shared_memory_check
 from learner.cluster.nodes import ProbeResult, living_nodes, machine_probe, probe
 from learner.cluster.surroundings_checks import (
@@ -57,6 +57,7 @@ def check_local(config: Config, run_dir: Path | None, embedded: bool) -> list[Ch
         "CPUs": cpu_check,
         "open files": lambda: open_files_check(actors),
         "processes": lambda: processes_check(actors),
+        "sizes": lambda: sizes_check(rollouts),
         "run directory": lambda: run_directory_check(path, is_named=run_dir is not None),
         "file system": lambda: file_system_check(path),
         "home": home_check,

@@ -59,6 +59,7 @@ def test_doctor_passes_a_machine_that_can_train(tmp_path):
         "token",
         "open files",
         "processes",
+        "sizes",
         "CPUs",
         "home",
         "file system",
