@@ -10,7 +10,8 @@ from rich.text import Text
 
 from common.cli import OneLineParser, directory
 from common.config import PRESETS, Config, resolve
-from common.output import make_console
+from common.output import CLOSED_PIPE_EXIT_CODE, OutputError, checked_output, make_console, print_error
+from common.process import set_file_modes
 from common.versions import differences, software
 from learner.cluster import connection
 from learner.cluster.authentication import HOW_TO_ENABLE
@@ -33,7 +34,20 @@ STYLES = {"ok": "", "warning": "yellow", "fatal": "bold red"}
 
 
 def main(argv: list[str]) -> int:
-    """Prints the table; returns 1 if a check is fatal, else 0."""
+    """Prints the table; returns 0, 1 if a check is fatal or the table cannot be printed, 141 if its reader is gone."""
+    set_file_modes()
+    try:
+        with checked_output():
+            return run(argv)
+    except OutputError as error:
+        if error.is_closed_pipe:
+            return CLOSED_PIPE_EXIT_CODE
+        print_error(f"learner doctor: cannot write standard output: {error}")
+        return 1
+
+
+def run(argv: list[str]) -> int:
+    """Checks, and prints the table."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
