@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+CLOSED_PIPE_EXIT_CODE = 141  # as a process that SIGPIPE ends
 # A reader that stopped reading may delay training once by this many seconds; after that its lines are dropped until it
 # reads again.
 PATIENCE_SECONDS = 0.2

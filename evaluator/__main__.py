@@ -7,13 +7,12 @@ from types import ModuleType
 from typing import NoReturn
 
 from common.cli import USAGE_EXIT_CODE, UsageError, library_failure, require_current_directory
-from common.output import OutputError, checked_output, print_error, run_as_process
+from common.output import CLOSED_PIPE_EXIT_CODE, OutputError, checked_output, print_error, run_as_process
 from common.process import prepare_matplotlib
 from evaluator.commands.parser import parse
 
 OUTPUT_EXIT_CODE = 1
 INTERRUPTED_EXIT_CODE = 130
-CLOSED_PIPE_EXIT_CODE = 141  # as a process that SIGPIPE ends
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -37,18 +37,19 @@ logger = logging.getLogger("learner")
 
 def main(argv: list[str] | None = None, supervisor: Supervisor | None = None) -> int:
     """Runs training, or the doctor, and returns the exit code; this process is as before then, as a notebook needs."""
-    with harmless_output(), restored_afterwards():
-        return run_command(argv, supervisor or Supervisor())
-
-
-def run_command(argv: list[str] | None, supervisor: Supervisor) -> int:
-    """Runs training, or the doctor."""
-    set_file_modes()
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["doctor"]:
         from learner.cluster import doctor  # training does not need it
 
-        return doctor.main(argv[1:])
+        with restored_afterwards():
+            return doctor.main(argv[1:])
+    with harmless_output(), restored_afterwards():
+        return run_command(argv, supervisor or Supervisor())
+
+
+def run_command(argv: list[str], supervisor: Supervisor) -> int:
+    """Runs training."""
+    set_file_modes()
     command_line = flags.parse(argv)
     console = make_console()
     with RunLogging(console) as logs, ExitStack() as stack:

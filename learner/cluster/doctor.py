@@ -10,12 +10,13 @@ from rich.text import Text
 
 from common.cli import OneLineParser, directory
 from common.config import PRESETS, Config, resolve
-from common.output import make_console
+from common.output import CLOSED_PIPE_EXIT_CODE, OutputError, checked_output, make_console, print_error
+from common.process import set_file_modes
 from common.versions import differences, software
 from learner.cluster import connection
 from learner.cluster.authentication import HOW_TO_ENABLE
 from learner.cluster.directory_checks import file_system_check, run_directory_check
-from learner.cluster.limit_checks import cpu_check, open_files_check, processes_check
+from learner.cluster.limit_checks import cpu_check, open_files_check, processes_check, sizes_check
 from learner.cluster.machine_checks import Check, machine_checks, run_checks, shared_memory_check
 from learner.cluster.nodes import ProbeResult, living_nodes, machine_probe, probe
 from learner.cluster.surroundings_checks import (
@@ -33,7 +34,20 @@ STYLES = {"ok": "", "warning": "yellow", "fatal": "bold red"}
 
 
 def main(argv: list[str]) -> int:
-    """Prints the table; returns 1 if a check is fatal, else 0."""
+    """Prints the table; returns 0, 1 if a check is fatal or the table cannot be printed, 141 if its reader is gone."""
+    set_file_modes()
+    try:
+        with checked_output():
+            return run(argv)
+    except OutputError as error:
+        if error.is_closed_pipe:
+            return CLOSED_PIPE_EXIT_CODE
+        print_error(f"learner doctor: cannot write standard output: {error}")
+        return 1
+
+
+def run(argv: list[str]) -> int:
+    """Checks, and prints the table."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
@@ -57,6 +71,7 @@ def check_local(config: Config, run_dir: Path | None, embedded: bool) -> list[Ch
         "CPUs": cpu_check,
         "open files": lambda: open_files_check(actors),
         "processes": lambda: processes_check(actors),
+        "sizes": lambda: sizes_check(rollouts),
         "run directory": lambda: run_directory_check(path, is_named=run_dir is not None),
         "file system": lambda: file_system_check(path),
         "home": home_check,

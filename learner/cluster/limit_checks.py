@@ -5,12 +5,14 @@ import os
 import resource
 
 from common.limits import available_cores, cpu_quota, processes_left
-from learner.cluster.machine_checks import Check, Verdict
+from learner.cluster.machine_checks import GIB, Check, Verdict, mib
 
 # Measured with two actors: Ray's processes, learner and evaluator have 250 threads, and none has over 60 open files.
 RUN_THREADS, ACTOR_THREADS = 250, 30
 RAY_FILES, ACTOR_FILES = 64, 8
 RECOMMENDED_FILES = 8192
+# Measured: VmPeak of learner and actors is 2.7 GiB with an object store of 0.5 GiB, which each of them maps.
+ADDRESS_SPACE = 3 * GIB
 
 
 def cpu_check() -> Check:
@@ -48,6 +50,27 @@ def processes_check(actors: int) -> Check:
     if limits[source] < needed:
         return Check(name, "fatal", found, "raise the limit (docker: --pids-limit), or use fewer --num-actors")
     return Check(name, "ok", found)
+
+
+def sizes_check(object_store: int) -> Check:
+    """Whether `ulimit` leaves room for an object store of that many bytes, and for a run of any length.
+
+    The object store is one file in shared memory, which is subject to the limit of file sizes.
+    """
+    problems = []
+    for name, kind, needed in (
+        ("ulimit -f", resource.RLIMIT_FSIZE, object_store),
+        ("ulimit -v", resource.RLIMIT_AS, ADDRESS_SPACE + object_store),
+    ):
+        limit, _ = resource.getrlimit(kind)
+        if limit != resource.RLIM_INFINITY and limit < needed:
+            problems.append(f"{name} is {limit // 2**20} MiB, a run needs about {mib(needed)} MiB")
+    seconds, _ = resource.getrlimit(resource.RLIMIT_CPU)
+    if seconds != resource.RLIM_INFINITY:
+        problems.append(f"ulimit -t ends the run, after a checkpoint, at {seconds} s of processor time")
+    if problems:
+        return Check("sizes", "warning", "; ".join(problems), "raise these limits, or set them to unlimited")
+    return Check("sizes", "ok", "no limit of file size, memory or processor time is too low")
 
 
 def _user_processes_left() -> int | None:

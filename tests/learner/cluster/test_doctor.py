@@ -1,5 +1,9 @@
 """The doctor's table can be read on a narrow terminal, and searched in a pipe."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from learner.cluster.doctor import lines_of, show
@@ -25,3 +29,20 @@ def test_pipe_gets_whole_lines(capsys):
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 4 and out[0].endswith(LONG.found.strip()) and out[2].endswith("two lines")
     assert out[3] == "2 checks; fatal: 1, warnings: 0"
+
+
+PROGRAM = """
+from common.output import run_as_process
+from learner.cluster import doctor
+from learner.cluster.machine_checks import Check
+doctor.check_local = lambda *arguments, **options: [Check("a", "ok", "b" * 99_999)]
+run_as_process(lambda: doctor.main([]))
+"""
+
+
+@pytest.mark.parametrize(("redirection", "code"), [("> /dev/full", 1), ("| true", 141)])
+def test_table_that_nobody_can_read_fails(redirection, code):
+    shell = ["bash", "-c", f'"{sys.executable}" -c "$0" {redirection}; exit ${{PIPESTATUS[0]}}', PROGRAM]
+    result = subprocess.run(shell, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=60)
+    assert result.returncode == code, result.stderr
+    assert ("cannot write standard output" in result.stderr) == (code == 1) and "Traceback" not in result.stderr

@@ -3,7 +3,7 @@
 import pytest
 
 from learner.cluster import limit_checks
-from learner.cluster.limit_checks import cpu_check, open_files_check, processes_check
+from learner.cluster.limit_checks import cpu_check, open_files_check, processes_check, sizes_check
 
 
 @pytest.mark.parametrize(("hard", "verdict"), [(32, "fatal"), (200, "warning"), (8192, "ok"), (-1, "ok")])
@@ -46,3 +46,21 @@ def test_usable_cores_are_shown_with_what_limits_them(affinity, quota, verdict, 
     monkeypatch.setattr("common.limits.cpu_quota", lambda root: quota)
     check = cpu_check()
     assert (check.verdict, check.found) == (verdict, found) and bool(check.remedy) == (verdict != "ok")
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit", "found"),
+    [
+        (None, 0, "no limit"),
+        ("RLIMIT_FSIZE", 100 << 20, "ulimit -f is 100 MiB, a run needs about 500 MiB"),
+        ("RLIMIT_AS", 3 << 30, "ulimit -v is 3072 MiB, a run needs about 3572 MiB"),
+        ("RLIMIT_AS", 4 << 30, "no limit"),
+        ("RLIMIT_CPU", 3600, "ulimit -t ends the run, after a checkpoint, at 3600 s"),
+    ],
+)
+def test_limits_of_sizes_and_time_that_are_too_low_are_named(kind, limit, found, monkeypatch):
+    resource = limit_checks.resource
+    limited = kind and getattr(resource, kind)
+    monkeypatch.setattr(resource, "getrlimit", lambda asked: (limit if asked == limited else -1, -1))
+    check = sizes_check(500 << 20)
+    assert check.found.startswith(found) and (check.verdict == "ok") == (found == "no limit")
