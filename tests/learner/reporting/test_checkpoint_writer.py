@@ -89,7 +89,7 @@ def test_closing_tries_once_more_and_returns_whether_all_is_written(run):
         ({"keep_checkpoints": 3}, [0, 2, 7, 8, 9]),
         ({"keep_checkpoints": 1, "keep_every": 4}, [0, 2, 4, 8, 9]),
         ({"keep_checkpoints": 2, "backfill": True}, [0, 1, 2, 4, 6, 7, 8, 9]),
-        ({"keep_checkpoints": 2, "backfill": True, "evaluator": False}, [2, 8, 9]),
+        ({"keep_checkpoints": 2, "evaluator": False}, [2, 8, 9]),
     ],
 )
 def test_newest_best_every_nth_and_with_backfill_unscored_checkpoints_are_kept(run, overrides, kept):
