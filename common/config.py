@@ -182,7 +182,11 @@ class Config:
 
     evaluator: bool = option(EVALUATE, "score checkpoints during training, in a separate process", True)
     eval_episodes_per_level: int = setting(
-        EVALUATE, "episodes on each training level and each held-out level", 1, unit="episodes", at_least=1
+        EVALUATE,
+        "episodes on each training level and each held-out level; 1: no interval of the training score",
+        3,
+        unit="episodes",
+        at_least=1,
     )
     live_split: Literal["validation", "test"] = setting(
         EVALUATE, "held-out levels scored during training; test: biases the final score on test levels", "test"
@@ -264,6 +268,7 @@ DEFAULTS = {name: field.metadata["default"] for name, field in SETTINGS.items()}
 _PUBLISHED: dict[str, Any] = {
     "held_out": "sample",
     "live_split": "validation",
+    "eval_episodes_per_level": 1,
     "adam_eps": 1e-5,
     "vf_coef": 0.5,
     "max_grad_norm": 0.5,

@@ -18,7 +18,7 @@ from common.config import Config
 from common.output import is_live_terminal
 from common.storage.jsonl import read_jsonl
 from evaluator.commands.files import open_run
-from evaluator.commands.watch_view import evaluation_line, evaluation_table, status
+from evaluator.commands.watch_view import evaluation_line, evaluation_table, status, why_no_interval
 from evaluator.scores.ranking import best_row
 
 _TERMINATED_EXIT_CODE = 143
@@ -109,6 +109,8 @@ def _view(run: WatchedRun, config: Config, width: int) -> RenderableType:
     lines.append(evaluation_table(run.evaluations.rows, best, width))
     if best is not None:
         lines.append(Text(f"* best: version {best['policy_version']}, by its validation interval's lower end", "dim"))
+    if reason := why_no_interval(run.evaluations.rows[-1]):
+        lines.append(Text(reason, "dim"))
     return Group(*lines)
 
 

@@ -89,6 +89,7 @@ def render_report(run: RunDirectory) -> str:
         settings=Table(("setting", "value"), [(key, str(value)) for key, value in asdict(config).items()], ("value",)),
         versions=Table(("package", "version"), list(versions.items()), ("version",)),
         scores=_scores(shown),
+        no_intervals=_no_intervals(shown),
         curves=_figure(run.scores_plot, "png", _curves_alt(rows)),
         level_curves=_figure(
             run.levels_plot, "png", "Mean return of every level at every scored checkpoint, one panel per split."
@@ -150,6 +151,16 @@ def _scores(shown: Sequence[tuple[str, Row]]) -> Table:
         ],
         left=("checkpoint",),
     )
+
+
+def _no_intervals(shown: Sequence[tuple[str, Row]]) -> list[str]:
+    """One sentence for each score of `_scores` that has no interval."""
+    return [
+        f"No interval of the {name} checkpoint's {split} score: {reason}."
+        for split in SPLITS
+        for name, row in shown
+        if split in row and (reason := row[split].get("no_interval"))
+    ]
 
 
 def _curves_alt(rows: Sequence[Row]) -> str:
