@@ -214,7 +214,11 @@ class Config:
 
     evaluator: bool = option(EVALUATE, "score checkpoints during training, in a separate process", True)
     eval_episodes_per_level: int = setting(
-        EVALUATE, "episodes on each training level and each held-out level", 1, unit="episodes", at_least=1
+        EVALUATE,
+        "episodes on each training level and each held-out level; 1: no interval of the training score",
+        3,
+        unit="episodes",
+        at_least=1,
     )
     live_split: Literal["validation", "test"] = setting(
         EVALUATE, "held-out levels scored during training; test: biases the final score on test levels", "test"
@@ -324,6 +328,7 @@ BEFORE_SETTING: dict[str, Callable[[Mapping[str, Any]], Any]] = {
 _PUBLISHED: dict[str, Any] = {
     "held_out": "sample",
     "live_split": "validation",
+    "eval_episodes_per_level": 1,
     "adam_eps": 1e-5,
     "vf_coef": 0.25,  # theirs is .5, of a loss with a factor 1/2
     "max_grad_norm": 0.5,

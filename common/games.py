@@ -39,6 +39,8 @@ GAMES = {
     "plunder": GameConstants((4.5, 30), (3, 30), 4000),
     "starpilot": GameConstants((2.5, 64), (1.5, 35)),
 }
+# An episode of these games returns 10 if the agent reaches its goal, and 0 if not.
+ALL_OR_NOTHING = frozenset({"coinrun", "heist", "jumper", "leaper", "maze", "ninja"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,11 @@ class Game:
     def time_limit(self) -> int:
         """Steps after which the game ends an episode."""
         return GAMES[self.env_name].time_limit
+
+    @property
+    def return_limits(self) -> tuple[float, float] | None:
+        """The lowest and highest possible return where an episode pays all or nothing; None for other games."""
+        return (0.0, 10.0) if self.env_name in ALL_OR_NOTHING else None
 
     def normalized_return(self, episode_return: float) -> float:
         """(return - R_min) / (R_max - R_min): 0 is a trivial policy, 1 the best possible (Procgen paper, eq. 1)."""

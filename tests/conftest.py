@@ -26,6 +26,7 @@ TINY = [
     *("--env-name", "leaper"),
     *("--num-actors", "2", "--envs-per-actor", "2", "--unroll-length", "16", "--num-minibatches", "2"),
     *("--update-epochs", "1", "--num-levels", "2", "--checkpoint-interval", "2"),
+    *("--eval-episodes-per-level", "1"),
 ]
 TINY_BATCH = 64
 

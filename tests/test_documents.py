@@ -18,7 +18,7 @@ FOREIGN_FLAGS = {
     "runtime-env-agent-port temp-dir working-dir",
     "docker": "build network no-build no-recreate no-trunc scale",
     "prometheus and tensorboard": "config.file logdir",
-    "benchmarks and drills": "peers quick rounds updates",
+    "benchmarks and drills": "data-sets peers quick rounds updates",
 }
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")])

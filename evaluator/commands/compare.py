@@ -10,7 +10,7 @@ from evaluator.commands.files import open_checkpoint
 from evaluator.commands.playing import evaluate_all
 from evaluator.output.text import print_table
 from evaluator.scores.comparison import compare, sentence
-from evaluator.scores.statistics import by_split
+from evaluator.scores.statistics import by_split, whole_splits
 
 
 def run(options: argparse.Namespace) -> None:
@@ -21,7 +21,9 @@ def run(options: argparse.Namespace) -> None:
         raise UsageError(f"A plays {games[0]} and B plays {games[1]}: they have no levels in common")
     (first, second), settings = evaluate_all(checkpoints, options)
     episodes = by_split(first.episodes), by_split(second.episodes)
-    results = {split: compare(episodes[0][split], episodes[1][split]) for split in first.splits}
+    whole = whole_splits(checkpoints[0].config) & whole_splits(checkpoints[1].config)
+    game = checkpoints[0].config.game
+    results = {split: compare(episodes[0][split], episodes[1][split], game, split in whole) for split in first.splits}
     sentences = {
         split: sentence(result, f"{'training' if split == 'train' else split} levels")
         for split, result in results.items()

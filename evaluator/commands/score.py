@@ -67,6 +67,10 @@ def _print_tables(evaluation: Evaluation, row: dict[str, Any], with_levels: bool
             for split, score in evaluation.splits.items()
         ],
     )
+    for split, score in evaluation.splits.items():
+        print(
+            f"{split}: {f'no interval, {score.no_interval}' if score.no_interval else f'interval about {score.about}'}"
+        )
     if row["generalization_gap"] is not None:
         gap = format_score({"mean": row["generalization_gap"], "interval": row["generalization_gap_interval"]})
         print(f"generalization gap, training minus {row['held_out_split']}: {gap}")

@@ -17,7 +17,7 @@ from rich.text import Text
 from common.config import Config
 from common.output import is_live_terminal, make_console
 from evaluator.commands.files import open_run
-from evaluator.commands.watch_view import evaluation_line, evaluation_table, status
+from evaluator.commands.watch_view import evaluation_line, evaluation_table, status, why_no_interval
 from evaluator.output.text import other_weights_warning
 from evaluator.scores.ranking import best_row
 
@@ -114,6 +114,8 @@ def _view(run: WatchedRun, config: Config, width: int) -> RenderableType:
     lines.append(evaluation_table(run.evaluations.rows, best, width))
     if best is not None:
         lines.append(Text(f"* best: version {best['policy_version']}, by its validation interval's lower end", "dim"))
+    if reason := why_no_interval(run.evaluations.rows[-1]):
+        lines.append(Text(reason, "dim"))
     return Group(*lines)
 
 

@@ -88,6 +88,7 @@ def evaluation_line(row: Row, is_best: bool) -> str:
         f"{row['held_out_split']} {format_score(row['held_out'])}",
         f"gap {format_number(row['generalization_gap'])}",
         _solved(row, "solved {solved} of {levels} ({newly_solved} newly, {forgotten} forgotten)"),
+        why_no_interval(row),
         f"{row['seconds']:.0f} s",
         f"{behind} update{'s' if behind > 1 else ''} behind" if behind else "",
         f"{skipped} skipped before it" if skipped else "",
@@ -96,6 +97,15 @@ def evaluation_line(row: Row, is_best: bool) -> str:
     return (
         f"evaluation of policy_version {row['policy_version']}, {row['frames']:,} frames: "
         f"{', '.join(fact for fact in facts if fact)}"
+    )
+
+
+def why_no_interval(row: Row) -> str:
+    """What the row says about missing intervals, in one line; "" if it has all of them."""
+    return "; ".join(
+        f"{split}: no interval, {reason}"
+        for split, score in (("train", row["train"]), (row["held_out_split"], row["held_out"]))
+        if (reason := score.get("no_interval"))
     )
 
 

@@ -90,6 +90,7 @@ def render_report(run: RunDirectory) -> str:
         versions=Table(("package", "version"), list(versions.items()), ("version",)),
         scores=_scores(shown),
         published=_published(shown),
+        no_intervals=_no_intervals(shown),
         curves=_figure(run.scores_plot, "png", _curves_alt(rows)),
         level_curves=_figure(
             run.levels_plot, "png", "Mean return of every level at every scored checkpoint, one panel per split."
@@ -185,6 +186,16 @@ def _published(shown: Sequence[tuple[str, Row]]) -> Table | None:
             for name, row, comparison in compared
         ],
     )
+
+
+def _no_intervals(shown: Sequence[tuple[str, Row]]) -> list[str]:
+    """One sentence for each score of `_scores` that has no interval."""
+    return [
+        f"No interval of the {name} checkpoint's {split} score: {reason}."
+        for split in SPLITS
+        for name, row in shown
+        if split in row and (reason := row[split].get("no_interval"))
+    ]
 
 
 def _curves_alt(rows: Sequence[Row]) -> str:

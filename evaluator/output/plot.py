@@ -35,6 +35,8 @@ def scores_figure(rows: Sequence[dict[str, Any]], config: Config) -> Figure:
     _label_ends(scores, rows[-1])
     gaps = [(row["generalization_gap"], row["generalization_gap_interval"]) for row in rows]
     _draw_line(gap, frames, gaps, _GREY)
+    if reason := rows[-1].get("generalization_gap_no_interval"):
+        gap.set_title(f"no interval of the gap: {reason}", loc="left", fontsize=7, color=_GREY)
     gap.axhline(0, color="black", linewidth=0.8)
     training = f"{config.num_levels} training levels" if config.num_levels else "all levels"
     scores.set_title(f"{config.game}: {training}, {rows[-1]['held_out']['levels']} held-out levels", loc="left")
@@ -95,12 +97,12 @@ def _returns(history: LevelHistory, split: Split) -> tuple[list[int], np.ndarray
     return [levels[i] for i in order], table[order]
 
 
-Point = tuple[float, Sequence[float] | None]  # value, interval; a single level has none
+Point = tuple[float, Sequence[float] | None]  # value, interval if the data support one
 
 
 def _draw_line(axes: Any, frames: Sequence[int], points: Sequence[Point], color: str) -> None:
     values = [value for value, _ in points]
-    low, high = zip(*(interval or (value, value) for value, interval in points), strict=True)
+    low, high = zip(*(interval or (np.nan, np.nan) for _, interval in points), strict=True)  # nan: not drawn
     axes.fill_between(frames, low, high, color=color, alpha=0.15, linewidth=0)
     axes.plot(frames, values, color=color, linewidth=1.8, marker="o", markersize=3)
 
@@ -137,7 +139,7 @@ def _label_ends(axes: Any, last: dict[str, Any]) -> None:
     upper = max(_COLORS, key=lambda split: last[split]["mean"])
     for split, color in _COLORS.items():
         axes.annotate(
-            f"{names[split]} {last[split]['mean']:.2f}",
+            f"{names[split]} {last[split]['mean']:.2f}{'' if last[split]['interval'] else ' (no interval)'}",
             (last["frames"], last[split]["mean"]),
             xytext=(6, 5 if split == upper else -5),
             textcoords="offset points",

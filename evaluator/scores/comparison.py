@@ -1,7 +1,7 @@
 """Paired comparison of two policies that played the same levels with the same random numbers.
 
 Episode e on level l uses the same random numbers for A and B, so d_{l,e} = B_{l,e} - A_{l,e} is a paired difference.
-The mean of all d has a 95 % interval from the bootstrap over levels and, within each level, over pairs.
+The 95 % interval of the mean of all d is about the same as a split's: these levels, or all levels they are a sample of.
 """
 
 import math
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluator.scores.bootstrap import Interval, mean_interval
-from evaluator.scores.statistics import Episode, returns_by_level
+from common.games import Game
+from evaluator.scores.intervals import Interval, as_interval, paired_bounds, why_no_interval
+from evaluator.scores.statistics import About, Episode, returns_by_level
 
 _Z = 1.96  # of a 95 % interval
 _MAX_EPISODES = 1000
@@ -23,13 +24,17 @@ class Comparison:
 
     difference: float
     interval: Interval | None
+    no_interval: str | None  # why `interval` is None
+    about: About
     levels: int
     episodes_per_level: int
     enough_episodes: int | None  # per level, see `enough_episodes`
 
 
-def compare(first: Sequence[Episode], second: Sequence[Episode]) -> Comparison:
+def compare(first: Sequence[Episode], second: Sequence[Episode], game: Game, whole: bool) -> Comparison:
     """Compares `second` (B) with `first` (A): the episodes of one split.
+
+    `whole`: the levels are the whole population, not a sample.
 
     Raises:
         ValueError: A and B did not play the same episodes of the same levels.
@@ -37,30 +42,32 @@ def compare(first: Sequence[Episode], second: Sequence[Episode]) -> Comparison:
     if sorted((e.level, e.episode) for e in first) != sorted((e.level, e.episode) for e in second):
         raise ValueError("episodes can be paired only if both sides played the same episodes of the same levels")
     pairs = returns_by_level(second) - returns_by_level(first)
+    interval = as_interval(paired_bounds(pairs, whole, game.return_limits))
     return Comparison(
         difference=float(pairs.mean()),
-        interval=mean_interval(pairs),
+        interval=interval,
+        no_interval=why_no_interval(pairs, whole) if interval is None else None,
+        about="these levels" if whole else "all levels",
         levels=pairs.shape[0],
         episodes_per_level=pairs.shape[1],
-        enough_episodes=enough_episodes(pairs),
+        enough_episodes=enough_episodes(pairs, whole),
     )
 
 
-def enough_episodes(pairs: np.ndarray) -> int | None:
+def enough_episodes(pairs: np.ndarray, whole: bool) -> int | None:
     """Episodes per level needed for a 95 % interval that excludes 0, if the true difference is the mean of `pairs`.
 
     `pairs` are paired differences `[levels, episodes]`. The variance of their mean over L levels with n episodes each
-    is (between + within / n) / L; both parts are estimated from `pairs`. With one episode per level the parts cannot be
-    separated, and all variance counts as within. None if the levels differ too much for any number of episodes, or more
-    than `_MAX_EPISODES` would be needed.
+    is (between + within / n) / L, without `between` if the levels are the whole population; both parts are estimated
+    from `pairs`. With one episode per level the parts cannot be separated, and all variance counts as within. None if
+    the levels differ too much for any number of episodes, or more than `_MAX_EPISODES` would be needed.
     """
     num_levels, num_episodes = pairs.shape
     difference = abs(float(pairs.mean()))
-    if num_levels < 2 or difference == 0:
+    if pairs.size < 2 or (num_levels < 2 and not whole) or difference == 0:
         return None
-    total = float(pairs.mean(axis=1).var(ddof=1))
-    within = float(pairs.var(axis=1, ddof=1).mean()) if num_episodes > 1 else total
-    between = max(0.0, total - within / num_episodes)
+    within = float(pairs.var(axis=1 if num_episodes > 1 else 0, ddof=1).mean())
+    between = 0.0 if whole else max(0.0, float(pairs.mean(axis=1).var(ddof=1)) - within / num_episodes)
     room = num_levels * (difference / _Z) ** 2 - between
     if room <= 0:
         return None
@@ -71,7 +78,7 @@ def enough_episodes(pairs: np.ndarray) -> int | None:
 def sentence(result: Comparison, where: str) -> str:
     """The result for people; `where` is for example "held-out levels"."""
     if result.interval is None:
-        return f"inconclusive on {where}: an interval needs at least two levels"
+        return f"inconclusive on {where}: no interval ({result.no_interval})"
     low, high = result.interval
     if low > 0:
         return f"B is better on {where} by {result.difference:.2f} [{low:.2f}, {high:.2f}]"

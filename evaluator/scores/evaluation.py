@@ -15,6 +15,7 @@ from evaluator.scores.statistics import (
     generalization_gap,
     level_scores,
     split_scores,
+    whole_splits,
 )
 
 
@@ -33,15 +34,18 @@ class Evaluation:
 
         `held_out` is the split that the gap and the entry "held_out" refer to.
         """
-        gap, interval = generalization_gap(self.episodes, held_out)
+        splits = self.splits
+        gap = generalization_gap(splits["train"], splits[held_out]) if {"train", held_out} <= splits.keys() else None
+        interval = None if gap is None else gap.interval
         return {
             "policy_version": self.checkpoint.policy_version,
             "frames": self.checkpoint.frames,
             **{split: _as_json(score) for split, score in self.splits.items()},
             **({"held_out": _as_json(self.splits[held_out])} if held_out in self.splits else {}),
             "held_out_split": held_out,
-            "generalization_gap": gap,
+            "generalization_gap": None if gap is None else gap.value,
             "generalization_gap_interval": None if interval is None else list(interval),
+            "generalization_gap_no_interval": None if gap is None else gap.no_interval,
             "seconds": round(self.seconds, 3),
             "checkpoint": self.checkpoint.path.name,
             "policy_sha256": self.checkpoint.policy_sha256,
@@ -68,6 +72,6 @@ def evaluate(
         checkpoint=checkpoint,
         episodes=episodes,
         levels=level_scores(episodes),
-        splits=split_scores(episodes, game),
+        splits=split_scores(episodes, game, whole_splits(checkpoint.config)),
         seconds=time.perf_counter() - started,
     )

@@ -5,11 +5,14 @@ from typing import Any
 
 
 def best_row(rows: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
-    """The evaluation whose validation interval has the highest lower end, the earliest if tied; None without any."""
+    """The evaluation whose validation interval has the highest lower end, the earliest if tied; None without any.
+
+    Rows without an interval come after all rows with one, and are ranked by their means.
+    """
     scored = sorted((row for row in rows if "validation" in row), key=lambda row: row["policy_version"])
     return max(scored, key=_lower_end, default=None)
 
 
-def _lower_end(row: dict[str, Any]) -> float:
+def _lower_end(row: dict[str, Any]) -> tuple[bool, float]:
     score = row["validation"]
-    return score["interval"][0] if score["interval"] else score["mean"]
+    return (True, score["interval"][0]) if score["interval"] else (False, score["mean"])

@@ -1,25 +1,37 @@
 """Scores of episodes. Pure arithmetic: no environments, no policy, no files.
 
-The level is the sampling unit: episodes on the same level are not independent, so a split's mean is the mean of its
-levels' means, and its standard error counts levels, not episodes. Sums are exact, so the order of levels is irrelevant:
+Training levels that are all scored are the whole population, so only episodes vary. Held-out levels are a sample from
+all levels, and the level is the unit. evaluator/scores/intervals.py has the formulas. Means are exact sums, so the
+order of levels is irrelevant:
 
     level mean    m_l = (1/k) sum_e return_{l,e}
     mean          M = (1/L) sum_l m_l
-    stderr        sqrt( sum_l (m_l - M)^2 / (L - 1) ) / sqrt(L)        undefined (None) for L = 1
     normalized    (M - R_min) / (R_max - R_min)
-    interval      95 %, from evaluator/scores/bootstrap.py
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
+from typing import Literal
 
 import numpy as np
 
+from common.config import Config
 from common.games import Game
-from evaluator.levels.level_sets import SPLITS, Split
-from evaluator.scores.bootstrap import Interval, difference_interval, matrix, mean_interval
+from evaluator.levels.level_sets import MAX_TRAIN_LEVELS, SPLITS, Split
+from evaluator.scores.intervals import (
+    Bounds,
+    Interval,
+    as_interval,
+    difference_bounds,
+    matrix,
+    mean_bounds,
+    standard_error,
+    why_no_interval,
+)
+
+# What an interval is about: the levels that were played, or all levels that they were sampled from.
+About = Literal["these levels", "all levels"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +63,35 @@ class LevelScore:
 
 @dataclass(frozen=True, slots=True)
 class SplitScore:
-    """All levels of one split; see the module's docstring for the formulas."""
+    """All levels of one split; see the module's docstring for the formulas.
+
+    `no_interval` says why `interval` is None.
+    """
 
     mean: float
     stderr: float | None
     interval: Interval | None
+    no_interval: str | None
+    about: About
     normalized: float
     success_rate: float
     timeout_rate: float
     episodes: int
     levels: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Training-level mean minus held-out mean, in raw return. `no_interval` says why `interval` is None."""
+
+    value: float
+    interval: Interval | None
+    no_interval: str | None
+
+
+def whole_splits(config: Config) -> frozenset[Split]:
+    """The splits whose levels are all scored: the training levels, unless there are too many."""
+    return frozenset({"train"}) if 0 < config.num_levels <= MAX_TRAIN_LEVELS else frozenset()
 
 
 def level_scores(episodes: Sequence[Episode]) -> list[LevelScore]:
@@ -82,8 +113,10 @@ def level_scores(episodes: Sequence[Episode]) -> list[LevelScore]:
     ]
 
 
-def split_score(episodes: Sequence[Episode], game: Game) -> SplitScore:
+def split_score(episodes: Sequence[Episode], game: Game, whole: bool) -> SplitScore:
     """The score of a split from its `episodes`, the same number on every level.
+
+    `whole`: the levels are the whole population, not a sample.
 
     Raises:
         ValueError: no episodes, or different numbers of episodes per level.
@@ -91,12 +124,15 @@ def split_score(episodes: Sequence[Episode], game: Game) -> SplitScore:
     if not episodes:
         raise ValueError("a split without levels has no score")
     levels = level_scores(episodes)
-    means = [level.mean_return for level in levels]
-    mean = fmean(means)
+    returns = returns_by_level(episodes)
+    mean = fmean(level.mean_return for level in levels)
+    interval = as_interval(mean_bounds(returns, whole, game.return_limits))
     return SplitScore(
         mean=mean,
-        stderr=stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None,
-        interval=mean_interval(returns_by_level(episodes)),
+        stderr=standard_error(returns, whole),
+        interval=interval,
+        no_interval=why_no_interval(returns, whole) if interval is None else None,
+        about="these levels" if whole else "all levels",
         normalized=game.normalized_return(mean),
         success_rate=fmean(level.success_rate for level in levels),
         timeout_rate=fmean(level.timeout_rate for level in levels),
@@ -105,18 +141,25 @@ def split_score(episodes: Sequence[Episode], game: Game) -> SplitScore:
     )
 
 
-def split_scores(episodes: Sequence[Episode], game: Game) -> dict[Split, SplitScore]:
-    """The score of every split that was played."""
-    return {split: split_score(own, game) for split, own in by_split(episodes).items()}
+def split_scores(episodes: Sequence[Episode], game: Game, whole: Collection[Split]) -> dict[Split, SplitScore]:
+    """The score of every split that was played; `whole` is from `whole_splits`."""
+    return {split: split_score(own, game, split in whole) for split, own in by_split(episodes).items()}
 
 
-def generalization_gap(episodes: Sequence[Episode], held_out: Split) -> tuple[float | None, Interval | None]:
-    """Training-level mean minus held-out mean, in raw return, and its interval; (None, None) without both."""
-    played = by_split(episodes)
-    if "train" not in played or held_out not in played:
-        return None, None
-    train, other = returns_by_level(played["train"]), returns_by_level(played[held_out])
-    return fmean(train.mean(axis=1)) - fmean(other.mean(axis=1)), difference_interval(train, other)
+def generalization_gap(train: SplitScore, held_out: SplitScore) -> Gap:
+    """The gap; its interval combines those of both scores, which are independent."""
+    reasons = [
+        f"{name}: {score.no_interval}"
+        for name, score in (("training levels", train), ("held-out levels", held_out))
+        if score.no_interval is not None
+    ]
+    bounds = difference_bounds(train.mean, _bounds(train), held_out.mean, _bounds(held_out))
+    return Gap(train.mean - held_out.mean, as_interval(bounds), "; ".join(reasons) or None)
+
+
+def _bounds(score: SplitScore) -> Bounds:
+    low, high = score.interval or (np.nan, np.nan)
+    return np.array(low), np.array(high)
 
 
 def by_split(episodes: Sequence[Episode]) -> dict[Split, list[Episode]]:

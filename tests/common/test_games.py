@@ -1,8 +1,9 @@
 """The table of games: Procgen's names, time limits and the paper's score ranges."""
 
+import numpy as np
 import pytest
 
-from common.games import DISTRIBUTION_MODES, GAMES, Game
+from common.games import ALL_OR_NOTHING, DISTRIBUTION_MODES, GAMES, NUM_ACTIONS, Game
 
 
 def test_games_are_those_of_procgen():
@@ -36,3 +37,25 @@ def test_time_limits_match_the_game_sources():
 
 def test_game_is_printed_with_its_mode():
     assert str(Game("coinrun", "easy")) == "coinrun easy"
+
+
+def pays_all_or_nothing(name):
+    """Whether random play is rewarded only with 10, and only at the end of an episode."""
+    from common.procgen_env import make_envs
+
+    envs = make_envs(64, Game(name, "easy"), 0, 0, rand_seed=0)
+    actions = np.random.RandomState(0)
+    paid = set()
+    for _ in range(250):
+        envs.act(actions.randint(0, NUM_ACTIONS, 64, dtype=np.int32))
+        rewards, _, first = envs.observe()
+        paid |= {(float(reward), bool(end)) for reward, end in zip(rewards, first, strict=True) if reward}
+    envs.close()
+    return paid <= {(10.0, True)}
+
+
+@pytest.mark.parametrize("name", ["coinrun", "heist", "jumper", "leaper", "maze", "ninja", "fruitbot", "starpilot"])
+def test_return_limits_are_known_where_an_episode_pays_all_or_nothing(name):
+    limits = Game(name, "hard").return_limits
+    assert limits == ((0, 10) if name in ALL_OR_NOTHING else None)
+    assert pays_all_or_nothing(name) is (limits is not None)

@@ -14,7 +14,7 @@ from common.storage.checkpoints import Checkpoint, load_checkpoint, save_checkpo
 @pytest.fixture(scope="session")
 def config() -> Config:
     """Training levels 0 and 1, test levels 2 and 3 (the live split), validation levels 4 and 5."""
-    return resolve("lab", {"env_name": "leaper", "num_levels": 2, "seed": 7})
+    return resolve("lab", {"env_name": "leaper", "num_levels": 2, "eval_episodes_per_level": 1, "seed": 7})
 
 
 @pytest.fixture(scope="session")

@@ -50,17 +50,18 @@ def test_score_prints_the_newest_checkpoints_scores_and_leaves_the_run_unchanged
 ) -> None:
     level_sets_of(load_checkpoint(run.checkpoints / "00000010", policy_only=True))  # levels.json, which is written once
     before = files(run)
-    assert main([str(run.path), "--levels"]) == 0
+    assert main([str(run.path), "--levels", "--episodes-per-level", "2"]) == 0
     out = capsys.readouterr().out
     assert "leaper easy, policy_version 10, 10,000 frames" in out
     lines = [line.split() for line in out.splitlines()]
-    (train,) = (line for line in lines if line[:3] == ["train", "2", "2"])
+    (train,) = (line for line in lines if line[:3] == ["train", "2", "4"])
     assert train[5] == "to" and train[-1].endswith("%")
     assert [line[:3] for line in lines if line[:1] == ["validation"]] == [
-        ["validation", "2", "2"],
-        ["validation", "4", "1"],
-        ["validation", "5", "1"],
+        ["validation", "2", "4"],
+        ["validation", "4", "2"],
+        ["validation", "5", "2"],
     ]
+    assert "train: interval about these levels\nvalidation: interval about all levels\n" in out
     assert "generalization gap, training minus validation" in out
     assert files(run) == before
 
@@ -105,13 +106,25 @@ def test_each_use_of_the_test_levels_is_logged_and_counted(
     assert len(read_jsonl(run.test_uses)) == before + 2
 
 
+def test_score_says_why_one_episode_per_level_has_no_interval(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(run.path)]) == 0  # the run's one episode per level
+    out = capsys.readouterr().out
+    assert "train: no interval, one episode per level; two are needed for an interval about these levels" in out
+    (gap,) = (line for line in out.splitlines() if line.startswith("generalization gap"))
+    assert "[" not in gap
+
+
 def test_compare_shows_no_difference_between_equal_policies(
     run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = [str(run.checkpoints / name) for name in ("00000000", "00000010")]  # the same weights
     assert main(["compare", *paths, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["validation"]["difference"] == 0 and result["validation"]["interval"] == [0, 0]
+    low, high = result["validation"]["interval"]
+    assert result["validation"]["difference"] == 0 and low == -high < 0  # equal so far, which is no certainty
+    assert (result["train"]["about"], result["validation"]["about"]) == ("these levels", "all levels")
     assert main(["compare", *paths]) == 0
     assert "no difference was seen" in capsys.readouterr().out
 

@@ -77,6 +77,15 @@ def words(line: str) -> str:
     return " ".join(line.split())
 
 
+def test_missing_interval_is_explained() -> None:
+    once = row(10)
+    once["train"] |= {"interval": None, "no_interval": "one episode per level"}
+    assert watch_view.why_no_interval(once) == "train: no interval, one episode per level"
+    assert "train 6.50, validation 4.00 [3.00, 5.00], gap 2.50" in watch_view.evaluation_line(once, False)
+    assert "train: no interval, one episode per level" in watch_view.evaluation_line(once, False)
+    assert watch_view.why_no_interval(row(10)) == ""
+
+
 def test_status_shows_how_far_the_run_is(config: Config) -> None:
     assert watch_view.status(config, [], None) == Status("leaper easy, preset lab", "no update yet")
     total = config.num_updates * config.batch_size

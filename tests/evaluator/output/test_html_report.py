@@ -176,6 +176,15 @@ def test_page_loads_nothing_and_runs_nothing(run: RunDirectory) -> None:
 ADDRESSES = {"src", "href", "srcset", "data", "action", "poster"}
 
 
+def test_page_says_why_a_score_has_no_interval(run: RunDirectory) -> None:
+    newest = row(40, 6.5, 4.0, generalization_gap_interval=None)
+    newest["train"] |= {"interval": None, "no_interval": "one episode per level"}
+    append_jsonl(run.evaluations, newest)
+    text = Page(render_report(run)).text
+    assert "No interval of the last checkpoint's train score: one episode per level." in text
+    assert "training minus validation: 2.50, no interval." in text
+
+
 def test_page_shows_scores_levels_videos_and_settings(run: RunDirectory) -> None:
     use = {"time": 1795463617.0, "command": "score", "policy_version": 30, "episodes_per_level": 2}
     append_jsonl(run.test_uses, use)

@@ -57,10 +57,18 @@ def test_wider_interval_is_drawn_as_a_wider_band() -> None:
     assert colored(0.9) > 1.5 * colored(0.3)
 
 
-def test_single_level_without_interval_is_drawn() -> None:
-    single = row(0)
-    single["train"]["interval"] = single["generalization_gap_interval"] = None
-    assert png(scores_figure([single], EASY)).startswith(b"\x89PNG")
+def test_missing_interval_is_named_and_draws_no_band() -> None:
+    rows = [row(0), row(10)]
+    for each in rows:
+        each["train"]["interval"] = each["generalization_gap_interval"] = None
+        each["generalization_gap_no_interval"] = "training levels: one episode per level"
+    figure = scores_figure(rows, EASY)
+    assert png(figure).startswith(b"\x89PNG")
+    scores, gap = figure.axes
+    training, held_out = scores.collections[:2]
+    assert len(training.get_paths()) == 0 and len(held_out.get_paths()) == 1
+    assert "training levels 9.00 (no interval)" in [text.get_text() for text in scores.texts]
+    assert gap.get_title(loc="left") == "no interval of the gap: training levels: one episode per level"
 
 
 def history(levels: int, versions: int) -> LevelHistory:

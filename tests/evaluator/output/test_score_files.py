@@ -87,10 +87,14 @@ def test_evaluations_jsonl_has_one_object_per_version_with_all_fields(
     assert (first["train"]["levels"], first["train"]["episodes"]) == (2, 4)
     assert (first["held_out"]["levels"], first["held_out"]["stderr"], first["held_out"]["interval"]) == (1, None, None)
     assert first["held_out"] == first["test"] and first["held_out_split"] == "test"  # lab's live split
+    assert first["held_out"]["no_interval"] == "one level; two are needed for an interval about all levels"
+    assert first["generalization_gap_interval"] is None
+    assert first["generalization_gap_no_interval"] == f"held-out levels: {first['held_out']['no_interval']}"
+    assert (first["train"]["about"], first["held_out"]["about"]) == ("these levels", "all levels")
     assert first["validation"]["levels"] == 1
     assert first["generalization_gap"] == first["train"]["mean"] - first["held_out"]["mean"]
     low, high = first["train"]["interval"]
-    assert low <= first["train"]["mean"] <= high
+    assert low <= first["train"]["mean"] <= high and low < high and first["train"]["no_interval"] is None
     assert (second["eval_seconds"], second["updates_behind"]) == (1.5, 2)
     assert first["scoreboard"]["train"]["forgotten"] == 0
     assert sum(first["scoreboard"]["train"][name] for name in ("solved", "never_solved")) == 2

@@ -265,7 +265,7 @@ def test_endpoint_serves_the_numbers_of_the_run_directory(head, run_learner, tin
     run: Path = tmp_path / "served"
     result = run_learner(
         *(*tiny, "--run-dir", run, "--address", address, "--total-frames", 640),
-        *("--eval-episodes-per-level", 1, "--held-out-levels", 2),
+        *("--eval-episodes-per-level", 2, "--held-out-levels", 2),
         **environment,
     )
     assert result.returncode == 0, result.stdout + result.stderr
