@@ -25,7 +25,7 @@ def curves_figure(summary: Summary) -> Figure:
     columns = min(4, len(games))
     rows = math.ceil(len(games) / columns)
     figure = _figure(max(5.0, 3.2 * columns), 2.4 * rows + 0.6)
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, game in zip(panels, games, strict=False):
         for variant, curves in summary["curves"].items():
             _draw(axes, curves["games"][game], _style(summary, variant), variant)
@@ -75,7 +75,7 @@ def profile_figure(summary: Summary) -> Figure:
 
 
 def bars_figure(summary: Summary) -> Figure:
-    """The normalized mean of each game, one bar for each variant, with intervals over seeds and a dot for each seed."""
+    """The normalized mean of each game, one bar for each variant, with intervals over seeds."""
     games, variants = summary["games"], list(summary["variants"])
     width = 0.8 / len(variants)
     figure = _figure(max(5.0, 1.6 + 0.35 * len(games) * (len(variants) + 1)), 4.0)

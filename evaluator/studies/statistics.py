@@ -15,7 +15,7 @@ Intervals are a stratified bootstrap: seeds are drawn with replacement within ea
 and the normal distribution's 1.96 takes the place of Student's t. So the ends' distances from the statistic are
 multiplied by
 
-    t(.975, df) / 1.96 * sqrt(1 / (1 - G/N)),   df = N - G
+    t(.975, df) / 1.96 * sqrt(1 / (1 - G/N)),   df = N - G (of an unpaired difference: of both sides together)
 
 which is 1 for many runs, 1.22 for 10 seeds of one game, 1.44 for 4 games with 3 seeds, 2.69 for one game with 3 seeds.
 With the factor, intervals of the mean cover 95 % in simulations of 3 to 10 seeds (tests). Where a game has one seed,
@@ -74,21 +74,27 @@ def resample(scores: Scores, stream: int = 0) -> list[np.ndarray]:
     return [game[generator.integers(game.size, size=(RESAMPLES, game.size))] for game in scores]
 
 
-def widening(sizes: Sequence[int]) -> float:
-    """The factor for the ends of an interval, from the number of seeds in each game (see the module's docstring)."""
+def widening(sizes: Sequence[int], freedom: int | None = None) -> float:
+    """The factor for the ends of an interval, from the number of seeds in each game (see the module's docstring).
+
+    `freedom` are the degrees of freedom, if not N - G.
+    """
     runs, games = sum(sizes), len(sizes)
-    return student_quantile(0.975, runs - games) / _Z * math.sqrt(runs / (runs - games))
+    quantile = student_quantile(0.975, runs - games if freedom is None else freedom)
+    return quantile / _Z * math.sqrt(runs / (runs - games))
 
 
-def interval(value: np.ndarray | float, resampled: np.ndarray, sizes: Sequence[int]) -> np.ndarray | None:
+def interval(
+    value: np.ndarray | float, resampled: np.ndarray, sizes: Sequence[int], freedom: int | None = None
+) -> np.ndarray | None:
     """float64 `[2, ...]`: the 95 % interval of a statistic from its value and resamples `[RESAMPLES, ...]`.
 
-    `sizes` are the numbers of seeds in each game; None if a game has a single one.
+    `sizes` and `freedom` are those of `widening`; None if a game has a single seed.
     """
     if min(sizes) < 2:
         return None
     ends = np.quantile(resampled, (0.025, 0.975), axis=0)
-    return np.asarray(value + widening(sizes) * (ends - value))
+    return np.asarray(value + widening(sizes, freedom) * (ends - value))
 
 
 def statistic_interval(statistic: Statistic, scores: Scores, low: float, high: float) -> Interval | None:
@@ -110,18 +116,22 @@ def difference_interval(statistic: Statistic, first: Scores, second: Scores, pai
     With `paired`, position i of a game is the same seed on both sides, and both are resampled together: what a seed
     does to both cancels. None if a game has a single seed on either side.
     """
-    smallest = [min(one.size, other.size) for one, other in zip(first, second, strict=True)]
     resampled = statistic(resample(second)) - statistic(resample(first, stream=0 if paired else 1))
-    ends = interval(statistic(second) - statistic(first), resampled, smallest)
+    ends = interval(statistic(second) - statistic(first), resampled, *_of_both(first, second, paired))
     return None if ends is None else (float(ends[0]), float(ends[1]))
 
 
 def improvement_interval(first: Scores, second: Scores, paired: bool) -> Interval | None:
     """The interval of `probability_of_improvement`; None if a game has a single seed on either side."""
-    smallest = [min(one.size, other.size) for one, other in zip(first, second, strict=True)]
     resampled = probability_of_improvement(resample(first, stream=0 if paired else 1), resample(second))
-    ends = interval(probability_of_improvement(first, second), resampled, smallest)
+    ends = interval(probability_of_improvement(first, second), resampled, *_of_both(first, second, paired))
     return None if ends is None else clipped(ends, 0.0, 1.0)
+
+
+def _of_both(first: Scores, second: Scores, paired: bool) -> tuple[list[int], int | None]:
+    """`sizes` and `freedom` of an interval about two sides."""
+    smallest = [min(one.size, other.size) for one, other in zip(first, second, strict=True)]
+    return smallest, None if paired else sum(sizes(first)) + sum(sizes(second)) - 2 * len(first)
 
 
 def clipped(ends: np.ndarray, low: float, high: float) -> Interval:

@@ -114,6 +114,9 @@ def add_published(selection: Selection) -> None:
             frames, values = answer
             found[game] = {seed: Score(value, frames) for seed, value in enumerate(values)}
     selection.scores[PUBLISHED] = found
+    selection.notes.append(
+        f"{PUBLISHED}: each run's last 100 episodes while it was trained, not a checkpoint on fixed levels"
+    )
 
 
 def summarize(selection: Selection, ranges: Ranges) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class StudyProgress:
         self._failed: dict[str, str] = {}
         self._live = Live(console=console, auto_refresh=False) if is_live_terminal(console) else None
         self._refreshed = 0.0
+        self._last_fps: float | None = None  # of the run that ended last, for those that have just begun
 
     def start(self) -> None:
         """Begins the live display if it can be drawn."""
@@ -52,6 +53,7 @@ class StudyProgress:
         self.note(f"started   {run.name}")
 
     def finished(self, run: PlannedRun, seconds: float) -> None:
+        self._last_fps = self._status(run).fps or self._last_fps
         self._running.pop(run.name, None)
         self._finished.add(run.name)
         self.note(f"finished  {run.name} in {format_duration(seconds)}; {self._summary()}")
@@ -94,9 +96,10 @@ class StudyProgress:
         done = self._finished | self._failed.keys()
         left = sum(run.frames for run in self._plan.runs if run.name not in done)
         left -= sum(now.frames for now in running.values())
+        expected = sum(now.fps or self._last_fps or 0.0 for now in running.values()) or self._last_fps or 0.0
         return (
             f"{len(self._finished)} of {len(self._plan.runs)} done, {len(running)} running, "
-            f"{len(self._failed)} failed, {_speed(speed)}, left {time_left(left, speed)}"
+            f"{len(self._failed)} failed, {_speed(speed)}, left {time_left(left, expected)}"
         )
 
 

@@ -124,6 +124,20 @@ def test_95_percent_intervals_of_the_mean_cover_95_percent(monkeypatch, games, s
     assert 0.92 <= covered / 600 <= 0.98
 
 
+@pytest.mark.parametrize("paired", [True, False])
+def test_95_percent_intervals_of_a_difference_cover_95_percent(monkeypatch, paired):
+    """600 comparisons of one game with three seeds, the least there is; the true difference is .1."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 400)
+    generator = np.random.default_rng(2)
+    covered = 0
+    for _ in range(600):
+        first = generator.normal(0.3, 0.15, 3)
+        second = generator.normal(0.1, 0.05, 3) + (first if paired else generator.normal(0.3, 0.15, 3))
+        low, high = statistics.difference_interval(statistics.mean, [first], [second], paired)
+        covered += low <= 0.1 <= high
+    assert 0.92 <= covered / 600 <= 0.98
+
+
 def test_one_seed_has_no_interval():
     one = scores([0.5, 0.6], [0.5])
     assert statistics.statistic_interval(statistics.mean, one, 0, 1) is None

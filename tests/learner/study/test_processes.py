@@ -30,7 +30,7 @@ if mode == "wait":
     run.mkdir(parents=True)
     run.joinpath("ready").touch()
     while not seen: time.sleep(.02)
-    if {stubborn}: time.sleep(60)
+    time.sleep(60 if {stubborn} else .3)  # a second signal would end it now
     run.joinpath("ended").write_text(str(seen[0]))
     print("learner: stopped"); sys.exit(128 + seen[0])
 if mode == "fail" and run.name == "seed-1":
@@ -68,6 +68,7 @@ def study(tmp_path):
         process = subprocess.Popen(
             [sys.executable, "-c", code, str(tmp_path / "study"), *arguments],
             cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
         )  # fmt: skip
         started.append(process)
         return process
@@ -118,12 +119,16 @@ def test_run_that_cannot_be_started_is_reported(study, tmp_path):
     assert "2 of 3 done" in out[-1]
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_signal_ends_all_runs_in_order_and_starts_no_other(study, tmp_path, signum):
+@pytest.mark.parametrize(
+    ("signum", "send"),
+    [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)],
+    ids=["Ctrl-C in the terminal", "SIGTERM"],
+)
+def test_signal_ends_all_runs_in_order_and_starts_no_other(study, tmp_path, signum, send):
     process = study("wait", *FLAGS, "--jobs", "2")
     runs = [tmp_path / "study" / "leaper" / "default" / f"seed-{seed}" for seed in range(3)]
     wait_until(lambda: all((run / "ready").exists() for run in runs[:2]), process)
-    process.send_signal(signum)
+    send(process.pid, signum)
     code, out, err = run_to_end(process)
     assert code == 128 + signum, (out, err)
     assert [run.joinpath("ended").read_text() for run in runs[:2]] == [str(int(signum))] * 2

@@ -65,7 +65,9 @@ def test_run_without_a_recent_update_and_without_a_note_has_stopped(run):
     train(run, 3)
     assert status(run, NOW + 59).state == "running"
     late = status(run, NOW + 61)
-    assert late.state == "stopped" and late.reason == "ended without a note; no update since"
+    assert late.state == "stopped" and late.reason == "ended without a word"
+    run.learner_log.write_text("the first line\nlearner: the last line\n")
+    assert status(run, NOW + 61).reason == "learner: the last line"
 
 
 def test_run_that_was_started_and_has_no_update_yet_is_running(run, monkeypatch):
