@@ -18,8 +18,8 @@ multiplied by
     t(.975, df) / 1.96 * sqrt(1 / (1 - G/N)),   df = N - G (of an unpaired difference: of both sides together)
 
 which is 1 for many runs, 1.22 for 10 seeds of one game, 1.44 for 4 games with 3 seeds, 2.69 for one game with 3 seeds.
-With the factor, intervals of the mean cover 95 % in simulations of 3 to 10 seeds (tests). Where a game has one seed,
-there is no interval over seeds.
+With the factor, intervals of the mean cover 94 to 95 % in simulations of 3 to 10 seeds, those of the IQM 92 to 97 %.
+Where a game has one seed, there is no interval over seeds.
 """
 
 import math

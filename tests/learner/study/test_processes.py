@@ -25,7 +25,8 @@ run, mode = Path(sys.argv[4]), Path({mode!r}).read_text()
 Path({seen!r}).joinpath(f"{{run.name}}-{{os.getpid()}}").write_text(" ".join(map(str, sorted(os.sched_getaffinity(0)))))
 if mode == "wait":
     seen = []
-    signal.signal(signal.SIGINT, lambda n, f: (seen.append(n), signal.signal(n, signal.SIG_DFL)))
+    again = signal.SIG_IGN if {deaf} else signal.SIG_DFL
+    signal.signal(signal.SIGINT, lambda n, f: (seen.append(n), signal.signal(n, again)))
     signal.signal(signal.SIGTERM, lambda n, f: seen.append(n))
     run.mkdir(parents=True)
     run.joinpath("ready").touch()
@@ -40,7 +41,8 @@ shutil.copytree({finished!r}, run)
 STUDY = """
 import sys
 from pathlib import Path
-from learner.study import command
+from learner.study import command, processes
+processes._LAST_SECONDS = 0.5
 command.learner_program = lambda: [sys.executable, {program!r}]
 sys.exit(command.main(sys.argv[1:]))
 """
@@ -59,10 +61,10 @@ def study(tmp_path):
     program = tmp_path / "program.py"
     started = []
 
-    def start(how, *arguments, stubborn=False):
+    def start(how, *arguments, stubborn=False, deaf=False):
         mode.write_text(how)
         program.write_text(
-            PROGRAM.format(mode=str(mode), seen=str(seen), finished=str(finished.path), stubborn=stubborn)
+            PROGRAM.format(mode=str(mode), seen=str(seen), finished=str(finished.path), stubborn=stubborn, deaf=deaf)
         )
         code = STUDY.format(program=str(program))
         process = subprocess.Popen(
@@ -85,6 +87,7 @@ def run_to_end(process):
     return process.returncode, out.splitlines(), err.splitlines()
 
 
+@pytest.mark.processes
 def test_every_run_is_started_once_and_skipped_when_it_is_finished(study, tmp_path):
     code, out, err = run_to_end(study("finish", *FLAGS))
     assert (code, err) == (0, []), (out, err)
@@ -99,6 +102,7 @@ def test_every_run_is_started_once_and_skipped_when_it_is_finished(study, tmp_pa
     assert sorted(path.name[:6] for path in (tmp_path / "seen").iterdir()) == ["seed-0", "seed-1", "seed-2", "seed-3"]
 
 
+@pytest.mark.processes
 def test_failing_run_is_reported_with_its_last_line_and_the_others_go_on(study, tmp_path):
     code, out, err = run_to_end(study("fail", *FLAGS))
     assert code == 1 and err == ["learner study: runs have failed; the same command continues it"]
@@ -110,6 +114,7 @@ def test_failing_run_is_reported_with_its_last_line_and_the_others_go_on(study, 
     assert run_to_end(study("finish"))[0] == 0  # the failed run is tried again
 
 
+@pytest.mark.processes
 def test_run_that_cannot_be_started_is_reported(study, tmp_path):
     (tmp_path / "study" / "leaper" / "default").mkdir(parents=True)
     (tmp_path / "study" / "leaper" / "default" / "seed-0.out").mkdir()
@@ -124,6 +129,7 @@ def test_run_that_cannot_be_started_is_reported(study, tmp_path):
     [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)],
     ids=["Ctrl-C in the terminal", "SIGTERM"],
 )
+@pytest.mark.processes
 def test_signal_ends_all_runs_in_order_and_starts_no_other(study, tmp_path, signum, send):
     process = study("wait", *FLAGS, "--jobs", "2")
     runs = [tmp_path / "study" / "leaper" / "default" / f"seed-{seed}" for seed in range(3)]
@@ -140,8 +146,10 @@ def test_signal_ends_all_runs_in_order_and_starts_no_other(study, tmp_path, sign
     assert [line.split()[0] for line in out[:3]] == ["stopped", "stopped", "waiting"]
 
 
-def test_second_ctrl_c_ends_at_once(study, tmp_path):
-    process = study("wait", *FLAGS, stubborn=True)
+@pytest.mark.parametrize("deaf", [False, True], ids=["ends", "ignores it"])
+@pytest.mark.processes
+def test_second_ctrl_c_ends_at_once_also_a_learner_that_ignores_it(study, tmp_path, deaf):
+    process = study("wait", *FLAGS, stubborn=True, deaf=deaf)
     ready = tmp_path / "study" / "leaper" / "default" / "seed-0" / "ready"
     wait_until(ready.exists, process)
     (pid,) = [int(path.name.split("-")[2]) for path in (tmp_path / "seen").iterdir()]
@@ -156,6 +164,7 @@ def test_second_ctrl_c_ends_at_once(study, tmp_path):
         os.kill(pid, 0)
 
 
+@pytest.mark.processes
 def test_runs_of_a_killed_study_end_in_order(study, tmp_path):
     process = study("wait", *FLAGS)
     run = tmp_path / "study" / "leaper" / "default" / "seed-0"
@@ -166,6 +175,7 @@ def test_runs_of_a_killed_study_end_in_order(study, tmp_path):
     assert run.joinpath("ended").read_text() == str(int(signal.SIGTERM))
 
 
+@pytest.mark.processes
 def test_second_study_in_the_same_directory_is_refused(study, tmp_path):
     process = study("wait", *FLAGS)
     wait_until((tmp_path / "study" / "leaper" / "default" / "seed-0" / "ready").exists, process)
@@ -177,6 +187,7 @@ def test_second_study_in_the_same_directory_is_refused(study, tmp_path):
     assert run_to_end(process)[0] == 143
 
 
+@pytest.mark.processes
 def test_runs_side_by_side_share_the_cores(study, tmp_path):
     process = study("wait", *FLAGS, "--jobs", "2")
     wait_until(lambda: len(list((tmp_path / "study" / "leaper" / "default").glob("*/ready"))) == 2, process)
@@ -203,6 +214,7 @@ def test_cores_are_divided_equally_or_shared_if_too_few(monkeypatch, cores, jobs
     assert [share_of_cores(cores, jobs, slot) for slot in range(jobs)] == shares
 
 
+@pytest.mark.processes
 def test_plan_of_another_study_is_refused_before_anything_starts(study, tmp_path):
     (tmp_path / "study").mkdir()
     write_plan(tmp_path / "study", make_plan(Study(("maze",), 3, {}, ())), ["python"])
