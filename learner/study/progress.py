@@ -46,6 +46,7 @@ class StudyProgress:
 
     def note(self, text: str) -> None:
         """Prints a line that stays above the live display."""
+        self._refreshed = 0.0  # what it says is shown below it, too
         self._console.print(Text(text), soft_wrap=True)
 
     def started(self, run: PlannedRun) -> None:
