@@ -1,5 +1,6 @@
-"""`python -m learner`: main.py in a child of a small parent process. See supervision.py."""
+"""`python -m learner`: main.py in a child of a small parent process, see supervision.py; or a study of many runs."""
 
+import sys
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -12,6 +13,10 @@ INTERRUPTED_EXIT_CODE = 130
 
 def run() -> NoReturn:
     """Also the entry point of `heldout-learner`."""
+    if sys.argv[1:2] == ["study"]:
+        from learner.study.command import main  # training does not need it
+
+        run_as_process(lambda: main(sys.argv[2:]))
     supervisor = fork_training()
     run_as_process(lambda: _main(supervisor))
 

@@ -7,6 +7,7 @@ import pytest
 
 from evaluator.__main__ import main as evaluator_main
 from learner.startup.flags import parse as parse_learner_flags
+from learner.study.command import main as study_main
 
 ROOT = Path(__file__).resolve().parents[1]
 LISTED_FOLDERS = ("actors", "common", "evaluator", "learner", "benchmarks", "drills")
@@ -116,6 +117,9 @@ def test_flags_in_the_documents_exist(capsys: pytest.CaptureFixture[str]) -> Non
     # The words after `python -m evaluator`, but for paths and placeholders.
     commands = {f"evaluator {word}" for word in re.findall(r"python -m evaluator ([a-z]+)(?![\w/.])", text)}
     known = {f"--{flag}" for flags in FOREIGN_FLAGS.values() for flag in flags.split()} | {"--help"}
+    with pytest.raises(SystemExit):
+        study_main(["--help"])
+    known |= set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
     for command in sorted({"learner"} | commands):
         known |= set(re.findall(r"--[a-z][\w-]*", help_text(capsys, command)))
     named = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*[a-z]", text))

@@ -28,13 +28,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(
         prog="evaluator", title="commands", metavar="COMMAND", required=True, dest="command"
     )
-    for add_command in (_add_score, _add_compare, _add_video, _add_levels, _add_report, _add_watch):
+    for add_command in (_add_score, _add_compare, _add_video, _add_levels, _add_report, _add_watch, _add_aggregate):
         add_command(commands)
     if arguments and arguments[0] not in commands.choices and not arguments[0].startswith("-"):
         if not Path(arguments[0]).exists():
             parser.error(f"{arguments[0]} is neither a command ({', '.join(commands.choices)}) nor an existing path")
         arguments = ["score", *arguments]
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.command == "aggregate" and options.episodes_per_level is not None and not options.rescore:
+        parser.error("aggregate: --episodes-per-level has no effect without --rescore")
+    return options
 
 
 def _add_score(commands: Any) -> None:
@@ -127,6 +130,41 @@ def _add_watch(commands: Any) -> None:
     add("path", type=Path, metavar="RUN_DIR", help="a run directory")
     add("--interval", type=seconds, default=2.0, metavar="SECONDS", help="time between updates (default: 2)")
     add("--once", action="store_true", help="show the current state and exit")
+
+
+def _add_aggregate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "aggregate",
+        help="one table of many runs: games, variants and seeds",
+        description="Compares variants over games and seeds: IQM, optimality gap, probability of improvement, with "
+        "intervals over seeds (Agarwal et al. 2021). Reads run directories; plays only with --rescore.",
+    )
+    add = parser.add_argument
+    add("paths", type=Path, nargs="+", metavar="DIR", help="a study, a run, or any directory with runs below it")
+    text = "levels whose scores are compared (default: test if all runs have scores on them, else validation)"
+    add("--split", choices=_SPLITS, help=text)
+    text = "compare at this many frames, such as 1M (default: what every finished run has reached)"
+    add("--at", type=_frames, metavar="FRAMES", help=text)
+    add("--published", action="store_true", help="add OpenAI's PPO where the settings match theirs")
+    text = "ranges that normalize returns: OpenAI's code, or those that later papers print (default: openai)"
+    add("--ranges", choices=("openai", "paper"), default="openai", help=text)
+    add("--rescore", action="store_true", help="play the checkpoints anew instead of using the runs' scores")
+    text = "episodes on every level with --rescore (default: the runs' --eval-episodes-per-level)"
+    add("--episodes-per-level", type=at_least_one, metavar="N", help=text)
+    add("--output", type=Path, metavar="PAGE.html", help="also write one HTML file with plots; must not exist")
+    add("--json", action="store_true", help="print one JSON object instead of tables")
+
+
+def _frames(text: str) -> int:
+    """A whole number, also as 500k or 1.5M."""
+    factors = {"k": 1e3, "K": 1e3, "M": 1e6}
+    try:
+        value = float(text[:-1]) * factors[text[-1]] if text[-1:] in factors else parse_whole_number(text)
+    except ValueError:
+        value = -1
+    if value < 0 or value != int(value):
+        raise argparse.ArgumentTypeError(f"expected a number of frames such as 500k, 1M or 1000000, got {text!r}")
+    return int(value)
 
 
 def _add_playing(parser: argparse.ArgumentParser) -> None:

@@ -37,7 +37,7 @@ def evaluate_all(
     episodes = options.episodes_per_level or config.eval_episodes_per_level
     if "test" in options.split:
         for checkpoint in checkpoints:
-            _log_test_use(checkpoint, options.command, episodes)
+            log_use_of_test_levels(checkpoint, options.command, episodes)
     evaluations = [evaluate(each, slots, episodes, seed, options.policy == "greedy") for each in checkpoints]
     return evaluations, {"policy": options.policy, "seed": seed, "episodes_per_level": episodes}
 
@@ -52,7 +52,7 @@ def level_sets_of(checkpoint: Checkpoint) -> LevelSets:
     return audited_level_sets(checkpoint.config)[0] if run is None else stored_level_sets(run, checkpoint.config)
 
 
-def _log_test_use(checkpoint: Checkpoint, command: str, episodes_per_level: int) -> None:
+def log_use_of_test_levels(checkpoint: Checkpoint, command: str, episodes_per_level: int) -> None:
     """Logs a use of the test levels before they are played; UsageError if the log cannot be written."""
     run = run_of(checkpoint)
     path = checkpoint.path.resolve().parent / "test_uses.jsonl" if run is None else run.test_uses

@@ -33,7 +33,8 @@ def parse(argv: list[str] | None) -> CommandLine:
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="learner",
-        usage="python -m learner [flags]\n       python -m learner doctor [flags]",
+        usage="python -m learner [flags]\n       python -m learner doctor [flags]\n       "
+        "python -m learner study DIR [flags]",
         description="Trains a PPO agent on a Procgen game and scores it on levels it never trained on.",
         epilog="Exit codes: 0 finished, 1 training could not continue, 2 wrong usage or configuration, 130 Ctrl-C, "
         "143 SIGTERM, 129 SIGHUP, 128 + n another signal that ends processes (all after a checkpoint).",
@@ -44,7 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument_group(
         "commands",
         "doctor: check this machine, and with --address a Ray cluster, before training (python -m learner doctor "
-        "--help). Without a command: train.",
+        "--help). study: many runs over games, variants and seeds (python -m learner study --help). Without a command: "
+        "train.",
     )
     where = parser.add_argument_group("where")
     where.add_argument(

@@ -177,11 +177,11 @@ def test_damaged_newest_checkpoint_is_named_and_the_previous_one_used(
     [
         (
             ["{tmp}/nowhere"],
-            "evaluator: {tmp}/nowhere is neither a command (score, compare, video, levels, report, watch)",
+            "evaluator: {tmp}/nowhere is neither a command (score, compare, video, levels, report, watch, aggregate)",
         ),
         (
             ["film", "{run}"],
-            "evaluator: film is neither a command (score, compare, video, levels, report, watch) nor an",
+            "evaluator: film is neither a command (score, compare, video, levels, report, watch, aggregate) nor",
         ),
         (["score", "{tmp}/nowhere"], "evaluator: {tmp}/nowhere does not exist"),
         (["score", "{tmp}"], "evaluator: {tmp} is neither a run directory nor a checkpoint"),

@@ -1,0 +1,143 @@
+"""The plots of a study, from its summary: curves, IQM against frames, performance profile, bars by game."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from evaluator.studies.published import NAME as PUBLISHED
+
+# Okabe and Ito's palette, which differs for every type of colour vision; grey is for published scores.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_LINES = ("-", "--", ":", "-.")  # more variants than colours differ in their lines
+_GREY = "#777777"
+
+Summary = dict[str, Any]
+
+
+def curves_figure(summary: Summary) -> Figure:
+    """Mean return against frames, one panel for each game, with bands over seeds."""
+    games, published = summary["games"], summary["variants"].get(PUBLISHED)
+    columns = min(4, len(games))
+    rows = math.ceil(len(games) / columns)
+    figure = _figure(max(5.0, 3.2 * columns), 2.4 * rows + 0.6)
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, game in zip(panels, games, strict=False):
+        for variant, curves in summary["curves"].items():
+            _draw(axes, curves["games"][game], _style(summary, variant), variant)
+        if published is not None:
+            own = published["games"][game]
+            seeds = list(own["seeds"].values())
+            axes.scatter([own["frames"][0]] * len(seeds), seeds, color=_GREY, marker="x", s=18, label=PUBLISHED)
+        axes.set_title(game, loc="left", fontsize=10)
+        _finish(axes, frames=True)
+    for axes in panels[len(games) :]:
+        axes.set_visible(False)
+    panels[0].set_ylabel("episode return", fontsize=8)
+    _legend(figure, panels[0])
+    return figure
+
+
+def iqm_figure(summary: Summary) -> Figure:
+    """The interquartile mean of normalized scores against frames."""
+    figure = _figure(6.5, 4.0)
+    axes = figure.subplots()
+    for variant, curves in summary["curves"].items():
+        _draw(axes, curves["iqm"], _style(summary, variant), variant)
+    if (published := summary["variants"].get(PUBLISHED)) is not None:
+        frames = max(game["frames"][1] for game in published["games"].values())
+        value, ends = published["iqm"]["value"], published["iqm"]["interval"]
+        axes.errorbar([frames], [value], _error(value, ends), color=_GREY, marker="x", capsize=3, label=PUBLISHED)
+    axes.set_ylabel("IQM of normalized scores")
+    _finish(axes, frames=True)
+    _legend(figure, axes)
+    return figure
+
+
+def profile_figure(summary: Summary) -> Figure:
+    """The share of runs above each normalized score."""
+    figure = _figure(6.5, 4.0)
+    axes = figure.subplots()
+    thresholds = summary["profile"]["thresholds"]
+    for variant, own in summary["profile"]["variants"].items():
+        curve = {"frames": thresholds, "value": own["share"], "low": own["low"], "high": own["high"]}
+        _draw(axes, curve, _style(summary, variant), variant, marker=None)
+    axes.set_xlabel("normalized score τ")
+    axes.set_ylabel("share of runs with score > τ")
+    axes.set_ylim(-0.02, 1.02)
+    _finish(axes)
+    _legend(figure, axes)
+    return figure
+
+
+def bars_figure(summary: Summary) -> Figure:
+    """The normalized mean of each game, one bar for each variant, with intervals over seeds."""
+    games, variants = summary["games"], list(summary["variants"])
+    width = 0.8 / len(variants)
+    figure = _figure(max(5.0, 1.6 + 0.35 * len(games) * (len(variants) + 1)), 4.0)
+    axes = figure.subplots()
+    for index, variant in enumerate(variants):
+        color, _ = _style(summary, variant)
+        places = np.arange(len(games)) + (index - (len(variants) - 1) / 2) * width
+        own = [summary["variants"][variant]["games"][game] for game in games]
+        axes.bar(places, [game["normalized"] for game in own], width * 0.92, color=color, alpha=0.75, label=variant)
+        for place, game in zip(places, own, strict=True):
+            if game["normalized_interval"] is not None:
+                error = _error(game["normalized"], game["normalized_interval"])
+                axes.errorbar([place], [game["normalized"]], error, color="black", linewidth=1, capsize=2)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(games)), games, rotation=0 if len(games) < 6 else 45, ha="center")
+    axes.set_ylabel("normalized score")
+    _finish(axes)
+    _legend(figure, axes)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    """Without pyplot, which keeps global state."""
+    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _style(summary: Summary, variant: str) -> tuple[str, str]:
+    """Colour and line of a variant, the same in every figure."""
+    if variant == PUBLISHED:
+        return _GREY, "-"
+    index = list(summary["variants"]).index(variant)
+    return _COLORS[index % len(_COLORS)], _LINES[index // len(_COLORS) % len(_LINES)]
+
+
+def _draw(axes: Any, curve: dict[str, Any], style: tuple[str, str], label: str, marker: str | None = ".") -> None:
+    color, line = style
+    axes.plot(
+        curve["frames"], curve["value"], line, color=color, linewidth=1.6, marker=marker, markersize=4, label=label
+    )
+    if curve["low"] and curve["low"][0] is not None:
+        axes.fill_between(curve["frames"], curve["low"], curve["high"], color=color, alpha=0.15, linewidth=0)
+
+
+def _error(value: float, interval: Sequence[float] | None) -> list[list[float]] | None:
+    """As matplotlib wants it: distances below and above."""
+    return None if interval is None else [[max(0.0, value - interval[0])], [max(0.0, interval[1] - value)]]
+
+
+def _finish(axes: Any, frames: bool = False) -> None:
+    if frames:
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_xlabel("frames", fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8)
+
+
+def _legend(figure: Figure, axes: Any) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)), frameon=False, fontsize=8)

@@ -1,0 +1,45 @@
+"""A study as one HTML file to mail, print and archive: plots are embedded, nothing is loaded or executed."""
+
+import base64
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from evaluator.output.plot import png
+from evaluator.studies import figures
+
+Summary = dict[str, Any]
+
+
+def render_page(summary: Summary) -> str:
+    """The page, from what `summarize` returned."""
+    environment = Environment(
+        loader=PackageLoader("evaluator.studies", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"entry": _entry, "ends": _ends}
+    pictures: dict[str, Figure] = {}
+    if summary["curves"]:
+        pictures |= {"curves": figures.curves_figure(summary), "iqm": figures.iqm_figure(summary)}
+    pictures |= {"profile": figures.profile_figure(summary), "bars": figures.bars_figure(summary)}
+    return environment.get_template("page.html.j2").render(
+        summary=summary, pictures={name: _uri(figure) for name, figure in pictures.items()}
+    )
+
+
+def _uri(figure: Figure) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png(figure)).decode()}"
+
+
+def _entry(entry: Summary, spec: str = ".3f") -> str:
+    """A value and its interval."""
+    ends = _ends(entry["interval"], spec)
+    return f"{entry['value']:{spec}}" + (f" [{ends}]" if ends else "")
+
+
+def _ends(interval: list[float] | None, spec: str = ".3f") -> str:
+    return "" if interval is None else f"{interval[0]:{spec}}, {interval[1]:{spec}}"

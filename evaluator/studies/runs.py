@@ -1,0 +1,211 @@
+"""The runs of a study, read from their directories: settings, scores over time, and which variant each one is.
+
+Nothing but run directories is needed: they may be copies, unfinished, or not made by a study at all.
+"""
+
+import json
+import statistics
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.cli import UsageError
+from common.config import SETTINGS, Config, flag
+from common.storage.jsonl import read_jsonl
+from common.storage.run_directory import RunDirectory
+from evaluator.levels.level_sets import Split
+
+ONLY_VARIANT = "default"
+# Settings that tell runs of one variant apart, or say how and for how long a run is carried out. They make variants
+# only where a study varies them.
+_NOT_A_VARIANT = frozenset(
+    {
+        *("seed", "env_name", "total_frames", "checkpoint_interval", "keep_checkpoints", "keep_every", "device"),
+        *("group_readable", "num_actors", "min_actors", "envs_per_actor", "actor_gpus", "actor_timeout"),
+        *("cluster_timeout", "compression", "micro_batch", "compile", "learner_threads", "evaluator"),
+        *("eval_episodes_per_level", "live_split", "backfill", "eval_timeout"),
+    }
+)
+# The settings that determine which levels are scored.
+_LEVEL_SETTINGS = ("distribution_mode", "start_level", "num_levels", "held_out", "held_out_levels")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRun:
+    """A run and its evaluations, oldest first; `frames` is what it has trained, `fps` its median speed.
+
+    `curve` are the evaluations made during training; `rows` are the same, unless the run was scored anew.
+    """
+
+    run: RunDirectory
+    config: Config
+    requested: dict[str, Any]
+    rows: list[Row]
+    curve: list[Row]
+    frames: int
+    fps: float | None
+    varied: frozenset[str]  # settings that the study around it varies
+
+    @property
+    def total_frames(self) -> int:
+        """What it trains in all, in whole updates."""
+        return self.config.num_updates * self.config.batch_size
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it has trained all its frames."""
+        return self.frames >= self.total_frames
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has trained all its frames and the last checkpoint has a score."""
+        return self.is_trained and bool(self.rows) and self.rows[-1]["frames"] >= self.total_frames
+
+    def scored(self, split: Split) -> list[Row]:
+        """The evaluations that played `split`."""
+        return [row for row in self.rows if split in row]
+
+    def at(self, split: Split, frames: int) -> Row | None:
+        """The newest evaluation of `split` at or before `frames`."""
+        return next((row for row in reversed(self.scored(split)) if row["frames"] <= frames), None)
+
+    def levels(self, split: Split) -> tuple[int, ...] | None:
+        """The level seeds of `split`; None if levels.json is missing or damaged."""
+        try:
+            return tuple(sorted(json.loads(self.run.level_sets.read_bytes())[split]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def num_parameters(self) -> int | None:
+        """Parameters of the policy network, from the newest checkpoint's header; None without a checkpoint."""
+        for path in sorted(self.run.checkpoints.glob("[0-9]*/policy.safetensors"), reverse=True):
+            try:
+                with open(path, "rb") as file:
+                    (length,) = struct.unpack("<Q", file.read(8))
+                    header = json.loads(file.read(length))
+                shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+                return sum(_product(shape) for shape in shapes)
+            except (OSError, ValueError, KeyError, TypeError, struct.error):
+                continue
+        return None
+
+
+def find_runs(paths: Sequence[Path]) -> list[ScoredRun]:
+    """The runs at or below `paths`, in the order of their paths.
+
+    Raises:
+        UsageError: a path does not exist or has no run below it, or a run cannot be read.
+    """
+    found: dict[Path, ScoredRun] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise UsageError(f"{path} {'is not a directory' if path.exists() else 'does not exist'}")
+        directories = list(_run_directories(path))
+        if not directories:
+            raise UsageError(f"{path} holds no runs: no directory in it has a config.json")
+        for directory in directories:
+            found.setdefault(directory.resolve(), _read(RunDirectory(directory)))
+    return list(found.values())
+
+
+def by_variant(runs: Sequence[ScoredRun]) -> dict[str, dict[str, dict[int, ScoredRun]]]:
+    """The runs by variant, game and seed. A variant is named by the settings in which the runs differ.
+
+    Raises:
+        UsageError: runs of easy and hard levels, or two runs of the same game, variant and seed.
+    """
+    modes = {run.config.distribution_mode: run for run in runs}
+    if len(modes) > 1:
+        named = ", ".join(f"{mode}: {run.run.path}" for mode, run in modes.items())
+        raise UsageError(f"easy and hard levels cannot be compared ({named})")
+    names = [name for name in SETTINGS if name in _varied(runs)]
+    grouped: dict[str, dict[str, dict[int, ScoredRun]]] = {}
+    for run in runs:
+        pairs = [f"{flag(name)[2:]}={_show(getattr(run.config, name))}" for name in names]
+        seeds = grouped.setdefault(" ".join(pairs) or ONLY_VARIANT, {}).setdefault(run.config.env_name, {})
+        other = seeds.setdefault(run.config.seed, run)
+        if other is not run:
+            raise UsageError(
+                f"{other.run.path} and {run.run.path} have the same game, settings and seed ({run.config.seed}); "
+                "give one of them"
+            )
+    return grouped
+
+
+def evaluation_differences(runs: Sequence[ScoredRun], split: Split, frames: int) -> str | None:
+    """How the evaluations of runs of one game differ, in one line; None if all scored the same levels equally often."""
+    first, *others = runs
+    for other in others:
+        for name in _LEVEL_SETTINGS:
+            one, two = getattr(first.config, name), getattr(other.config, name)
+            if one != two and not (split != "train" and name in ("start_level", "num_levels")):
+                return f"{flag(name)} is {one} in {first.run.path} and {two} in {other.run.path}"
+        levels = first.levels(split), other.levels(split)
+        if None not in levels and levels[0] != levels[1]:
+            return f"{first.run.path} and {other.run.path} have different {split} levels"
+        rows = first.at(split, frames), other.at(split, frames)
+        counts = [(row[split]["levels"], row[split]["episodes"] // row[split]["levels"]) for row in rows if row]
+        if len(set(counts)) > 1:
+            return (
+                f"{first.run.path} was scored on {counts[0][0]} {split} levels with {counts[0][1]} episodes each, "
+                f"{other.run.path} on {counts[1][0]} with {counts[1][1]}"
+            )
+    return None
+
+
+def _run_directories(path: Path) -> Iterator[Path]:
+    if RunDirectory(path).config.exists():
+        yield path
+        return
+    for child in sorted(path.iterdir()):
+        if child.is_dir() and not child.name.startswith("."):
+            yield from _run_directories(child)
+
+
+def _read(run: RunDirectory) -> ScoredRun:
+    config = run.read_config()
+    rows = sorted((row for row in read_jsonl(run.evaluations) if "frames" in row), key=lambda row: row["frames"])
+    metrics = read_jsonl(run.metrics)
+    frames = max([0, *(row["frames"] for row in (*metrics[-1:], *rows[-1:]))])
+    speeds = [row["fps"] for row in metrics if row.get("fps")]
+    return ScoredRun(
+        run,
+        config,
+        run.read_requested(),
+        rows,
+        rows,
+        frames,
+        statistics.median(speeds) if speeds else None,
+        _study(run.path),
+    )
+
+
+def _study(run: Path) -> frozenset[str]:
+    """What the study varies whose directory is DIR in DIR/<game>/<variant>/seed-<k>; empty without a study."""
+    try:
+        vary = json.loads((run.absolute().parents[2] / "study.json").read_bytes())["study"]["vary"]
+        return frozenset(vary) & SETTINGS.keys()
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return frozenset()
+
+
+def _varied(runs: Sequence[ScoredRun]) -> set[str]:
+    """The settings that somebody asked for and in which the runs differ."""
+    asked = {name for run in runs for name in run.requested} - _NOT_A_VARIANT
+    asked |= {name for run in runs for name in run.varied}
+    return {name for name in asked if len({getattr(run.config, name) for run in runs}) > 1}
+
+
+def _show(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _product(shape: Iterable[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total

@@ -1,0 +1,189 @@
+"""`python -m learner study DIR`: many runs over games, variants and seeds. Imports neither torch nor Ray."""
+
+import argparse
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from common.cli import OneLineParser, UsageError, at_least_one
+from common.games import GAMES
+from common.output import harmless_output, print_error
+from common.process import set_file_modes
+from common.storage.file_lock import FileIsLocked, FileLock
+from common.storage.run_directory import RunDirectory
+from learner.study import run_files
+from learner.study.plan import (
+    DEFAULT_SEEDS,
+    Plan,
+    Study,
+    make_plan,
+    read_plan,
+    require_same,
+    write_plan,
+)
+from learner.study.processes import Learners, StudySignals, cores_of_each
+from learner.study.progress import StudyProgress, status_lines
+
+LOCK_FILE = ".study.lock"
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a study and returns the exit code: 0, 1 if a run failed, 2 wrong usage, 128 + n after signal n."""
+    try:
+        with harmless_output():
+            return _run(_parse(argv))
+    except UsageError as error:
+        print_error(f"learner study: {error}")
+        return 2
+
+
+def _run(options: argparse.Namespace) -> int:
+    directory: Path = options.directory
+    stored = read_plan(directory)
+    if options.status:
+        if stored is None:
+            raise UsageError(f"{directory} holds no study: study.json is missing")
+        print("\n".join(status_lines(directory, stored)))
+        return 0
+    plan = _requested_plan(options, stored)
+    set_file_modes(plan.is_group_readable)
+    program = learner_program()
+    if stored is not None:
+        require_same(directory, stored, plan)
+    if options.list:
+        if stored != plan:
+            lock = _lock(directory)
+            write_plan(directory, plan, program)
+            lock.close()
+        print("\n".join(shlex.join([*program, *run.arguments(directory)]) for run in plan.runs))
+        return 0
+    lock = _lock(directory)
+    try:
+        write_plan(directory, plan, program)
+        return _train(directory, plan, program, options.jobs)
+    finally:
+        lock.close()
+
+
+def _train(directory: Path, plan: Plan, program: Sequence[str], jobs: int) -> int:
+    finished = [run for run in plan.runs if run_files.is_finished(RunDirectory(run.directory(directory)))]
+    left = [run for run in plan.runs if run not in finished]
+    progress = StudyProgress(directory, plan, finished, Console(highlight=False))
+    progress.note(f"study {directory.absolute()}: {len(plan.runs)} runs, {len(finished)} finished, {len(left)} to do")
+    jobs = max(1, min(jobs, len(left)))
+    if jobs > 1:
+        cores = cores_of_each(jobs)
+        share = (
+            f"each with {cores} of the CPU cores" if cores else "all on the same CPU cores, which are too few to divide"
+        )
+        progress.note(f"{jobs} runs at a time, {share}")
+    with StudySignals() as signals:
+        progress.start()
+        try:
+            exit_code = Learners(directory, program, jobs, progress).run(left, signals)
+        finally:
+            progress.stop()
+    if exit_code:
+        print_error(f"learner study: {_why(exit_code)}; the same command continues it")
+    else:
+        progress.note(f"finished; results: python -m evaluator aggregate {shlex.quote(str(directory))}")
+    return exit_code
+
+
+def _why(exit_code: int) -> str:
+    return "runs have failed" if exit_code == 1 else "stopped by a signal"
+
+
+def learner_program() -> list[str]:
+    """How the learners are started: as this process was, from the repository or as an installed program."""
+    started = Path(sys.argv[0])
+    if started.name == "heldout-learner":
+        return [str(started.absolute())]
+    return [sys.executable, "-m", "learner"]
+
+
+def _requested_plan(options: argparse.Namespace, stored: Plan | None) -> Plan:
+    """The plan of the command line; what is left out there is as it is stored."""
+    if stored is None and options.games is None:
+        raise UsageError(f"{options.directory} holds no study yet: --games says which games to train, or all")
+    study = stored.study if stored is not None else Study((), DEFAULT_SEEDS, {}, ())
+    changes = {
+        name: value for name in ("games", "seeds", "vary", "flags") if (value := getattr(options, name)) is not None
+    }
+    return make_plan(replace(study, **changes))
+
+
+def _lock(directory: Path) -> FileLock:
+    """Keeps other studies out of the directory, which is created if it does not exist."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        return FileLock(directory / LOCK_FILE)
+    except FileIsLocked as holder:
+        raise UsageError(f"{directory} is in use by another study ({holder}); --status shows how far it is") from holder
+    except OSError as error:
+        raise UsageError(f"{directory} cannot be used: {error.strerror}") from error
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line: what follows `--` are the learner's flags. Exits with one line and code 2 if it is wrong."""
+    own = list(argv)
+    flags = None
+    if "--" in own:
+        place = own.index("--")
+        own, flags = own[:place], tuple(own[place + 1 :])
+    parser = OneLineParser(
+        prog="learner study",
+        usage="python -m learner study DIR --games GAME,... [flags] -- LEARNER FLAGS",
+        description="Trains every game with every variant and seed, each an ordinary run of python -m learner in "
+        "DIR/GAME/VARIANT/seed-K. Started again it skips what is finished and continues what is not; games, seeds and "
+        "variants can be added.",
+        epilog="Exit codes: 0 finished, 1 a run failed (the others are finished), 2 wrong usage, 130 Ctrl-C, 143 "
+        "SIGTERM, 129 SIGHUP (after a checkpoint of every run; a second Ctrl-C ends immediately).",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("directory", type=Path, metavar="DIR", help="directory of the study")
+    add("--games", type=_games, metavar="GAME,...", help="Procgen games, separated by commas, or all")
+    text = f"seeds of each variant: 0 to N - 1 ({DEFAULT_SEEDS})"
+    add("--seeds", type=at_least_one, metavar="N", help=text)
+    text = "values of a learner's flag, one variant each, such as gamma=.99,.999; several: all combinations"
+    add("--vary", type=_varied, action="append", metavar="FLAG=VALUE,...", help=text)
+    text = "runs at a time; each gets an equal part of the CPU cores, all share the GPU (1)"
+    add("--jobs", type=at_least_one, default=1, metavar="N", help=text)
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--list", action="store_true", help="write the plan and print one command a line, train nothing")
+    only.add_argument("--status", action="store_true", help="show how far each run is, read from its files")
+    options, unknown = parser.parse_known_args(own)
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]!r}; flags of the learner come after --")
+    options.flags = flags
+    if options.vary is not None:
+        names = [name for name, _ in options.vary]
+        if len(set(names)) < len(names):
+            parser.error(f"--vary: {max(names, key=names.count)} is varied twice; separate its values by commas")
+        options.vary = dict(options.vary)
+    return options
+
+
+def _games(text: str) -> tuple[str, ...]:
+    return tuple(GAMES) if text == "all" else tuple(text.split(","))
+
+
+def _varied(text: str) -> tuple[str, tuple[str, ...]]:
+    """The setting's name and its values, as typed."""
+    name, equals, values = text.partition("=")
+    options = tuple(values.split(","))
+    if not name or not equals or not all(options):
+        raise argparse.ArgumentTypeError(f"expected FLAG=VALUE,..., got {text!r}")
+    if len(set(options)) < len(options):
+        raise argparse.ArgumentTypeError(f"a value is given twice in {text!r}")
+    if any(os.sep in value or (value.startswith(".") and not value[1:2].isdigit()) for value in options):
+        raise argparse.ArgumentTypeError(f"a value cannot be a directory's name in {text!r}")
+    return name.lstrip("-").replace("-", "_"), options

@@ -1,0 +1,276 @@
+"""The plan of a study: every run with its command, stored in DIR/study.json.
+
+    DIR/study.json                        the plan
+    DIR/<game>/<variant>/seed-<k>/        an ordinary run directory
+    DIR/<game>/<variant>/seed-<k>.out     what its learner printed
+    DIR/<game>/<variant>/seed-<k>.json    how its learner was started and how it ended (run_files.py)
+
+A plan can grow by games, seeds and variants; what is in it never changes.
+"""
+
+import contextlib
+import difflib
+import io
+import itertools
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from common.cli import UsageError
+from common.config import SETTINGS, Config, ConfigError, Machine, choices_of, flag, resolve
+from common.games import GAMES
+from common.limits import available_cores
+from common.storage.atomic_files import write_atomically
+from learner.startup.flags import CommandLine, parse
+
+FORMAT = 1
+PLAN_FILE = "study.json"
+DEFAULT_SEEDS = 5
+# The variant of a study that varies nothing.
+ONLY_VARIANT = "default"
+# Flags that a study sets itself, by the name that the command line gives them, and what to use instead.
+SET_BY_STUDY = {
+    "run_dir": "the directory of each run follows from DIR",
+    "resume": "every run is continued if it has begun",
+    "seed": "use --seeds",
+    "env_name": "use --games",
+}
+# Where runs are carried out: may differ when a study is continued.
+_WHERE_FLAGS = {"--address": True, "--allow-unauthenticated": False}  # True: a value follows
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What the user asked for. `vary` has the values of each varied flag, as typed; `flags` go to every run."""
+
+    games: tuple[str, ...]
+    seeds: int
+    vary: dict[str, tuple[str, ...]]
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """One run. `flags` are the learner's, without --resume and --run-dir; `frames` is what it trains in all."""
+
+    game: str
+    variant: str
+    seed: int
+    flags: tuple[str, ...]
+    frames: int
+
+    @property
+    def name(self) -> str:
+        """The run's directory below the study's."""
+        return f"{self.game}/{self.variant}/seed-{self.seed}"
+
+    def directory(self, study: Path) -> Path:
+        """The run directory."""
+        return study / self.name
+
+    def arguments(self, study: Path) -> list[str]:
+        """What follows `python -m learner`."""
+        return ["--resume", "auto", "--run-dir", str(self.directory(study).absolute()), *self.flags]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A study and its runs: games in the order given, in each game all variants, in each variant all seeds."""
+
+    study: Study
+    runs: tuple[PlannedRun, ...]
+
+    @property
+    def is_group_readable(self) -> bool:
+        """Whether the user's group may read the study's files."""
+        return "--group-readable" in self.study.flags
+
+
+def make_plan(study: Study) -> Plan:
+    """The runs of a study.
+
+    Raises:
+        UsageError: a game, a flag or a value is wrong; found for every run before anything starts.
+    """
+    _require_games(study.games)
+    _require_flags(study)
+    variants = _variants(study.vary)
+    runs = []
+    for game, (variant, varied) in itertools.product(study.games, variants.items()):
+        source = "--vary" if varied else "flags after --"
+        own = (*study.flags, *varied, "--env-name", game)
+        config = _resolve(own, f"{source}, {game} {variant}" if varied else source)
+        frames = config.num_updates * config.batch_size
+        runs += [PlannedRun(game, variant, seed, (*own, "--seed", str(seed)), frames) for seed in range(study.seeds)]
+    return Plan(study, tuple(runs))
+
+
+def read_plan(directory: Path) -> Plan | None:
+    """The stored plan of a study; None if there is none.
+
+    Raises:
+        UsageError: study.json cannot be read.
+    """
+    path = directory / PLAN_FILE
+    try:
+        contents = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    try:
+        if contents["format"] != FORMAT:
+            raise UsageError(f"{path} was written by another version of heldout (format {contents['format']})")
+        stored = contents["study"]
+        vary = {name: tuple(values) for name, values in stored["vary"].items()}
+        study = Study(tuple(stored["games"]), int(stored["seeds"]), vary, tuple(stored["flags"]))
+        names = ("game", "variant", "seed", "flags", "frames")
+        runs = [PlannedRun(**{name: run[name] for name in names} | {"flags": tuple(run["flags"])}) for run in
+                contents["runs"]]  # fmt: skip
+        return Plan(study, tuple(runs))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{path} cannot be read: it is no plan of a study ({error!r})") from error
+
+
+def write_plan(directory: Path, plan: Plan, program: Sequence[str]) -> None:
+    """Writes study.json; `program` is how a learner is started.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    runs = [
+        {**asdict(run), "directory": run.name, "command": shlex.join([*program, *run.arguments(directory)])}
+        for run in plan.runs
+    ]
+    contents = {"format": FORMAT, "study": asdict(plan.study), "runs": runs}
+    try:
+        write_atomically(directory / PLAN_FILE, (json.dumps(contents, indent=1) + "\n").encode())
+    except OSError as error:
+        raise UsageError(f"cannot write {directory / PLAN_FILE}: {error.strerror}") from error
+
+
+def require_same(directory: Path, stored: Plan, plan: Plan) -> None:
+    """Raises UsageError, naming what differs, unless every stored run is in `plan` with the same flags."""
+    new = {run.name: run for run in plan.runs}
+    missing = [
+        f"{what} {', '.join(gone)} {'is' if len(gone) == 1 else 'are'} missing"
+        for what, old_names, new_names in (
+            ("game", _unique(run.game for run in stored.runs), {run.game for run in plan.runs}),
+            ("variant", _unique(run.variant for run in stored.runs), {run.variant for run in plan.runs}),
+            ("seed", _unique(str(run.seed) for run in stored.runs), {str(run.seed) for run in plan.runs}),
+        )
+        if (gone := [name for name in old_names if name not in new_names])
+    ]
+    old_flags, new_flags = stored.study.flags, plan.study.flags
+    if _without_where(old_flags) != _without_where(new_flags):
+        missing.append(
+            f"the runs have the flags {shlex.join(old_flags) or '(none)'}, now {shlex.join(new_flags) or '(none)'}"
+        )
+    elif not missing:
+        missing = [
+            f"{run.name} has the flags {shlex.join(run.flags)}, now {shlex.join(new[run.name].flags)}"
+            for run in stored.runs
+            if run.name not in new or _without_where(new[run.name].flags) != _without_where(run.flags)
+        ][:1]
+    if missing:
+        raise UsageError(
+            f"{directory} holds another study: {'; '.join(missing)}; games, seeds and variants can be added, for "
+            "anything else use a new directory"
+        )
+
+
+def _require_games(games: Sequence[str]) -> None:
+    for game in games:
+        if game not in GAMES:
+            near = difflib.get_close_matches(game, GAMES, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(GAMES)} or all"
+            raise UsageError(f"--games: unknown game {game!r}; {hint}")
+    if len(set(games)) < len(games):
+        raise UsageError(f"--games: a game is named twice: {','.join(games)}")
+
+
+def _require_flags(study: Study) -> None:
+    """Raises UsageError if a flag belongs to the study, is unknown, or is both varied and given to every run."""
+    given = _parse(study.flags, "flags after --")
+    named = given.overrides.keys() | {name for name in ("run_dir", "resume") if getattr(given, name) is not None}
+    if given.preset is not None:
+        named |= {"preset"}
+    for name in SET_BY_STUDY.keys() & named:
+        raise UsageError(f"flags after --: {flag(name)} is set by the study; {SET_BY_STUDY[name]}")
+    for name in study.vary:
+        if name in SET_BY_STUDY:
+            raise UsageError(f"--vary: {flag(name)} is set by the study; {SET_BY_STUDY[name]}")
+        if name not in SETTINGS or not SETTINGS[name].metadata["has_flag"]:
+            known = [other for other, field in SETTINGS.items() if field.metadata["has_flag"]]
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {flag(near[0])}?" if near else "python -m learner --help lists the flags"
+            raise UsageError(f"--vary: the learner has no flag {flag(name)}; {hint}")
+        if name in named:
+            raise UsageError(f"--vary: {flag(name)} is also given after --; leave it out there")
+
+
+def _variants(vary: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """The flags of every variant, by its name, such as `gamma=.99_mode=sync`; names do not depend on the order."""
+    names = sorted(vary)
+    variants = {}
+    for values in itertools.product(*(vary[name] for name in names)):
+        pairs = list(zip(names, values, strict=True))
+        label = "_".join(f"{flag(name)[2:]}={value}" for name, value in pairs) or ONLY_VARIANT
+        variants[label] = tuple(word for name, value in pairs for word in _flag_words(name, value))
+    return variants
+
+
+def _flag_words(name: str, value: str) -> tuple[str, ...]:
+    """The flag of a setting with a value; `--NAME` or `--no-NAME` for flags without a value."""
+    field = SETTINGS[name]
+    if field.type is bool and not choices_of(field):
+        if value not in ("yes", "no"):
+            raise UsageError(f"--vary: {flag(name)}: expected yes or no, got {value!r}")
+        return (flag(name) if value == "yes" else f"--no-{flag(name)[2:]}",)
+    return flag(name), value
+
+
+def _parse(flags: Sequence[str], source: str) -> CommandLine:
+    """The learner's reading of `flags`; UsageError with the learner's line if one is wrong."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return parse(list(flags))
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        raise UsageError(f"{source}: {said.getvalue().strip().removeprefix('learner: ')}") from end
+
+
+def _resolve(flags: Sequence[str], source: str) -> Config:
+    """The settings of a run with these flags, on a machine with or without a GPU: it need not be this one."""
+    command_line = _parse(flags, source)
+    errors = []
+    for has_gpu in (False, True):
+        try:
+            return resolve(command_line.preset or "lab", command_line.overrides, Machine(available_cores(), has_gpu))
+        except ConfigError as error:
+            errors.append(error)
+    raise UsageError(f"{source}: {errors[0]}") from errors[0]
+
+
+def _without_where(flags: Sequence[str]) -> list[str]:
+    """The flags that decide what a run computes: without the cluster's address."""
+    kept: list[str] = []
+    words = iter(flags)
+    for word in words:
+        name, has_value, _ = word.partition("=")
+        if name not in _WHERE_FLAGS:
+            kept.append(word)
+        elif _WHERE_FLAGS[name] and not has_value:
+            next(words, None)
+    return kept
+
+
+def _unique(names: Any) -> list[str]:
+    return list(dict.fromkeys(names))

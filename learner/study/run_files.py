@@ -1,0 +1,160 @@
+"""What the files of a run say about it: how far it is and whether it is finished, running or failed.
+
+Only files are read, so it works while the run goes on, after a crash, from another machine and on a copy. A finished
+run has a metrics row of its last update, and the checkpoint or the score of that update. All else depends on the time
+of the newest row and on the note that a study writes when it starts a learner and when that ends.
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+from common.config import Config, ConfigError
+from common.storage.atomic_files import write_atomically
+from common.storage.jsonl import read_jsonl
+from common.storage.run_directory import RunDirectory
+
+State = Literal["finished", "running", "failed", "stopped", "waiting"]
+
+_RECENT_UPDATES = 20
+_TAIL_BYTES = 1 << 16
+# As in `python -m evaluator watch`: no update for five times the usual time, and at least a minute.
+_STALE_UPDATES = 5
+_STALE_SECONDS = 60.0
+# From the start of a learner to its first update: Ray, level sets with their audit, the first rollouts.
+_STARTING_SECONDS = 300.0
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """A run by its files. `fps` is of the last updates, None before there are two; `reason` says why it ended."""
+
+    state: State
+    frames: int = 0
+    fps: float | None = None
+    reason: str = ""
+
+
+def note_path(run: Path) -> Path:
+    """The note of a run, beside its directory."""
+    return run.with_name(f"{run.name}.json")
+
+
+def output_path(run: Path) -> Path:
+    """What the run's learner printed, beside its directory."""
+    return run.with_name(f"{run.name}.out")
+
+
+def note_start(run: Path) -> None:
+    """Notes that a learner was started; OSError if that cannot be written."""
+    _write(note_path(run), {"started": time.time()})
+
+
+def note_end(run: Path, exit_code: int, reason: str) -> None:
+    """Notes how a learner ended; OSError if that cannot be written."""
+    started = _read(note_path(run)).get("started")
+    _write(note_path(run), {"started": started, "ended": time.time(), "exit_code": exit_code, "reason": reason})
+
+
+def is_finished(run: RunDirectory) -> bool:
+    """Whether the run has trained all its frames and, if it has an evaluator, has the last score."""
+    rows = recent_rows(run.metrics)
+    if not rows:
+        return False
+    try:
+        config = run.read_config()
+    except ConfigError:
+        return False
+    return _is_finished(run, config, rows)
+
+
+def status(run: RunDirectory, now: float | None = None) -> RunStatus:
+    """The state of a run at the time `now`, by default the present."""
+    now = time.time() if now is None else now
+    note, rows = _read(note_path(run.path)), recent_rows(run.metrics)
+    frames, fps = (rows[-1]["frames"], _speed(rows)) if rows else (0, None)
+    try:
+        if rows and _is_finished(run, run.read_config(), rows):
+            return RunStatus("finished", frames, fps)
+    except ConfigError as error:
+        return RunStatus("failed", frames, fps, str(error))
+    newest = rows[-1]["time"] if rows else 0.0
+    ended = note.get("ended")
+    if ended is not None and ended >= newest - 1:  # later rows are of a learner that somebody else started
+        code = note.get("exit_code", 1)
+        return RunStatus("stopped" if code >= 128 or code == 0 else "failed", frames, fps, str(note.get("reason", "")))
+    started = note.get("started") or 0.0
+    if now - newest <= _stale_after(rows) or now - started <= _STARTING_SECONDS:
+        return RunStatus("running", frames, fps)
+    if not rows and not started:
+        return RunStatus("waiting")
+    return RunStatus("stopped", frames, fps, last_line(run.learner_log) or "ended without a word")
+
+
+def recent_rows(path: Path) -> list[Row]:
+    """The last rows of metrics.jsonl, oldest first, read from its end; empty if there are none."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL_BYTES))
+            lines = file.read().decode(errors="replace").split("\n")
+    except OSError:
+        return []
+    rows = []
+    for line in lines[1 if size > _TAIL_BYTES else 0 :][-_RECENT_UPDATES - 1 :]:
+        try:
+            row = json.loads(line)
+            rows.append({name: row[name] for name in ("policy_version", "frames", "time")})
+        except (ValueError, KeyError, TypeError):
+            continue
+    return rows
+
+
+def last_line(path: Path) -> str:
+    """The last line with text in a file; "" if there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = file.read().decode(errors="replace").split("\n")
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _is_finished(run: RunDirectory, config: Config, rows: list[Row]) -> bool:
+    version = rows[-1]["policy_version"]
+    if version < config.num_updates:
+        return False
+    if config.evaluator:
+        return any(row.get("policy_version") == version for row in read_jsonl(run.evaluations))
+    return (run.checkpoints / f"{version:08d}" / "manifest.json").exists()
+
+
+def _speed(rows: list[Row]) -> float | None:
+    frames, seconds = rows[-1]["frames"] - rows[0]["frames"], rows[-1]["time"] - rows[0]["time"]
+    return frames / seconds if frames > 0 and seconds > 0 else None
+
+
+def _stale_after(rows: list[Row]) -> float:
+    durations = sorted(later["time"] - earlier["time"] for earlier, later in pairwise(rows))
+    usual = durations[len(durations) // 2] if durations else _STALE_SECONDS
+    return max(_STALE_SECONDS, _STALE_UPDATES * usual)
+
+
+def _write(path: Path, contents: Row) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(contents) + "\n").encode())
+
+
+def _read(path: Path) -> Row:
+    try:
+        contents = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return contents if isinstance(contents, dict) else {}

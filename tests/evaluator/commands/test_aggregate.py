@@ -1,0 +1,118 @@
+"""`python -m evaluator aggregate`: tables, JSON, page and --rescore; wrong input is one line and exit code 2."""
+
+import json
+import re
+
+import pytest
+
+from common.config import resolve
+from common.storage.jsonl import append_jsonl, read_jsonl
+from common.storage.run_directory import RunDirectory
+from evaluator.__main__ import main
+from evaluator.levels.level_file import stored_level_sets
+
+
+@pytest.fixture(scope="module")
+def level_sets(config, tmp_path_factory):
+    """levels.json of the fixture's config, audited once."""
+    run = RunDirectory(tmp_path_factory.mktemp("audited"))
+    stored_level_sets(run, config)
+    return run.level_sets.read_bytes()
+
+
+@pytest.fixture
+def study(save, level_sets, tmp_path):
+    """Two seeds of an untrained leaper policy with scores of version 0 and 10; the fixture's config has seed 7."""
+    for seed in (7, 8):
+        run = RunDirectory(tmp_path / "study" / f"seed-{seed}")
+        run.path.mkdir(parents=True)
+        requested = {"env_name": "leaper", "num_levels": 2, "seed": seed, "total_frames": 16_384}
+        run.write_config(resolve("lab", requested), {}, requested)
+        run.level_sets.write_bytes(level_sets)
+        for version in (0, 10):
+            save(run.checkpoints, version)
+            score = {"mean": 4.0 + version / 10 + seed / 10, "interval": None, "levels": 2, "episodes": 2}
+            append_jsonl(run.evaluations, {"policy_version": version, "frames": 1000 * version, "test": score})
+        append_jsonl(run.metrics, {"policy_version": 10, "frames": 10_000, "fps": 500.0, "time": 1.0})
+    return tmp_path / "study"
+
+
+def files(path):
+    return sorted((file, file.stat().st_mtime_ns) for file in path.rglob("*"))
+
+
+def test_tables_show_what_json_holds_and_nothing_is_written(study, capsys):
+    before = files(study)
+    assert main(["aggregate", str(study), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    own = summary["variants"]["default"]
+    assert own["games"]["leaper"]["seeds"] == {"7": 5.7, "8": 5.8} and own["parameters"] > 600_000
+    assert main(["aggregate", str(study)]) == 0
+    out = capsys.readouterr().out
+    assert re.search(rf"default +2 +{own['iqm']['value']:.3f} \[", out)
+    assert re.search(r"leaper +default +2 +10,000 +5\.75 +5\.\d\d to \d\.\d\d", out)
+    assert "normalized by the ranges `openai`" in out
+    assert files(study) == before
+
+
+def test_page_is_one_file_that_loads_nothing(study, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    assert main(["aggregate", str(study), "--output", str(page)]) == 0
+    text = page.read_text()
+    assert text.count("data:image/png;base64,") == 4
+    assert not re.findall(r"(?:src|href)=\"(?!data:)|<script|https?://", text)
+    assert "Probability" not in text and "default" in text and "5.75" in text
+    assert main(["aggregate", str(study), "--output", str(page)]) == 2
+    assert "already exists" in capsys.readouterr().err
+
+
+def test_rescore_plays_the_checkpoints_and_leaves_the_scores_of_the_runs_alone(study, capsys):
+    runs = [RunDirectory(study / f"seed-{seed}") for seed in (7, 8)]
+    scores = [run.evaluations.read_bytes() for run in runs]
+    arguments = ["aggregate", str(runs[0].path), "--rescore", "--split", "train", "--episodes-per-level", "2"]
+    assert main([*arguments, "--json"]) == 0
+    out, err = capsys.readouterr()
+    summary = json.loads(out)
+    assert err.count("2 train levels x 2 episodes") == 1
+    # As `score` plays the same checkpoint with the seed of its run.
+    assert main(["score", str(runs[0].path), "--split", "train", "--episodes-per-level", "2", "--json"]) == 0
+    played = json.loads(capsys.readouterr().out)
+    assert summary["variants"]["default"]["games"]["leaper"]["seeds"]["7"] == played["train"]["mean"]
+    assert summary["curves"] == {}
+    assert [run.evaluations.read_bytes() for run in runs] == scores and not runs[0].test_uses.exists()
+
+
+def test_rescore_logs_each_use_of_the_test_levels(study, capsys):
+    assert main(["aggregate", str(study / "seed-7"), "--rescore", "--at", "5k", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["variants"]["default"]["games"]["leaper"]["frames"] == [0, 0]  # the checkpoint at or before 5,000
+    (use,) = read_jsonl(study / "seed-7" / "test_uses.jsonl")
+    assert use["command"] == "aggregate" and use["policy_version"] == 0
+
+
+def test_rescore_without_a_checkpoint_is_refused(study, capsys):
+    for path in (study / "seed-8" / "checkpoints").iterdir():
+        path.rename(path.with_name(f".{path.name}"))
+    assert main(["aggregate", str(study), "--rescore"]) == 2
+    assert "seed-8 has no complete checkpoint of at most 10,000 frames to score" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--at", "1M"], "evaluator: --at: 1,000,000 frames are beyond what was trained, 10,000"),
+        (["--at", "1G"], "--at: expected a number of frames such as 500k, 1M or 1000000, got '1G'"),
+        (["--at", "-1"], "--at: expected"),
+        (["--split", "train"], "has no train scores, only test; choose another --split"),
+        (["--episodes-per-level", "5"], "--episodes-per-level has no effect without --rescore"),
+        (["--ranges", "cobbe"], "--ranges: invalid choice: 'cobbe'"),
+        (["nowhere"], "evaluator: nowhere does not exist"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(study, capsys, arguments, said):
+    try:
+        exit_code = main(["aggregate", str(study), *arguments])
+    except SystemExit as end:
+        exit_code = end.code
+    out, err = capsys.readouterr()
+    assert exit_code == 2 and out == "" and len(err.splitlines()) == 1 and said in err, (exit_code, out, err)

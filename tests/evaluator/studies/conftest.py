@@ -1,0 +1,53 @@
+"""Run directories with scores that were never played: config.json, metrics.jsonl, evaluations.jsonl, levels.json."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.config import Machine, flag, resolve
+from common.storage.jsonl import append_jsonl
+from common.storage.run_directory import RunDirectory
+
+LEVELS = 4
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., RunDirectory]:
+    """Writes a run of preset easy (16,384 frames an update) below `tmp_path/study` and returns it.
+
+    `returns` are the mean returns of its evaluations, one an update from version 0 on.
+    """
+
+    def make(
+        game: str,
+        seed: int,
+        returns: Sequence[float],
+        split: str = "test",
+        updates: int | None = None,
+        levels: Sequence[int] | None = None,
+        episodes: int = 1,
+        **settings: Any,
+    ) -> RunDirectory:
+        updates = len(returns) - 1 if updates is None else updates
+        requested = {"preset": "easy", "env_name": game, "seed": seed, "total_frames": 16_384 * updates, **settings}
+        preset = requested.pop("preset")
+        config = resolve(preset, requested, Machine(cores=1))
+        variant = "_".join(f"{flag(name)[2:]}={value}" for name, value in settings.items()) or "default"
+        run = RunDirectory(tmp_path / "study" / game / variant / f"seed-{seed}")
+        run.path.mkdir(parents=True)
+        run.write_config(config, {}, {"preset": preset, **requested})
+        levels = list(range(1000, 1000 + LEVELS)) if levels is None else levels
+        run.level_sets.write_text(json.dumps({"train": [0, 1], "validation": [5, 6], "test": list(levels)}))
+        for version, value in enumerate(returns):
+            frames = 16_384 * version
+            score = {"mean": value, "interval": None, "levels": len(levels), "episodes": len(levels) * episodes}
+            append_jsonl(run.evaluations, {"policy_version": version, "frames": frames, split: score})
+            if version:
+                row = {"policy_version": version, "frames": frames, "fps": 1000.0 + seed, "time": float(version)}
+                append_jsonl(run.metrics, row)
+        return run
+
+    return make

@@ -1,0 +1,261 @@
+"""Which runs are compared, at which frames, by which numbers; and what is refused."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from common.cli import UsageError
+from evaluator.studies.published import NAME as PUBLISHED
+from evaluator.studies.published import published_scores
+from evaluator.studies.ranges import normalized
+from evaluator.studies.runs import by_variant, find_runs
+from evaluator.studies.summary import add_published, select, sentence, summarize
+
+
+@pytest.fixture
+def study(make_run, tmp_path):
+    """coinrun and maze, gamma .9 and .99, three seeds; version v of seed s scores 5 + v + s/10 (+ 1 for gamma .99)."""
+    for game in ("coinrun", "maze"):
+        for gamma in (0.9, 0.99):
+            for seed in range(3):
+                returns = [5 + version + seed / 10 + (gamma > 0.9) for version in range(4)]
+                make_run(game, seed, returns, gamma=gamma)
+    return tmp_path / "study"
+
+
+def summary_of(path, split=None, at=None, ranges="openai", published=False):
+    selection = select(find_runs([path]), split, at, require_equal_evaluations=True)
+    if published:
+        add_published(selection)
+    return summarize(selection, ranges)
+
+
+def test_summary_has_the_numbers_of_every_game_and_variant(study):
+    summary = summary_of(study)
+    assert summary["games"] == ["coinrun", "maze"] and summary["split"] == "test" and summary["at"] == 3 * 16_384
+    assert list(summary["variants"]) == ["gamma=0.9", "gamma=0.99"] and summary["notes"] == []
+    own = summary["variants"]["gamma=0.9"]
+    game = own["games"]["maze"]
+    assert game["seeds"] == {"0": 8.0, "1": 8.1, "2": 8.2} and game["frames"] == [3 * 16_384] * 2
+    assert game["mean"] == pytest.approx(8.1) and game["normalized"] == pytest.approx(3.1 / 5)
+    low, high = game["interval"]
+    # Student's interval of three seeds is 8.1 +- 4.303 x .1 / sqrt(3); the bootstrap's three values are coarser.
+    assert low == pytest.approx(8.1 - 0.25, abs=0.05) and high == pytest.approx(8.1 + 0.25, abs=0.05)
+    assert own["runs"] == 6 and own["frames_per_second"] == pytest.approx(1001) and own["parameters"] is None
+    assert own["mean"]["value"] == own["iqm"]["value"] == pytest.approx(0.62)
+    assert own["optimality_gap"]["value"] == pytest.approx(0.38)
+
+
+def test_same_seeds_are_compared_in_pairs(study):
+    (comparison,) = summary_of(study)["comparisons"]
+    assert comparison["paired"] and comparison["runs"] == [6, 6]
+    assert comparison["mean_difference"]["value"] == pytest.approx(0.2)
+    assert comparison["mean_difference"]["interval"] == pytest.approx([0.2, 0.2])  # the same in every seed
+    assert comparison["probability_of_improvement"]["value"] == 1
+    assert comparison["says"].startswith("gamma=0.99 is better than gamma=0.9: IQM +0.200 [+0.200, +0.200], the same")
+
+
+def test_seeds_that_only_one_variant_has_are_left_out_of_pairs(study, make_run):
+    make_run("coinrun", 7, [0.0] * 4, gamma=0.9)
+    (comparison,) = summary_of(study)["comparisons"]
+    assert comparison["paired"] and comparison["runs"] == [6, 6]
+    shutil.rmtree(study / "coinrun" / "gamma=0.99" / "seed-0")
+    shutil.rmtree(study / "coinrun" / "gamma=0.99" / "seed-1")
+    assert not summary_of(study)["comparisons"][0]["paired"]
+
+
+def test_one_seed_has_no_interval_and_the_summary_says_so(make_run, tmp_path):
+    make_run("coinrun", 0, [5, 6], gamma=0.9)
+    make_run("coinrun", 0, [5, 7], gamma=0.99)
+    summary = summary_of(tmp_path / "study")
+    assert all(own["iqm"]["interval"] is None for own in summary["variants"].values())
+    assert "gamma=0.9, gamma=0.99: one seed in at least one game, so no interval over seeds" in summary["notes"][0]
+    assert summary["comparisons"][0]["says"].endswith("one seed says nothing about other seeds")
+    assert summary["profile"]["variants"]["gamma=0.9"]["low"] is None
+    assert summary["curves"]["gamma=0.9"]["iqm"]["low"] == [None, None]
+
+
+def test_scores_are_those_at_or_before_the_frames_asked_for(study):
+    summary = summary_of(study, at=2 * 16_384 + 5)
+    assert summary["variants"]["gamma=0.9"]["games"]["maze"]["seeds"]["0"] == 7.0
+    assert summary["variants"]["gamma=0.9"]["games"]["maze"]["frames"] == [2 * 16_384] * 2
+
+
+def test_frames_beyond_what_was_trained_are_refused(study):
+    with pytest.raises(UsageError, match=r"--at: 1,000,000 frames are beyond what was trained, 49,152"):
+        summary_of(study, at=1_000_000)
+
+
+def test_unfinished_runs_are_left_out_and_named(study, make_run):
+    run = make_run("coinrun", 3, [5, 6], updates=3, gamma=0.9)
+    summary = summary_of(study)
+    assert summary["at"] == 3 * 16_384
+    assert summary["notes"] == [f"{run.path} is left out: trained 16,384 frames"]
+    assert summary_of(study, at=16_384)["notes"] == []
+
+
+def test_without_finished_runs_all_are_compared_at_what_all_have(make_run, tmp_path):
+    make_run("coinrun", 0, [5, 6], updates=9)
+    make_run("coinrun", 1, [5, 6, 7], updates=9)
+    assert summary_of(tmp_path / "study")["at"] == 16_384
+
+
+def test_score_long_before_the_frames_asked_for_is_named(make_run, tmp_path):
+    run = make_run("coinrun", 0, [5, 6], updates=4)
+    with open(run.metrics, "a") as file:
+        file.write('{"policy_version": 4, "frames": 65536, "time": 1}\n')
+    assert summary_of(tmp_path / "study", at=60_000)["notes"][0] == (
+        f"{run.path}: its nearest score is of 16,384 frames"
+    )
+
+
+def test_game_that_a_variant_lacks_is_left_out_and_named(study):
+    shutil.rmtree(study / "maze" / "gamma=0.99")
+    summary = summary_of(study)
+    assert summary["games"] == ["coinrun"]
+    assert "maze is left out: gamma=0.99 has no score of it at these frames" in summary["notes"]
+
+
+def test_runs_of_different_games_are_refused(study):
+    shutil.rmtree(study / "maze" / "gamma=0.99")
+    shutil.rmtree(study / "coinrun" / "gamma=0.9")
+    with pytest.raises(
+        UsageError, match=r"different games cannot be compared: gamma=0\.99 has coinrun, gamma=0\.9 has maze"
+    ):
+        summary_of(study)
+
+
+def test_easy_and_hard_runs_are_refused(make_run, tmp_path):
+    make_run("coinrun", 0, [5, 6])
+    make_run("coinrun", 1, [5, 6], distribution_mode="hard")
+    with pytest.raises(UsageError, match="easy and hard levels cannot be compared"):
+        summary_of(tmp_path / "study")
+
+
+def test_two_runs_of_the_same_seed_are_refused(study):
+    shutil.copytree(study / "maze" / "gamma=0.9" / "seed-0", study / "copy")
+    with pytest.raises(UsageError, match="have the same game, settings and seed"):
+        summary_of(study)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"levels": [1, 2, 3, 4]}, "have different test levels; --rescore scores all anew"),
+        ({"episodes": 5}, "was scored on 4 test levels with 1 episodes each, .* on 4 with 5; --rescore"),
+        ({"held_out_levels": 100}, "--held-out-levels is 200 in .* and 100 in"),
+    ],
+)
+def test_runs_that_were_scored_differently_are_named_and_refused(make_run, tmp_path, other, said):
+    make_run("coinrun", 0, [5, 6])
+    make_run("coinrun", 1, [5, 6], **other)
+    with pytest.raises(UsageError, match=said):
+        summary_of(tmp_path / "study")
+
+
+def test_split_without_scores_is_refused_and_the_default_is_what_all_have(make_run, tmp_path):
+    run = make_run("coinrun", 0, [5, 6], split="validation")
+    assert summary_of(tmp_path / "study")["split"] == "validation"
+    with pytest.raises(UsageError, match=rf"{run.path} has no test scores, only validation; choose another --split"):
+        summary_of(tmp_path / "study", split="test")
+
+
+def test_runs_without_scores_are_refused(make_run, tmp_path):
+    make_run("coinrun", 0, [], updates=3)
+    with pytest.raises(UsageError, match="no run has a score yet"):
+        summary_of(tmp_path / "study")
+
+
+def test_variants_are_settings_that_somebody_asked_for_and_that_differ(make_run, tmp_path):
+    make_run("coinrun", 0, [5, 6], gamma=0.9, num_actors=1)
+    make_run("coinrun", 0, [5, 6], gamma=0.99, num_actors=2)
+    make_run("coinrun", 1, [5, 6], mode="overlap", gamma=0.99)
+    runs = find_runs([tmp_path / "study"])
+    assert sorted(by_variant(runs)) == ["mode=overlap gamma=0.99", "mode=sync gamma=0.9", "mode=sync gamma=0.99"]
+    assert list(by_variant(runs[:1])) == ["default"]
+
+
+def test_study_that_varies_how_runs_are_carried_out_has_these_variants(make_run, tmp_path):
+    make_run("coinrun", 0, [5, 6], num_actors=1)
+    make_run("coinrun", 0, [5, 6], num_actors=2)
+    (tmp_path / "study" / "study.json").write_text('{"study": {"vary": {"num_actors": ["1", "2"]}}}')
+    assert sorted(by_variant(find_runs([tmp_path / "study"]))) == ["num-actors=1", "num-actors=2"]
+
+
+def test_runs_are_found_once_below_any_directory_also_copied(study, tmp_path):
+    shutil.copytree(study, tmp_path / "elsewhere" / "copy")
+    copied = find_runs([tmp_path / "elsewhere", tmp_path / "elsewhere" / "copy" / "maze"])
+    assert len(copied) == 12
+    assert summary_of(tmp_path / "elsewhere")["variants"] == summary_of(study)["variants"]
+    (tmp_path / "empty").mkdir()
+    for path, said in (("empty", "holds no runs"), ("missing", "does not exist")):
+        with pytest.raises(UsageError, match=said):
+            find_runs([study, tmp_path / path])
+
+
+def test_curves_have_the_scores_of_every_version(study):
+    curves = summary_of(study)["curves"]["gamma=0.9"]
+    assert curves["games"]["maze"]["frames"] == [16_384 * version for version in range(4)]
+    assert curves["games"]["maze"]["value"] == pytest.approx([5.1, 6.1, 7.1, 8.1])
+    assert curves["iqm"]["value"] == pytest.approx([0.02, 0.22, 0.42, 0.62])
+    assert all(low < value < high for low, value, high in zip(*(curves["iqm"][k] for k in ("low", "value", "high")),
+                                                              strict=True))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("game", "ranges", "expected"),
+    [
+        ("jumper", "openai", 4 / 9),
+        ("jumper", "paper", 2 / 7),
+        ("leaper", "openai", 3.5 / 8.5),
+        ("leaper", "paper", 2 / 7),
+        ("maze", "paper", 0.0),
+    ],
+)
+def test_both_ranges_normalize_as_their_sources_say(game, ranges, expected):
+    assert normalized(5.0, game, "easy", ranges) == pytest.approx(expected)
+    assert normalized(5.0, game, "hard", "paper") == normalized(5.0, game, "hard", "openai")
+
+
+def test_published_runs_become_one_more_variant_where_settings_match(make_run, tmp_path):
+    for seed in range(3):
+        make_run("coinrun", seed, np.linspace(5, 8, 63))
+    summary = summary_of(tmp_path / "study", at=1_000_000, published=True)
+    own = summary["variants"][PUBLISHED]["games"]["coinrun"]
+    assert list(own["seeds"].values()) == [7.71, 7.26, 6.99] and own["frames"] == [1_000_000] * 2
+    assert not summary["comparisons"][0]["paired"] and PUBLISHED not in summary["curves"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "at", "said"),
+    [
+        ({"num_levels": 20}, 16_384, "no published scores: the published runs have 200 easy or 500 hard training"),
+        ({}, 16_384, "no published scores: the logs have 0.25M, 0.5M, 1M"),
+    ],
+)
+def test_why_published_runs_are_not_shown_is_said(make_run, tmp_path, settings, at, said):
+    make_run("coinrun", 0, [5, 6], **settings)
+    summary = summary_of(tmp_path / "study", at=at, published=True)
+    assert PUBLISHED not in summary["variants"] and summary["notes"][0].startswith(said)
+
+
+def test_published_scores_of_both_splits_and_modes(make_run, tmp_path):
+    config = make_run("coinrun", 0, [5, 6]).read_config()
+    assert published_scores(config, "train", 250_000) == (250_000, [5.65, 5.54, 5.96])
+    assert published_scores(config, "validation", 25_165_824)[0] == 25_000_000
+
+
+@pytest.mark.parametrize(
+    ("difference", "interval", "said"),
+    [
+        (0.1, (0.02, 0.2), "B is better than A: IQM +0.100 [+0.020, +0.200], seeds not paired"),
+        (-0.1, (-0.2, -0.02), "B is worse than A: IQM -0.100 [-0.200, -0.020], seeds not paired"),
+        (0.1, (-0.1, 0.3), "cannot be told apart: IQM +0.100 [-0.100, +0.300], seeds not paired, so they differ by at "
+                           "most 0.300"),
+        (0.0, (0.0, 0.0), "B and A have the same scores with every seed"),
+        (0.1, None, "B minus A: IQM +0.100; one seed says nothing about other seeds"),
+    ],
+)  # fmt: skip
+def test_sentence_says_what_an_interval_allows(difference, interval, said):
+    assert said in sentence("A", "B", difference, interval, paired=False)

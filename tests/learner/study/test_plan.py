@@ -1,0 +1,158 @@
+"""The plan of a study: which runs, with which flags; what is refused, and what a used directory accepts."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.cli import UsageError
+from common.config import SETTINGS
+from learner.startup.flags import parse
+from learner.study.command import main
+from learner.study.plan import Plan, Study, make_plan, read_plan, require_same, write_plan
+
+PROJECT = Path(__file__).parents[3]
+PROGRAM = ["python", "-m", "learner"]
+
+
+def study(games=("coinrun",), seeds=2, flags=("--total-frames", "1000"), **vary):
+    return Study(tuple(games), seeds, {name: tuple(values) for name, values in vary.items()}, tuple(flags))
+
+
+def test_plan_has_every_game_variant_and_seed_with_the_flags_of_each():
+    plan = make_plan(study(["coinrun", "maze"], 2, gamma=[".99", ".999"], cuda_graphs=["no"], mode=["sync", "overlap"]))
+    assert len(plan.runs) == 2 * 4 * 2 == len({run.name for run in plan.runs})
+    last = plan.runs[-1]
+    assert last.name == "maze/cuda-graphs=no_gamma=.999_mode=overlap/seed-1"
+    parsed = parse(last.arguments(Path("/studies/s")))
+    assert parsed.run_dir == Path("/studies/s") / last.name and str(parsed.resume) == "auto"
+    expected = {"env_name": "maze", "seed": 1, "gamma": 0.999, "mode": "overlap", "cuda_graphs": False}
+    assert parsed.overrides == expected | {"total_frames": 1000}
+    assert last.frames == 64 * 256  # whole updates of preset lab
+
+
+def test_names_of_variants_do_not_depend_on_the_order_of_vary():
+    one = make_plan(study(gamma=[".9"], clip_coef=[".1", ".2"]))
+    other = make_plan(study(clip_coef=[".1", ".2"], gamma=[".9"]))
+    assert [run.name for run in one.runs] == [run.name for run in other.runs]
+    assert make_plan(study()).runs[0].name == "coinrun/default/seed-0"
+
+
+@pytest.mark.parametrize("name", [name for name, field in SETTINGS.items() if field.metadata["has_flag"]])
+def test_every_learner_flag_can_be_varied_unless_the_study_sets_it(name):
+    if name in ("seed", "env_name"):
+        with pytest.raises(UsageError, match="is set by the study"):
+            make_plan(study(**{name: ["1"]}))
+        return
+    with pytest.raises(UsageError, match=rf"--vary, coinrun .*--{name.replace('_', '-')}|expected yes or no"):
+        make_plan(study(flags=(), **{name: ["nonsense"]}))
+
+
+def test_plan_is_the_same_after_it_was_stored(tmp_path):
+    plan = make_plan(study(gamma=[".9", ".99"]))
+    assert read_plan(tmp_path) is None
+    write_plan(tmp_path, plan, PROGRAM)
+    assert read_plan(tmp_path) == plan
+    stored = json.loads((tmp_path / "study.json").read_bytes())["runs"][0]
+    assert stored["command"].startswith(f"python -m learner --resume auto --run-dir {tmp_path}/coinrun/gamma=.9/seed-0")
+
+
+@pytest.mark.parametrize("contents", ["", "[]", '{"format": 1}', '{"format": 99}', '{"format": 1, "study": 3}'])
+def test_damaged_plan_is_refused(tmp_path, contents):
+    (tmp_path / "study.json").write_text(contents)
+    with pytest.raises(UsageError, match=r"study\.json"):
+        read_plan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "grown",
+    [
+        study(["coinrun"], 3, gamma=[".9"]),
+        study(["maze", "coinrun"], 2, gamma=[".9"]),
+        study(gamma=[".99", ".9"]),
+        study(flags=("--address", "host:1", "--total-frames", "1000", "--allow-unauthenticated"), gamma=[".9"]),
+        study(flags=("--total-frames", "1000", "--address=host:1"), gamma=[".9"]),
+    ],
+    ids=["seeds", "games", "variants", "address", "address with ="],
+)
+def test_used_directory_accepts_more_runs_and_another_cluster(grown):
+    require_same(Path("s"), make_plan(study(gamma=[".9"])), make_plan(grown))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (study(["coinrun"], gamma=[".9"]), "game maze is missing"),
+        (study(["coinrun", "maze"], 1, gamma=[".9"]), "seed 1 is missing"),
+        (study(["coinrun", "maze"], gamma=[".8"]), r"variant gamma=\.9 is missing"),
+        (
+            study(["coinrun", "maze"], flags=("--total-frames", "2000"), gamma=[".9"]),
+            "flags --total-frames 1000, now --total-frames 2000",
+        ),
+    ],
+    ids=["games", "seeds", "variants", "flags"],
+)
+def test_changed_plan_is_refused_and_the_difference_named(changed, said):
+    with pytest.raises(UsageError, match=said):
+        require_same(Path("s"), make_plan(study(["coinrun", "maze"], gamma=[".9"])), make_plan(changed))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--games", "coinrum"], "--games: unknown game 'coinrum'; did you mean 'coinrun'?"),
+        (["--games", "maze,maze"], "--games: a game is named twice: maze,maze"),
+        (["--games", "maze", "--seeds", "0"], "--seeds: expected a whole number of at least 1, got '0'"),
+        (["--games", "maze", "--vary", "gama=.9"], "--vary: the learner has no flag --gama; did you mean --gamma?"),
+        (["--games", "maze", "--vary", "gamma"], "--vary: expected FLAG=VALUE,..., got 'gamma'"),
+        (["--games", "maze", "--vary", "gamma=.9,"], "--vary: expected FLAG=VALUE,..., got 'gamma=.9,'"),
+        (["--games", "maze", "--vary", "gamma=.9,.9"], "--vary: a value is given twice in 'gamma=.9,.9'"),
+        (["--games", "maze", "--vary", "gamma=1", "--vary", "gamma=0"], "--vary: gamma is varied twice; separate its"),
+        (["--games", "maze", "--vary", "gamma=7"], "--vary, maze gamma=7: --gamma: must be between 0 and 1, got 7.0"),
+        (["--games", "maze", "--vary", "preset=../lab"], "--vary: a value cannot be a directory's name in"),
+        (["--games", "maze", "--vary", "run-dir=x"], "--vary: --run-dir is set by the study"),
+        (["--games", "maze", "--vary", "gamma=.9", "--", "--gamma", ".8"], "--vary: --gamma is also given after --"),
+        (["--games", "maze", "--", "--seed", "3"], "flags after --: --seed is set by the study; use --seeds"),
+        (
+            ["--games", "maze", "--", "--env-name", "maze"],
+            "--env-name is set by the study; use --games",
+        ),
+        (["--games", "maze", "--", "--run-dir", "x"], "flags after --: --run-dir is set by the study"),
+        (["--games", "maze", "--", "--resume", "x"], "flags after --: --resume is set by the study"),
+        (["--games", "maze", "--", "--gamma", "x"], "flags after --: --gamma: expected a number, got 'x'"),
+        (["--games", "maze", "--", "--num-actors", "3"], "flags after --: --num-actors: 3 does not divide the 64"),
+        (["--games", "maze", "--gamma", ".9"], "unknown argument '--gamma'; flags of the learner come after --"),
+        ([], "holds no study yet: --games says which games to train, or all"),
+        (["--status"], "holds no study: study.json is missing"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2_and_writes_nothing(tmp_path, capsys, arguments, said):
+    try:
+        exit_code = main([str(tmp_path / "study"), *arguments])
+    except SystemExit as end:
+        exit_code = end.code
+    out, err = capsys.readouterr()
+    assert exit_code == 2 and out == "" and len(err.splitlines()) == 1, (exit_code, out, err)
+    assert err.startswith("learner study: ") and said in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_list_prints_one_command_a_line_and_stores_the_plan(tmp_path, capsys):
+    flags = ["--games", "coinrun,maze", "--seeds", "2", "--list", "--", "--preset", "easy"]
+    assert main([str(tmp_path), *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert lines[3].endswith(f"-m learner --resume auto --run-dir {tmp_path}/maze/default/seed-1 --preset easy "
+                             "--env-name maze --seed 1")  # fmt: skip
+    assert isinstance(read_plan(tmp_path), Plan)
+    assert main([str(tmp_path), "--seeds", "3", "--list"]) == 0  # what is left out is as stored
+    assert len(capsys.readouterr().out.splitlines()) == 6
+    assert main([str(tmp_path), "--status"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "6 runs: 6 waiting; - frames/s, left -"
+
+
+def test_study_imports_neither_torch_nor_ray():
+    code = "import sys, learner.study.command; sys.exit(bool({'torch', 'ray', 'numpy'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0

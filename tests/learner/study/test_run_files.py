@@ -1,0 +1,125 @@
+"""What a run's files say: finished, running, failed, stopped or waiting; also of a copy and after a crash."""
+
+import json
+import shutil
+import time
+
+import pytest
+
+from common.storage.jsonl import append_jsonl
+from common.storage.run_directory import RunDirectory
+from learner.study import run_files
+from learner.study.run_files import status
+from tests.conftest import tiny_config
+
+NOW = 1_000_000.0
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of 5 updates of 64 frames that has begun."""
+    run = RunDirectory(tmp_path / "seed-0")
+    run.path.mkdir()
+    run.write_config(tiny_config(total_frames=320), {})
+    return run
+
+
+def train(run, updates, newest=NOW):
+    for version in range(1, updates + 1):
+        append_jsonl(
+            run.metrics,
+            {"policy_version": version, "frames": 64 * version, "time": newest - 2 * (updates - version), "more": "x"},
+        )
+
+
+def test_run_that_has_not_begun_waits(tmp_path):
+    assert status(RunDirectory(tmp_path / "seed-0"), NOW).state == "waiting"
+
+
+def test_run_with_its_last_update_and_score_is_finished(run):
+    train(run, 5)
+    assert not run_files.is_finished(run)
+    append_jsonl(run.evaluations, {"policy_version": 4})
+    assert not run_files.is_finished(run)
+    append_jsonl(run.evaluations, {"policy_version": 5})
+    assert run_files.is_finished(run)
+    assert status(run, NOW + 1e6).state == "finished"
+
+
+def test_run_without_evaluator_is_finished_with_its_last_checkpoint(run):
+    run.write_config(tiny_config(total_frames=320, evaluator=False), {})
+    train(run, 5)
+    assert not run_files.is_finished(run)
+    (run.checkpoints / "00000005").mkdir(parents=True)
+    (run.checkpoints / "00000005" / "manifest.json").write_text("{}")
+    assert run_files.is_finished(run)
+
+
+def test_run_with_a_recent_update_is_running_at_its_speed(run):
+    train(run, 3)
+    now = status(run, NOW + 10)
+    assert (now.state, now.frames, now.fps) == ("running", 192, pytest.approx(32.0))
+
+
+def test_run_without_a_recent_update_and_without_a_note_has_stopped(run):
+    train(run, 3)
+    assert status(run, NOW + 59).state == "running"
+    late = status(run, NOW + 61)
+    assert late.state == "stopped" and late.reason == "ended without a word"
+    run.learner_log.write_text("the first line\nlearner: the last line\n")
+    assert status(run, NOW + 61).reason == "learner: the last line"
+
+
+def test_run_that_was_started_and_has_no_update_yet_is_running(run, monkeypatch):
+    run_files.note_start(run.path)
+    assert status(run).state == "running"
+    assert status(run, time.time() + 400).state == "stopped"
+
+
+@pytest.mark.parametrize(("exit_code", "state"), [(1, "failed"), (2, "failed"), (143, "stopped"), (130, "stopped")])
+def test_note_says_how_the_learner_ended(run, exit_code, state):
+    run_files.note_start(run.path)
+    run_files.note_end(run.path, exit_code, "learner: why")
+    now = status(run)
+    assert (now.state, now.reason) == (state, "learner: why")
+
+
+def test_note_is_ignored_when_another_learner_has_continued_the_run(run):
+    run_files.note_end(run.path, 1, "learner: why")
+    train(run, 3, newest=time.time() + 60)
+    assert status(run, time.time() + 61).state == "running"
+
+
+def test_status_is_the_same_from_a_copy(run, tmp_path):
+    train(run, 3)
+    run_files.note_end(run.path, 1, "learner: why")
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    assert status(RunDirectory(tmp_path / "copy" / "seed-0"), NOW) == status(run, NOW)
+
+
+def test_torn_and_foreign_rows_are_skipped(run):
+    train(run, 2)
+    with open(run.metrics, "a") as file:
+        file.write('[1]\n{"frames": 3}\n{"policy_version": 3, "fra')
+    assert [row["policy_version"] for row in run_files.recent_rows(run.metrics)] == [1, 2]
+
+
+def test_only_the_end_of_a_long_file_is_read(run):
+    row = {"policy_version": 1, "frames": 64, "time": NOW, "padding": "x" * 900}
+    text = "".join(json.dumps(row | {"policy_version": version}) + "\n" for version in range(1, 3000))
+    run.metrics.write_text(text)
+    rows = run_files.recent_rows(run.metrics)
+    assert rows[-1]["policy_version"] == 2999 and len(rows) <= 21
+
+
+def test_damaged_settings_of_a_run_that_trains_are_reported(run):
+    train(run, 3)
+    run.config.write_text("{}")
+    assert status(run, NOW).state == "failed" and "config.json" in status(run, NOW).reason
+
+
+@pytest.mark.parametrize(("text", "line"), [("", ""), ("a\nb\n\n", "b"), ("a\nb", "b")])
+def test_last_line_with_text(tmp_path, text, line):
+    (tmp_path / "x.out").write_text(text)
+    assert run_files.last_line(tmp_path / "x.out") == line
+    assert run_files.last_line(tmp_path / "missing") == ""
