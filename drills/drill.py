@@ -31,7 +31,7 @@ BATCH = ACTORS * ENVS * STEPS
 FLAGS = [
     *("--num-actors", str(ACTORS), "--envs-per-actor", str(ENVS), "--unroll-length", str(STEPS)),
     *("--num-minibatches", "2", "--update-epochs", "1", "--num-levels", "3", "--checkpoint-interval", "5"),
-    *("--total-frames", "1000000000", "--actor-timeout", "10"),
+    *("--total-frames", "1000000000", "--actor-timeout", "10", "--eval-episodes-per-level", "1"),
 ]
 OBJECT_STORE = 200 << 20
 # The learner waits a minute for a hung evaluator, which must then start again and score.
