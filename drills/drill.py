@@ -34,7 +34,10 @@ from common.storage.run_directory import RunDirectory
 from drills.trainee import ACTOR, EVALUATOR, Row, Trainee, limit_file_sizes, limit_memory
 
 ACTORS = 2
-COMMON_FLAGS = ["--num-actors", str(ACTORS), "--num-levels", "3", "--total-frames", "1000000000"]
+COMMON_FLAGS = [
+    *("--num-actors", str(ACTORS), "--num-levels", "3", "--total-frames", "1000000000"),
+    *("--eval-episodes-per-level", "1"),
+]
 OBJECT_STORE = 200 << 20
 # Ray ends a learner that has not reached the cluster's head for this long; its default is 60.
 HEAD_SECONDS = 10

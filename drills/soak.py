@@ -26,7 +26,7 @@ from drills.trainee import ACTOR, EVALUATOR, Trainee, limit_memory
 FLAGS = [
     *("--num-actors", "2", "--envs-per-actor", "16", "--unroll-length", "64", "--update-epochs", "1"),
     *("--num-minibatches", "4", "--num-levels", "10", "--checkpoint-interval", "10", "--keep-checkpoints", "5"),
-    *("--total-frames", "1000000000", "--actor-timeout", "20"),
+    *("--total-frames", "1000000000", "--actor-timeout", "20", "--eval-episodes-per-level", "1"),
 ]
 SECONDS_BETWEEN_FAULTS = 30.0
 SECONDS_WITHOUT_DISK = 10.0

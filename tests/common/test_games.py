@@ -43,11 +43,11 @@ def pays_all_or_nothing(name):
     """Whether random play is rewarded only with 10, and only at the end of an episode."""
     from common.procgen_env import make_envs
 
-    envs = make_envs(64, Game(name, "easy"), 0, 0, rand_seed=0)
+    envs = make_envs(32, Game(name, "easy"), 0, 0, rand_seed=0)
     actions = np.random.RandomState(0)
     paid = set()
-    for _ in range(250):
-        envs.act(actions.randint(0, NUM_ACTIONS, 64, dtype=np.int32))
+    for _ in range(150):
+        envs.act(actions.randint(0, NUM_ACTIONS, 32, dtype=np.int32))
         rewards, _, first = envs.observe()
         paid |= {(float(reward), bool(end)) for reward, end in zip(rewards, first, strict=True) if reward}
     envs.close()
