@@ -104,7 +104,10 @@ def find_runs(paths: Sequence[Path]) -> list[ScoredRun]:
     for path in paths:
         if not path.is_dir():
             raise UsageError(f"{path} {'is not a directory' if path.exists() else 'does not exist'}")
-        directories = list(_run_directories(path))
+        try:
+            directories = list(_run_directories(path, set()))
+        except OSError as error:
+            raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
         if not directories:
             raise UsageError(f"{path} holds no runs: no directory in it has a config.json")
         for directory in directories:
@@ -157,13 +160,17 @@ def evaluation_differences(runs: Sequence[ScoredRun], split: Split, frames: int)
     return None
 
 
-def _run_directories(path: Path) -> Iterator[Path]:
+def _run_directories(path: Path, seen: set[Path]) -> Iterator[Path]:
+    """Runs at or below `path`; a directory that symbolic links reach twice, or in a circle, is searched once."""
+    if (resolved := path.resolve()) in seen:
+        return
+    seen.add(resolved)
     if RunDirectory(path).config.exists():
         yield path
         return
     for child in sorted(path.iterdir()):
         if child.is_dir() and not child.name.startswith("."):
-            yield from _run_directories(child)
+            yield from _run_directories(child, seen)
 
 
 def _read(run: RunDirectory) -> ScoredRun:

@@ -98,6 +98,7 @@ def make_plan(study: Study) -> Plan:
     _require_games(study.games)
     _require_flags(study)
     variants = _variants(study.vary)
+    _require_distinct(variants)
     runs = []
     for game, (variant, varied) in itertools.product(study.games, variants.items()):
         source = "--vary" if varied else "flags after --"
@@ -223,6 +224,17 @@ def _variants(vary: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
         label = "_".join(f"{flag(name)[2:]}={value}" for name, value in pairs) or ONLY_VARIANT
         variants[label] = tuple(word for name, value in pairs for word in _flag_words(name, value))
     return variants
+
+
+def _require_distinct(variants: Mapping[str, Sequence[str]]) -> None:
+    """Raises UsageError if two variants are the same settings, written differently."""
+    seen: list[tuple[str, CommandLine]] = []
+    for variant, flags in variants.items():
+        parsed = _parse(flags, f"--vary, {variant}")
+        for other, settings in seen:
+            if parsed == settings:
+                raise UsageError(f"--vary: {other} and {variant} are the same settings")
+        seen.append((variant, parsed))
 
 
 def _flag_words(name: str, value: str) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ PROJECT = Path(__file__).parents[2]
 
 def test_study_is_stopped_with_checkpoints_continued_and_compared(tiny, tmp_path, rows, learners, capsys):
     study = tmp_path / "study"
-    game, flags = tiny[1], [*tiny[2:], "--total-frames", str(64 * 150), "--checkpoint-interval", "150"]
+    game, flags = tiny[1], [*tiny[2:], "--total-frames", str(64 * 30), "--checkpoint-interval", "30"]
     command = [sys.executable, "-m", "learner", "study", str(study)]
 
     def start(*arguments):
@@ -46,7 +46,7 @@ def test_study_is_stopped_with_checkpoints_continued_and_compared(tiny, tmp_path
     assert process.returncode == 0, out + err
     assert "2 of 2 done" in out
     for run in runs:
-        assert [row["policy_version"] for row in rows(run / "metrics.jsonl")] == list(range(1, 151))
+        assert [row["policy_version"] for row in rows(run / "metrics.jsonl")] == list(range(1, 31))
     assert evaluator_main(["aggregate", str(study)]) == 0
     shown = capsys.readouterr().out
-    assert "gamma=0.9 " in shown and "gamma=0.99" in shown and "9,600" in shown
+    assert "gamma=0.9 " in shown and "gamma=0.99" in shown and "1,920" in shown

@@ -188,6 +188,8 @@ def test_runs_are_found_once_below_any_directory_also_copied(study, tmp_path):
     copied = find_runs([tmp_path / "elsewhere", tmp_path / "elsewhere" / "copy" / "maze"])
     assert len(copied) == 12
     assert summary_of(tmp_path / "elsewhere")["variants"] == summary_of(study)["variants"]
+    (study / "loop").symlink_to(study)
+    assert len(find_runs([study])) == 12
     (tmp_path / "empty").mkdir()
     for path, said in (("empty", "holds no runs"), ("missing", "does not exist")):
         with pytest.raises(UsageError, match=said):
