@@ -380,9 +380,9 @@ def embedded(directory: Path, outcomes: list[Outcome], short: bool) -> None:
         drill.harm_actors("all actors SIGKILL", psutil.Process.kill, number=ACTORS)
         drill.delete_tensorboard()
         drill.take_away_disk()
-        drill.fill_disks()
         drill.second_learner()
         if not short:
+            drill.fill_disks()
             trainee.wait("evaluator SIGSTOP", lambda: drill.num_scores() > scored, EVALUATOR_PATIENCE)
             happened = "found hung, started again; training went on meanwhile"
             now = trainee.last()
@@ -404,12 +404,11 @@ def ended(directory: Path, outcomes: list[Outcome], short: bool) -> None:
             drill.note("HOME does not exist", "started and trained", time.monotonic() - started, trainee.rows()[0])
         trainee.environment = environment
         drill.end_and_resume("learner SIGKILL, torn last line", lambda: trainee.learner.kill(), 1, drill.tear_last_line)
-        drill.end_and_resume("ray stop", drill.stop_ray)
         if not short:
+            drill.end_and_resume("ray stop", drill.stop_ray)
             drill.end_and_resume("raylet SIGKILL", drill.kill_raylet)
-        clean = partial(drill.clean_session_directory, directory / "ray")
-        drill.end_and_resume("session directory cleaned, actors SIGKILL", clean)
-        if not short:
+            clean = partial(drill.clean_session_directory, directory / "ray")
+            drill.end_and_resume("session directory cleaned, actors SIGKILL", clean)
             terminate, corrupt = partial(trainee.end, signal.SIGTERM), drill.corrupt_newest_checkpoint
             drill.end_and_resume("SIGTERM, newest checkpoint corrupt", terminate, 128 + signal.SIGTERM, corrupt)
 
