@@ -121,11 +121,11 @@ class ResumedRun:
 
     @property
     def procgen_change(self) -> str | None:
-        """What another build of Procgen than the run was started with means; None: it is the same build."""
+        """What another build of Procgen than the one that ran before means; None: it is the same build."""
         before, now = named_build(self.stored_versions), procgen_build()
         if before == now:
             return None
-        return f"Procgen is {now}, the run was started with {before}: same levels and rewards, some pixels may differ"
+        return f"Procgen is {now}, before it was {before}: same levels and rewards, some pixels may differ"
 
     def claim(self) -> None:
         """Nothing to do: the lock is held."""
