@@ -16,7 +16,7 @@ from common.process import prepare_process
 from evaluator.levels.behavior import PLAIN, action_sequences, batches, first_frames, play
 from evaluator.levels.level_file import audited_level_sets
 
-_BIASES = np.linspace(0.15, 0.95, 24)
+_BIASES = tuple(np.linspace(0.15, 0.95, 24))
 _SEED = 71
 _NUM_KEPT = 40
 
