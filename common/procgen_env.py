@@ -8,6 +8,7 @@ import abc
 import functools
 import importlib.util
 import re
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -153,11 +154,13 @@ def make_envs(
     rand_seed: int,
     num_threads: int = 0,
     render: bool = False,
+    center_agent: bool = True,
 ) -> ProcgenEnvs:
     """A batch of `num_envs` slots drawing levels from [start_level, start_level + num_levels).
 
     The order of levels depends only on `rand_seed` and the slot. `num_threads` C++ threads step the slots; with 0,
     `act` steps them on the caller's thread. `render` adds 512 x 512 images to `infos` (slow).
+    Without `center_agent`, frames show the whole level.
     """
     options: dict[str, Any] = {
         "env_name": game.env_name,
@@ -166,6 +169,7 @@ def make_envs(
         "num_levels": num_levels,
         "rand_seed": rand_seed,
         "num_threads": num_threads,
+        "center_agent": center_agent,
     }
     if render:
         options["render_mode"] = "rgb_array"
@@ -185,6 +189,78 @@ def level_state(game: Game, level: int) -> bytes:
     finally:
         single.close()
     return state
+
+
+# The first ints of a saved state after the format's number and the game's name (`Game::serialize` in game.cpp).
+_DRAWING_OPTIONS = (
+    "paint_vel_info",
+    "use_generated_assets",
+    "use_monochrome_assets",
+    "restrict_themes",
+    "use_backgrounds",
+    "center_agent",
+)
+_STATE_FORMAT = 0
+
+
+def drawn_with(state: bytes, game: Game, **options: bool) -> bytes:
+    """The saved state with other drawing options of Procgen. They change what frames show, not how the level plays.
+
+    `center_agent=False` draws the whole level. `use_monochrome_assets=True` draws each kind of object as a block of
+    one color. Some games set `center_agent` again when an episode starts.
+
+    Raises:
+        ValueError: `state` has another format or is not of `game`.
+    """
+    edited, offset = bytearray(state), _header_length(state, game)
+    for option, value in options.items():
+        struct.pack_into("<i", edited, offset + 4 * _DRAWING_OPTIONS.index(option), value)
+    return bytes(edited)
+
+
+def saved_layout(state: bytes, game: Game) -> tuple[bytes, frozenset[bytes]]:
+    """What a saved state says about the level, apart from how it is drawn: the grid and the set of objects on it.
+
+    The generator that decides what happens later and what only one game saves are not included. An object that lies
+    exactly on an equal one does not count.
+
+    Raises:
+        ValueError: `state` has another format or is not of `game`.
+    """
+    offset = _header_length(state, game) + 4 * _NUM_OPTIONS
+    for _ in range(2):  # the generators of levels and of what happens in one
+        offset = _after_generator(state, offset)
+    offset += 4 * _NUM_GAME_FIELDS
+    (num_objects,) = struct.unpack_from("<i", state, offset)
+    objects = np.frombuffer(state, "<i4", num_objects * _OBJECT_FIELDS, offset + 4).reshape(num_objects, -1).copy()
+    objects[:, _DRAWN_FIELDS] = 0
+    offset = _after_generator(state, offset + 4 + objects.nbytes + 4 * _NUM_VIEW_FIELDS)
+    offset += 4 * 9  # the size of the world and the last view
+    width, height, size = struct.unpack_from("<3i", state, offset)
+    if size != width * height or not objects.any(axis=1).all():
+        raise ValueError(f"the saved state of {game.env_name} has an unknown format")
+    return state[offset : offset + 4 * (3 + size)], frozenset(row.tobytes() for row in objects)
+
+
+# Numbers of 4-byte fields (`serialize` in game.cpp, basic-abstract-game.cpp and entity.cpp).
+_NUM_OPTIONS = 17
+_NUM_GAME_FIELDS = 16
+_NUM_VIEW_FIELDS = 19
+_OBJECT_FIELDS = 31
+_DRAWN_FIELDS = (7, 8)  # image_type, image_theme
+
+
+def _header_length(state: bytes, game: Game) -> int:
+    name = game.env_name.encode()
+    header = struct.pack("<2i", _STATE_FORMAT, len(name)) + name
+    if not state.startswith(header):
+        raise ValueError(f"not a saved state of {game.env_name} in format {_STATE_FORMAT}")
+    return len(header)
+
+
+def _after_generator(state: bytes, offset: int) -> int:
+    (length,) = struct.unpack_from("<i", state, offset + 4)
+    return offset + 8 + int(length)
 
 
 def envs_from_states(game: Game, states: Sequence[bytes], num_threads: int = 0) -> ProcgenEnvs:

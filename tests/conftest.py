@@ -114,6 +114,12 @@ def pytest_sessionfinish() -> None:
         sys.modules["ray"].shutdown()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_directory(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The audit's cache of this session and its learners; the user's is left alone."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def process_as_before() -> Iterator[None]:
     """Who joins a cluster in this process sets RAY_AUTH_MODE, and a learner its umask; the next module has neither."""

@@ -92,7 +92,7 @@ def _add_levels(commands: Any) -> None:
     parser = commands.add_parser(
         "levels",
         help="draw and audit training, validation and test levels",
-        description="Draws the level sets of a run with these settings and shows what the audit removed.",
+        description="Draws the level sets of a run with these settings and shows what the audit found.",
     )
     add = parser.add_argument
     text = "Procgen games, or all (default: coinrun)"

@@ -9,8 +9,8 @@ from common.cli import UsageError
 from common.process import prepare_process
 from common.storage.checkpoints import Checkpoint
 from evaluator.commands.files import run_of
-from evaluator.levels.level_file import audited_level_sets, stored_level_sets
-from evaluator.levels.level_sets import LevelSets
+from evaluator.levels.level_file import audited_level_sets, flags, stored_flags, stored_level_sets
+from evaluator.levels.level_sets import LevelSets, Split
 from evaluator.output.test_log import log_test_use
 from evaluator.scores.evaluation import Evaluation, evaluate
 
@@ -50,6 +50,12 @@ def level_sets_of(checkpoint: Checkpoint) -> LevelSets:
     """
     run = run_of(checkpoint)
     return audited_level_sets(checkpoint.config)[0] if run is None else stored_level_sets(run, checkpoint.config)
+
+
+def flags_of(checkpoint: Checkpoint) -> dict[tuple[Split, int], str]:
+    """Why levels of the checkpoint's level sets are unfit, by split and level."""
+    run = run_of(checkpoint)
+    return flags(audited_level_sets(checkpoint.config)[1]) if run is None else stored_flags(run.level_sets)
 
 
 def log_use_of_test_levels(checkpoint: Checkpoint, command: str, episodes_per_level: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from common.process import prepare_process
 from common.text import format_interval, format_score
 from evaluator.commands.files import open_checkpoint, open_run
-from evaluator.commands.playing import evaluate_all
+from evaluator.commands.playing import evaluate_all, flags_of
 from evaluator.levels.level_sets import Split
 from evaluator.output.text import print_table
 from evaluator.scores.evaluation import Evaluation
@@ -24,11 +24,12 @@ def run(options: argparse.Namespace) -> None:
     (evaluation,), settings = evaluate_all([checkpoint], options)
     held_out: Split = "validation" if "validation" in options.split else "test"
     row = evaluation.row(held_out)
+    flags = flags_of(checkpoint)
     if options.json:
         levels = {"levels": [asdict(level) for level in evaluation.levels]} if options.levels else {}
         print(json.dumps(row | {"path": str(checkpoint.path), **settings, **levels}))
     else:
-        _print_tables(evaluation, row, options.levels)
+        _print_tables(evaluation, row, flags, options.levels)
 
 
 def _backfill(options: argparse.Namespace) -> None:
@@ -45,7 +46,9 @@ def _backfill(options: argparse.Namespace) -> None:
     service.close()
 
 
-def _print_tables(evaluation: Evaluation, row: dict[str, Any], with_levels: bool) -> None:
+def _print_tables(
+    evaluation: Evaluation, row: dict[str, Any], flags: dict[tuple[Split, int], str], with_levels: bool
+) -> None:
     config = evaluation.checkpoint.config
     print(
         f"{config.env_name} {config.distribution_mode}, policy_version {evaluation.checkpoint.policy_version}, "
@@ -74,9 +77,15 @@ def _print_tables(evaluation: Evaluation, row: dict[str, Any], with_levels: bool
     if row["generalization_gap"] is not None:
         gap = format_score({"mean": row["generalization_gap"], "interval": row["generalization_gap_interval"]})
         print(f"generalization gap, training minus {row['held_out_split']}: {gap}")
+    flagged = [(level.split, level.level) for level in evaluation.levels if (level.split, level.level) in flags]
+    for split in dict.fromkeys(split for split, _ in flagged):
+        levels = [f"{level} {flags[split, level]}" for other, level in flagged if other == split]
+        print(
+            f"{split}: the audit flagged {len(levels)} of {evaluation.splits[split].levels} levels: {', '.join(levels)}"
+        )
     if with_levels:
         print_table(
-            ("split", "level", "episodes", "return", "success", "time-outs", "length"),
+            ("split", "level", "episodes", "return", "success", "time-outs", "length", "audit"),
             [
                 (
                     level.split,
@@ -86,7 +95,9 @@ def _print_tables(evaluation: Evaluation, row: dict[str, Any], with_levels: bool
                     f"{level.success_rate:.0%}",
                     f"{level.timeout_rate:.0%}",
                     f"{level.mean_length:.0f}",
+                    flags.get((level.split, level.level), ""),
                 )
                 for level in evaluation.levels
             ],
+            left=("split", "audit"),
         )

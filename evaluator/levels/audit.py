@@ -1,94 +1,121 @@
-"""Finds held-out levels that would distort a score: those that look like a training level or end immediately.
+"""Finds held-out levels that would distort a score: those that are a training level again or end immediately.
 
-Same picture: the first frame and frames after some no-ops, random steps and steps to the right are compared, because
-differences can be outside the first camera view. Two levels are the same if no colour value of any compared frame
-differs by more than `TOLERANCE` of 255. The tolerance ignores a dark background shifted by a few pixels (up to 26 in
-CoinRun, where a third of the easy levels has the same ground, crates and coin as one of 200 training levels) and the
-rounding of another build of Procgen's drawing library (up to 19). A moved coin, cheese or car differs by more (at
-least 36, in Maze).
+Same as a training level: both have the same layout, which is the saved grid and objects and the picture of the whole
+level with one color for each kind of object; and they behave the same: 24 action sequences, played to the end, give the
+same rewards and ends at the same steps. Where the sequences reach nothing, the layout decides. Such a level is the
+
+- `same_level` if it also looks the same to the agent: no color value of the first frame and of the picture of the whole
+  level differs by more than `TOLERANCE` of 255. The tolerance ignores CoinRun's dark background shifted by a few pixels
+  (differs by up to 28);
+- `same_layout` if it is drawn differently, for example with another background.
 
 Ends at once: with any one of the 15 actions repeated, the episode ends within `FEW_STEPS` steps without reward.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from common.config import Config
-from common.games import NUM_ACTIONS, OBSERVATION_SHAPE
-from evaluator.levels.level_envs import NUM_ENVS, batch_size, borrow_envs, level_state, load_states
-from evaluator.levels.level_sets import Removal, Split, scored_training_levels, training_range
+from common.games import NUM_ACTIONS
+from evaluator.levels.behavior import action_sequences, batches, first_frames, layouts, play
+from evaluator.levels.level_envs import batch_size, borrow_envs, level_state, load_states
+from evaluator.levels.level_sets import Reason, scored_training_levels, training_range
 
 TOLERANCE = 32
 FEW_STEPS = 5
-# Of more training levels a fixed sample is compared: each takes 1 ms to build and 7 kB.
+# Of more training levels a fixed sample is compared: each takes 1 ms to build.
 MAX_COMPARED = 20_000
 
-_NO_OP, _RIGHT, _UP_RIGHT = 4, 7, 8
-_ACTIONS = (
-    [_NO_OP] * 4
-    + [int(action) for action in np.random.RandomState(20203).randint(0, NUM_ACTIONS, 16)]
-    + [_RIGHT, _RIGHT, _UP_RIGHT] * 4
-)
-COMPARED_AFTER = (0, 4, 8, 12, 16, 20, 24, 28, 32)  # steps
-_BLOCK = 8
+# Two sequences explore; the others move right more and more, which ends most episodes of CoinRun within 60 steps.
+BIASES = (0.0, *np.linspace(0.25, 0.9, 23))
+_SEQUENCES_SEED = 20205
+_NUM_FIRST = 4  # sequences
+
+
+class Verdict(NamedTuple):
+    """Why a level should not be held out; `same_as` is the training level."""
+
+    reason: Reason
+    same_as: int | None = None
 
 
 class Audit:
-    """Checks candidates for held-out levels against the training levels of `config`; `num_checked` counts them."""
+    """Checks candidates for held-out levels against the training levels of `config`."""
 
     def __init__(self, config: Config):
         self.game = config.game
-        self.training_levels = _compared_training_levels(config)
-        self.num_checked = 0
-        # float32 [levels, frames * 192]: block means select the few pairs whose pixels have to be compared.
-        self._coarse = np.concatenate([_block_means(frames) for _, frames in self._play(self.training_levels)])
+        self.training_levels = compared_training_levels(config)
+        self._sequences = action_sequences(self.game, BIASES, _SEQUENCES_SEED)
+        self._trained: dict[bytes, list[int]] | None = None  # training levels by layout
+        self._first: dict[int, bytes] = {}  # what happens in the shortest sequences
+        self._behaviors: dict[int, bytes] = {}  # and in the others
 
-    def check(self, split: Split, levels: Sequence[int]) -> list[Removal | None]:
+    def judge(self, levels: Sequence[int]) -> list[Verdict | None]:
         """For each level the reason not to hold it out, or None."""
-        self.num_checked += len(levels)
         ending = self._ends_at_once(levels)
-        results: list[Removal | None] = []
-        for batch, frames in self._play(levels):
-            for level, own, means in zip(batch, frames, _block_means(frames), strict=True):
-                if level in ending:
-                    results.append(Removal(split, level, "ends_at_once"))
-                elif (same_as := self._find_same(own, means)) is not None:
-                    results.append(Removal(split, level, "same_picture", same_as))
-                else:
-                    results.append(None)
-        return results
+        same = self._same([level for level in levels if level not in ending])
+        return [Verdict("ends_at_once") if level in ending else same.get(level) for level in levels]
 
-    def _find_same(self, frames: np.ndarray, means: np.ndarray) -> int | None:
-        """The first training level with the same frames as `frames` `[frames, 64, 64, 3]`."""
-        # Block means differ by no more than the pixels do, so this excludes no match.
-        close = np.flatnonzero(np.abs(self._coarse[:, :192] - means[:192]).max(axis=1) <= TOLERANCE)
-        close = close[np.abs(self._coarse[close] - means).max(axis=1, initial=0) <= TOLERANCE]
-        for batch, others in self._play([self.training_levels[i] for i in close]):
-            for level, other in zip(batch, others, strict=True):
-                if np.abs(other.astype(np.int16) - frames).max() <= TOLERANCE:
-                    return level
-        return None
+    def _same(self, levels: Sequence[int]) -> dict[int, Verdict]:
+        """The verdict on those levels that are the same as a training level."""
+        if self._trained is None:
+            self._trained = defaultdict(list)
+            for layout, level in zip(layouts(self.game, self.training_levels), self.training_levels, strict=True):
+                self._trained[layout].append(level)
+        found = {
+            level: self._trained[layout]
+            for level, layout in zip(levels, layouts(self.game, levels), strict=True)
+            if layout in self._trained
+        }
+        # All levels of some games begin alike: a few short sequences tell most of them apart.
+        self._play(
+            self._first,
+            self._sequences[-_NUM_FIRST:],
+            [*(level for twins in found.values() for level in twins), *found],
+        )
+        twins = {}
+        for level, trained in found.items():
+            if alike := [other for other in trained if self._first[other] == self._first[level]]:
+                twins[level] = self._most_similar_first(level, alike)
+        verdicts = {}
+        remaining = list(twins)
+        while remaining:
+            pairs = {level: twins[level].pop(0) for level in remaining}
+            by_trained = sorted(remaining, key=lambda level: pairs[level][0])
+            paired = [each for level in by_trained for each in (pairs[level][0], level)]
+            self._play(self._behaviors, self._sequences[:-_NUM_FIRST], paired)
+            for level, (same_as, reason) in pairs.items():
+                if self._behaviors[level] == self._behaviors[same_as]:
+                    verdicts[level] = Verdict(reason, same_as)
+            remaining = [level for level in remaining if level not in verdicts and twins[level]]
+        return verdicts
 
-    def _play(self, levels: Sequence[int]) -> Iterator[tuple[Sequence[int], np.ndarray]]:
-        """Batches of (levels, uint8 frames to compare `[levels, frames, 64, 64, 3]`)."""
-        for batch in _batches(levels):
-            frames = np.empty((len(batch), len(COMPARED_AFTER), *OBSERVATION_SHAPE), np.uint8)
-            num_envs = batch_size(len(batch))
-            with borrow_envs(self.game, num_envs) as envs:
-                load_states(envs, [level_state(self.game, level) for level in batch], num_envs)
-                for step in range(len(_ACTIONS) + 1):
-                    if step in COMPARED_AFTER:
-                        frames[:, COMPARED_AFTER.index(step)] = envs.observe()[1][: len(batch)]
-                    if step < len(_ACTIONS):
-                        envs.act(np.full(num_envs, _ACTIONS[step], np.int32))
-            yield batch, frames
+    def _most_similar_first(self, level: int, trained: Sequence[int]) -> list[tuple[int, Reason]]:
+        """The training levels with the layout of `level`, those that look the same first."""
+        same: list[int] = []
+        for batch in batches(trained):
+            largest = np.zeros(len(batch))
+            for drawing in ({}, {"center_agent": False}):
+                frame = first_frames(self.game, [level], **drawing).astype(np.int16)
+                differences = np.abs(first_frames(self.game, batch, **drawing) - frame)
+                largest = np.maximum(largest, differences.max(axis=(1, 2, 3)))
+            same += [other for other, difference in zip(batch, largest, strict=True) if difference <= TOLERANCE]
+        others = [other for other in trained if other not in same]
+        return [*((other, "same_level") for other in same), *((other, "same_layout") for other in others)]
+
+    def _play(self, behaviors: dict[int, bytes], sequences: np.ndarray, levels: Sequence[int]) -> None:
+        """Adds to `behaviors` the levels that are missing."""
+        new = [level for level in dict.fromkeys(levels) if level not in behaviors]
+        behaviors.update(zip(new, play(self.game, new, sequences), strict=True))
 
     def _ends_at_once(self, levels: Sequence[int]) -> set[int]:
         """The levels that end without reward under every action; most drop out after the first one."""
         remaining: Sequence[int] = levels
         for action in range(NUM_ACTIONS):
-            remaining = [level for batch in _batches(remaining) for level in self._lost(batch, action)]
+            remaining = [level for batch in batches(remaining) for level in self._lost(batch, action)]
         return set(remaining)
 
     def _lost(self, levels: Sequence[int], action: int) -> list[int]:
@@ -108,11 +135,8 @@ class Audit:
         return [level for level, lost in zip(levels, is_lost, strict=True) if lost]
 
 
-def _batches(levels: Sequence[int]) -> Iterator[Sequence[int]]:
-    return (levels[start : start + NUM_ENVS] for start in range(0, len(levels), NUM_ENVS))
-
-
-def _compared_training_levels(config: Config) -> list[int]:
+def compared_training_levels(config: Config) -> list[int]:
+    """The training levels that candidates are compared with: all, or a fixed sample if there are too many."""
     levels = training_range(config)
     if not levels:
         return list(scored_training_levels(config))
@@ -120,10 +144,3 @@ def _compared_training_levels(config: Config) -> list[int]:
         return list(levels)
     chosen = np.random.RandomState(20204).choice(len(levels), MAX_COMPARED, replace=False)
     return [levels[int(i)] for i in np.sort(chosen)]
-
-
-def _block_means(frames: np.ndarray) -> np.ndarray:
-    """float32 `[levels, frames * 192]`: means of 8 x 8 pixels of uint8 `[levels, frames, 64, 64, 3]`."""
-    levels, count, height, width, channels = frames.shape
-    blocks = frames.reshape(levels, count, height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK, channels)
-    return blocks.mean(axis=(3, 5), dtype=np.float32).reshape(levels, -1)

@@ -16,7 +16,7 @@ from common.games import Game
 from common.procgen_env import ProcgenEnvs
 
 NUM_ENVS = 32  # the largest batch a policy is given; more only take memory (0.3 to 0.8 MiB each)
-_FEW_ENVS = 8
+FEW_ENVS = 8
 _MAX_STATES = 2048  # 10 kB each, compressed; beyond that the least recently used level is made again
 _MAX_IDLE = 3  # batches kept; an evaluator needs two for scores and the audit and one for videos
 
@@ -26,7 +26,7 @@ _idle: dict[tuple[Game, int, bool], ProcgenEnvs] = {}  # the least recently used
 
 def batch_size(num_levels: int) -> int:
     """The number of environments for playing `num_levels`: one of two, so that batches are reused."""
-    return _FEW_ENVS if num_levels <= _FEW_ENVS else NUM_ENVS
+    return FEW_ENVS if num_levels <= FEW_ENVS else NUM_ENVS
 
 
 def level_state(game: Game, level: int) -> bytes:

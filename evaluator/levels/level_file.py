@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,23 @@ from common.config import Config, ConfigError
 from common.storage.atomic_files import replace, write_durably
 from common.storage.run_directory import RunDirectory
 from common.versions import procgen_build
-from evaluator.levels.audit import COMPARED_AFTER, FEW_STEPS, TOLERANCE, Audit
-from evaluator.levels.level_sets import MAX_TRAIN_LEVELS, SPLITS, LevelSets, draw_level_sets, training_range
+from evaluator.levels.audit import BIASES, FEW_STEPS, TOLERANCE, Audit
+from evaluator.levels.audit_cache import AuditCache
+from evaluator.levels.level_sets import (
+    MAX_TRAIN_LEVELS,
+    SPLITS,
+    Finding,
+    LevelSets,
+    Split,
+    draw_level_sets,
+    replaces_unfit_levels,
+    training_range,
+)
 
-FORMAT = 1
+logger = logging.getLogger(__name__)
+
+# 1: the audit compared what the agent sees during the first 32 steps.
+FORMAT = 2
 # The settings that determine the level sets.
 _SETTINGS = ("env_name", "distribution_mode", "start_level", "num_levels", "held_out", "held_out_levels")
 
@@ -23,23 +37,40 @@ _SETTINGS = ("env_name", "distribution_mode", "start_level", "num_levels", "held
 def audited_level_sets(config: Config) -> tuple[LevelSets, dict[str, Any]]:
     """Draws and audits the level sets of `config`; returns them and the contents of levels.json.
 
+    Levels that the user's cache knows are not audited again.
+
     Raises:
         ConfigError: there are not enough suitable levels.
     """
     audit = Audit(config)
-    sets, removals = draw_level_sets(config, audit.check)
+    cache = AuditCache(audit.game, audit.training_levels)
+    num_checked = 0
+
+    def check(split: Split, levels: Sequence[int]) -> list[Finding | None]:
+        nonlocal num_checked
+        num_checked += len(levels)
+        new = [level for level in levels if level not in cache.verdicts]
+        if new:
+            cache.add(dict(zip(new, audit.judge(new), strict=True)))
+        verdicts = [(level, cache.verdicts[level]) for level in levels]
+        return [None if verdict is None else Finding(split, level, *verdict) for level, verdict in verdicts]
+
+    sets, found = draw_level_sets(config, check)
+    findings = [asdict(finding) for finding in found]
+    replaced = replaces_unfit_levels(config)
     contents: dict[str, Any] = {
         "format": FORMAT,
         "settings": {name: getattr(config, name) for name in _SETTINGS},
         "procgen": procgen_build(),
         "rule": _rule(config),
         "audit": {
-            "judged": audit.num_checked,
+            "judged": num_checked,
             "training_levels_compared": len(audit.training_levels),
-            "compared_after_steps": list(COMPARED_AFTER),
+            "action_sequences": len(BIASES),
             "tolerance": TOLERANCE,
             "few_steps": FEW_STEPS,
-            "removed": [asdict(removal) for removal in removals],
+            "removed": findings if replaced else [],
+            "flagged": [] if replaced else findings,
         },
         **{split: list(sets.of(split)) for split in SPLITS},
     }
@@ -69,7 +100,7 @@ def read_level_sets(path: Path, config: Config) -> LevelSets:
     try:
         contents = json.loads(path.read_bytes())
         sets = LevelSets(*(tuple(int(level) for level in contents[split]) for split in SPLITS))
-        settings = dict(contents["settings"])
+        settings, version = dict(contents["settings"]), contents["format"]
         sha256 = contents.pop("sha256", None)  # files of earlier versions have none
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
@@ -78,6 +109,13 @@ def read_level_sets(path: Path, config: Config) -> LevelSets:
     differing = [name for name in _SETTINGS if settings.get(name) != getattr(config, name)]
     if differing:
         raise ConfigError(f"{path} belongs to other settings ({', '.join(differing)})")
+    if version != FORMAT:
+        logger.warning(
+            "%s was made by another audit (format %s, now %s) and is kept: every score of this run uses its levels",
+            path,
+            version,
+            FORMAT,
+        )
     return sets
 
 
@@ -86,11 +124,29 @@ def _sha256(contents: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
 
 
-def describe_removal(removal: dict[str, Any]) -> str:
-    """Why a level was removed, from one entry of the audit's "removed" list in levels.json."""
-    if removal["reason"] == "same_picture":
-        return f"looks like training level {removal['same_as']}"
-    return "ends immediately under every action"
+def stored_flags(path: Path) -> dict[tuple[Split, int], str]:
+    """`flags` of a levels.json; empty if it is missing or damaged."""
+    try:
+        return flags(json.loads(path.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def flags(contents: dict[str, Any]) -> dict[tuple[Split, int], str]:
+    """Why levels that are scored are unfit, by split and level, from the contents of levels.json."""
+    flagged = contents["audit"].get("flagged", [])  # not in format 1
+    return {(finding["split"], int(finding["level"])): describe_finding(finding) for finding in flagged}
+
+
+def describe_finding(finding: dict[str, Any]) -> str:
+    """Why a level is unfit, from one entry of the audit's "removed" or "flagged" list in levels.json."""
+    descriptions = {
+        "same_level": "is training level {same_as} again",
+        "same_layout": "has the layout of training level {same_as}, drawn differently",
+        "same_picture": "looks like training level {same_as}",  # format 1
+        "ends_at_once": "ends immediately under every action",
+    }
+    return descriptions[finding["reason"]].format(same_as=finding["same_as"])
 
 
 def _write_once(path: Path, contents: dict[str, Any]) -> None:
@@ -132,6 +188,6 @@ def _rule(config: Config) -> dict[str, str]:
     end = levels.stop
     return {
         "train": train,
-        "validation": f"[{end + count}, {end + 2 * count}); replacements from {end + 2 * count} onward",
-        "test": f"[{end}, {end + count}); replacements from {end + 2 * count} onward",
+        "validation": f"[{end + count}, {end + 2 * count})",
+        "test": f"[{end}, {end + count})",
     }

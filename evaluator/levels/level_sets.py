@@ -1,13 +1,14 @@
 """The levels that are scored: training levels and two disjoint sets of held-out levels, validation and test.
 
-Validation levels are for choosing (a checkpoint, a setting), test levels for the final score. A level that the audit
-removes is replaced by the next one of its split's sequence, so the sets depend only on the settings, not on the run's
-seed: runs with different seeds are scored on the same levels.
+Validation levels are for choosing (a checkpoint, a setting), test levels for the final score. In a sample, a level that
+the audit finds unfit is replaced by the next one of its split's sequence; levels that are next to the training levels
+are kept and flagged. The sets depend only on the settings, not on the run's seed: runs with different seeds are scored
+on the same levels.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from random import Random
 from typing import Literal
 
@@ -28,18 +29,21 @@ _MAX_DRAWS = 1_000_000
 MAX_TRAIN_LEVELS = 1000
 
 
+Reason = Literal["same_level", "same_layout", "ends_at_once"]
+
+
 @dataclass(frozen=True, slots=True)
-class Removal:
-    """A candidate that was not taken: it looks like a training level or ends immediately."""
+class Finding:
+    """A candidate that is unfit: it is the same as a training level or ends immediately."""
 
     split: Split
     level: int
-    reason: Literal["same_picture", "ends_at_once"]
+    reason: Reason
     same_as: int | None = None  # the training level
 
 
-# Returns for each level the reason to remove it, or None.
-CheckLevels = Callable[[Split, Sequence[int]], list[Removal | None]]
+# Returns for each level why it is unfit, or None.
+CheckLevels = Callable[[Split, Sequence[int]], list[Finding | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +88,24 @@ def scored_training_levels(config: Config) -> tuple[int, ...]:
     return tuple(levels)
 
 
-def draw_level_sets(config: Config, check: CheckLevels | None = None) -> tuple[LevelSets, list[Removal]]:
-    """The level sets of `config` and the candidates that `check` removed; None skips the audit.
+def replaces_unfit_levels(config: Config) -> bool:
+    """Whether candidates that the audit finds unfit are replaced; otherwise they are kept and flagged."""
+    return config.held_out == "sample"
+
+
+def draw_level_sets(config: Config, check: CheckLevels | None = None) -> tuple[LevelSets, list[Finding]]:
+    """The level sets of `config` and what `check` found among the candidates; None skips the audit.
 
     held_out "next": the test levels are the `held_out_levels` levels right after the training levels, as in the
-    notebook, and the validation levels are the same number after those; replacements come after both. "sample": each
-    set is a fixed sample of all levels outside the training levels.
+    notebook, and the validation levels are the same number after those, whatever `check` finds. "sample": each set is a
+    fixed sample of all levels outside the training levels, without the levels that `check` finds unfit.
 
     Raises:
         ConfigError: there are not enough suitable levels outside the training levels.
     """
     train = scored_training_levels(config)
     taken = set(train)
-    removals: list[Removal] = []
+    findings: list[Finding] = []
     sets: dict[Split, tuple[int, ...]] = {"train": train}
     sources = _sources(config)
     for split in ("test", "validation"):
@@ -109,11 +118,12 @@ def draw_level_sets(config: Config, check: CheckLevels | None = None) -> tuple[L
                     f"--held-out-levels {config.held_out_levels} is too many: the training levels leave too few others"
                 )
             taken.update(candidates)
-            results = [None] * len(candidates) if check is None else check(split, candidates)
-            chosen += [level for level, removal in zip(candidates, results, strict=True) if removal is None]
-            removals += [removal for removal in results if removal is not None]
+            found = [] if check is None else [each for each in check(split, candidates) if each is not None]
+            unfit = {each.level for each in found} if replaces_unfit_levels(config) else ()
+            chosen += [level for level in candidates if level not in unfit]
+            findings += found
         sets[split] = tuple(chosen)
-    return LevelSets(sets["train"], sets["validation"], sets["test"]), removals
+    return LevelSets(sets["train"], sets["validation"], sets["test"]), findings
 
 
 def _sources(config: Config) -> dict[Split, Iterator[int]]:
@@ -121,11 +131,7 @@ def _sources(config: Config) -> dict[Split, Iterator[int]]:
     if config.held_out == "sample":
         return {split: _sequence(_SAMPLES[split]) for split in HELD_OUT_SPLITS}
     count, end = config.held_out_levels, training_range(config).stop
-    spare = iter(range(end + 2 * count, MAX_LEVEL_SEED))
-    return {
-        "test": chain(range(end, end + count), spare),
-        "validation": chain(range(end + count, end + 2 * count), spare),
-    }
+    return {"test": iter(range(end, end + count)), "validation": iter(range(end + count, end + 2 * count))}
 
 
 def _take_distinct(count: int, source: Iterator[int], *excluded: Collection[int]) -> list[int]:

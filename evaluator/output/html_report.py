@@ -22,7 +22,7 @@ from common.storage.checkpoints import list_checkpoints
 from common.storage.jsonl import read_jsonl
 from common.storage.run_directory import RunDirectory
 from common.text import MISSING, format_interval, format_score
-from evaluator.levels.level_file import describe_removal
+from evaluator.levels.level_file import describe_finding
 from evaluator.levels.level_sets import SPLITS, Split
 from evaluator.output.scoreboard import LEVEL_CHOICES, LevelHistory, scoreboard
 from evaluator.scores.ranking import best_row
@@ -229,16 +229,23 @@ def _level_sets(path: Path) -> dict[str, Any] | None:
     """None if levels.json is missing or damaged."""
     try:
         contents = json.loads(path.read_bytes())
-        removed = contents["audit"]["removed"]
+        audit = contents["audit"]
+        found = {"removed": audit["removed"], "flagged": audit.get("flagged", [])}  # format 1 has no flagged levels
         return {
             "sets": [(split, contents[split], contents["rule"][split]) for split in SPLITS],
-            "judged": contents["audit"]["judged"],
-            "num_same": sum(removal["reason"] == "same_picture" for removal in removed),
-            "removed": Table(
-                ("level", "split", "reason"),
-                [(str(removal["level"]), removal["split"], describe_removal(removal)) for removal in removed],
-                ("split", "reason"),
-            ),
+            "judged": audit["judged"],
+            "num_ending": {
+                outcome: sum(finding["reason"] == "ends_at_once" for finding in findings)
+                for outcome, findings in found.items()
+            },
+            "found": {
+                outcome: Table(
+                    ("level", "split", "reason"),
+                    [(str(each["level"]), each["split"], describe_finding(each)) for each in findings],
+                    ("split", "reason"),
+                )
+                for outcome, findings in found.items()
+            },
         }
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,63 +1,108 @@
-"""Uses real Procgen; the matching and the lost levels were found by looking at the frames."""
+"""Uses real Procgen. `behave_alike` plays action sequences that the audit does not use."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.level_audit import behave_alike, nearest_pairs
 from common.config import Config, ConfigError, Machine, resolve
 from common.games import Game
-from common.procgen_env import make_envs
+from common.procgen_env import drawn_with, make_envs, saved_layout
 from common.storage.run_directory import RunDirectory
-from evaluator.levels.audit import FEW_STEPS, TOLERANCE, Audit
-from evaluator.levels.level_file import audited_level_sets, read_level_sets, stored_level_sets
+from evaluator.levels import audit_cache, level_file
+from evaluator.levels.audit import FEW_STEPS, Audit, Verdict
+from evaluator.levels.audit_cache import AuditCache
+from evaluator.levels.behavior import first_frames
+from evaluator.levels.level_envs import level_state
+from evaluator.levels.level_file import audited_level_sets, flags, read_level_sets, stored_level_sets
+
+COINRUN = Game("coinrun", "easy")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache directory."""
+    directory = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(directory))
+    return directory / "heldout"
 
 
 def easy(env_name: str, **given: Any) -> Config:
     return resolve("easy", {"env_name": env_name, "held_out_levels": 3, **given}, Machine())
 
 
-def first_frame(env_name: str, level: int) -> np.ndarray:
-    envs = make_envs(1, Game(env_name, "easy"), level, 1, rand_seed=0)
-    frame = envs.observe()[1][0].copy()
-    envs.close()
-    return frame.astype(np.int16)
-
-
 # 14 and 50013 are the same room with the same coin; only the dark rock in the background is shifted by some pixels.
 SAME_COINRUN_LEVELS = (14, 50013)
 
 
-def test_level_that_looks_like_a_training_level_is_removed() -> None:
+def test_level_that_is_a_training_level_again_is_found() -> None:
     trained, same = SAME_COINRUN_LEVELS
-    difference = np.abs(first_frame("coinrun", trained) - first_frame("coinrun", same))
-    assert 0 < difference.max() <= TOLERANCE
-    (removal,) = Audit(easy("coinrun", start_level=trained, num_levels=1)).check("test", [same])
-    assert removal is not None
-    assert (removal.split, removal.level, removal.reason, removal.same_as) == ("test", same, "same_picture", trained)
+    frames = first_frames(COINRUN, SAME_COINRUN_LEVELS)
+    assert (frames[0] != frames[1]).any()
+    assert Audit(easy("coinrun", start_level=trained, num_levels=1)).judge([same]) == [Verdict("same_level", trained)]
 
 
 def test_training_level_is_the_same_as_itself_and_others_are_not() -> None:
-    results = Audit(easy("coinrun", start_level=3, num_levels=2)).check("validation", [4, 0, 1, 2])
-    assert [removal is None for removal in results] == [False, True, True, True]
+    verdicts = Audit(easy("coinrun", start_level=3, num_levels=2)).judge([4, 0, 1, 2])
+    assert verdicts == [Verdict("same_level", 4), None, None, None]
 
 
-def test_levels_with_the_same_first_frame_only_are_not_the_same() -> None:
-    """Comparing only the first frame would match them: the difference is outside the camera view."""
-    audit = Audit(easy("coinrun", num_levels=200))
-    means = audit._coarse
-    pairs = [
-        (a, b)
-        for a in range(200)
-        for b in range(a)
-        if np.abs(means[a, :192] - means[b, :192]).max() < 1 and np.abs(means[a] - means[b]).max() > 60
-    ]
+def test_levels_that_begin_alike_and_continue_differently_are_not_the_same() -> None:
+    """Comparing what the agent sees at the start would match them."""
+    levels = range(200)
+    frames = np.concatenate([first_frames(COINRUN, levels[i : i + 25]) for i in range(0, 200, 25)]).astype(np.int16)
     a, b = next(
-        (a, b) for a, b in pairs if np.abs(first_frame("coinrun", a) - first_frame("coinrun", b)).max() <= TOLERANCE
+        (a, b)
+        for a in levels
+        for b in range(a)
+        if np.abs(frames[a] - frames[b]).max() <= 32
+        and saved_layout(level_state(COINRUN, a), COINRUN) != saved_layout(level_state(COINRUN, b), COINRUN)
     )
-    assert Audit(easy("coinrun", start_level=a, num_levels=1)).check("test", [b]) == [None]
+    assert Audit(easy("coinrun", start_level=a, num_levels=1)).judge([b]) == [None]
+
+
+def test_same_maze_before_another_background_has_the_same_layout() -> None:
+    trained, same = 199, 67_427_987
+    frames = first_frames(Game("maze", "easy"), [trained, same]).astype(np.int16)
+    assert np.abs(frames[0] - frames[1]).max() > 32
+    assert Audit(easy("maze", start_level=trained, num_levels=1)).judge([same]) == [Verdict("same_layout", trained)]
+
+
+@pytest.mark.processes  # each takes 10 s of one core or more
+@pytest.mark.parametrize(("env_name", "num_removed", "num_kept"), [("coinrun", 40, 200), ("maze", 15, 100)])
+def test_other_action_sequences_confirm_removed_and_kept_levels(env_name: str, num_removed: int, num_kept: int) -> None:
+    audit = Audit(easy(env_name, num_levels=200))
+    candidates = [int(level) for level in np.random.RandomState(3).randint(1000, 2**31 - 1, 520)]
+    removed: list[tuple[int, int]] = []
+    kept: list[int] = []
+    while len(removed) < num_removed or len(kept) < num_kept:
+        assert candidates
+        batch, candidates = candidates[:130], candidates[130:]
+        for level, verdict in zip(batch, audit.judge(batch), strict=True):
+            if verdict is None:
+                kept.append(level)
+            elif verdict.same_as is not None:
+                removed.append((level, verdict.same_as))
+    assert len(behave_alike(audit.game, removed[:num_removed])) >= 0.97 * num_removed
+    assert len(behave_alike(audit.game, nearest_pairs(audit.game, kept[:num_kept], range(200)))) <= 0.01 * num_kept
+
+
+@pytest.mark.parametrize("env_name", ["coinrun", "jumper", "caveflyer", "leaper"])
+def test_edited_state_draws_the_whole_level_like_an_environment_made_so(env_name: str) -> None:
+    game = Game(env_name, "easy")
+    (frame,) = first_frames(game, [5], center_agent=False)
+    envs = make_envs(1, game, 5, 1, rand_seed=0, center_agent=False)
+    np.testing.assert_array_equal(envs.observe()[1][0], frame)
+    envs.close()
+
+
+def test_state_of_another_game_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a saved state of maze in format 0"):
+        drawn_with(level_state(COINRUN, 3), Game("maze", "easy"), center_agent=False)
 
 
 def test_jumper_levels_that_end_under_every_action_are_found() -> None:
@@ -77,8 +122,8 @@ def test_jumper_levels_that_end_under_every_action_are_found() -> None:
             envs.close()
             if not ended or reward > 0:
                 lost.discard(level)
-    results = Audit(easy("jumper", num_levels=2)).check("test", levels)
-    found = {removal.level for removal in results if removal is not None and removal.reason == "ends_at_once"}
+    verdicts = Audit(easy("jumper", num_levels=2)).judge(levels)
+    found = {level for level, verdict in zip(levels, verdicts, strict=True) if verdict == Verdict("ends_at_once")}
     assert found == lost
     assert 0 < len(lost) < 20
 
@@ -117,6 +162,80 @@ def test_edited_levels_are_refused(tmp_path: Path) -> None:
     run.level_sets.write_text(json.dumps(contents))
     with pytest.raises(ConfigError, match=r"levels\.json was edited"):
         stored_level_sets(run, config)
+
+
+def test_next_levels_are_flagged_and_stored(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    config = resolve("lab", {"env_name": "jumper"}, Machine())
+    sets = stored_level_sets(run, config)
+    assert (sets.test, sets.validation) == (tuple(range(20, 40)), tuple(range(40, 60)))
+    contents = json.loads(run.level_sets.read_text())
+    flagged = flags(contents)
+    assert contents["audit"]["removed"] == [] and contents["audit"]["judged"] == 40
+    assert flagged and set(flagged.values()) == {"ends immediately under every action"}
+    assert all(level in sets.of(split) for split, level in flagged)
+
+
+def test_level_sets_of_the_first_audit_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run, config = RunDirectory(tmp_path), easy("leaper", num_levels=2)
+    sets = stored_level_sets(run, config)
+    contents = json.loads(run.level_sets.read_text()) | {"format": 1}
+    del contents["audit"]["flagged"], contents["sha256"]
+    run.level_sets.write_text(json.dumps(contents))
+    with caplog.at_level(logging.WARNING):
+        assert stored_level_sets(run, config) == sets
+    assert "was made by another audit (format 1, now 2) and is kept" in caplog.text
+    assert flags(contents) == {}
+
+
+def test_cache_answers_without_playing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = easy("jumper", num_levels=2, held_out_levels=20)
+    first = audited_level_sets(config)
+    assert [path.name.startswith("audit-jumper-easy-") for path in cache.iterdir()] == [True]
+    monkeypatch.setattr(level_file.Audit, "judge", None)
+    assert audited_level_sets(config) == first
+    monkeypatch.undo()
+    monkeypatch.setattr(level_file.Audit, "judge", lambda audit, levels: [None] * len(levels))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent))
+    for other in ({"num_levels": 3}, {"start_level": 1}, {"env_name": "ninja"}, {"distribution_mode": "hard"}):
+        settings = {"num_levels": 2, "held_out_levels": 20, "env_name": "jumper"} | other
+        assert not audited_level_sets(easy(**settings))[1]["audit"]["removed"]  # audited by the false judge
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "[]", "null", "changed", "other build"])
+def test_damaged_cache_is_computed_again(
+    damage: str, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained = [0, 1]
+    AuditCache(COINRUN, trained).add({7: Verdict("same_level", 1), 8: None, 9: Verdict("ends_at_once")})
+    assert AuditCache(COINRUN, trained).verdicts[7] == Verdict("same_level", 1)
+    (path,) = cache.iterdir()
+    text = path.read_text()
+    path.write_text(text.replace("same_level", "same_layout") if damage == "changed" else damage)
+    if damage == "other build":
+        path.write_text(text)
+        monkeypatch.setattr(audit_cache, "procgen_build", lambda: "procgen 0.10.8")
+    assert AuditCache(COINRUN, trained).verdicts == {}
+    assert ("is ignored" in caplog.text) == (damage != "other build")
+    AuditCache(COINRUN, trained).add({7: None})
+    assert AuditCache(COINRUN, trained).verdicts == {7: None}
+
+
+def test_cache_is_optional(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.parent.joinpath("heldout").write_text("a file")  # root may write everywhere
+    no_directory = AuditCache(COINRUN, [0])
+    no_directory.add({7: None})
+    assert no_directory.verdicts == {7: None}
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError))
+    AuditCache(COINRUN, [0]).add({7: None})
+
+
+def test_writers_of_one_cache_keep_each_others_verdicts(cache: Path) -> None:
+    one, other = AuditCache(COINRUN, [0]), AuditCache(COINRUN, [0])
+    one.add({1: None})
+    other.add({2: Verdict("ends_at_once")})
+    assert AuditCache(COINRUN, [0]).verdicts == {1: None, 2: Verdict("ends_at_once")}
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"train": [1], "validation": 3}'])

@@ -8,9 +8,10 @@ import pytest
 from common import procgen_env
 from common.config import Machine, resolve
 from common.games import GAMES, Game
-from common.procgen_env import envs_from_states, make_envs
+from common.procgen_env import drawn_with, envs_from_states, make_envs
 from evaluator.levels import level_envs
 from evaluator.levels.audit import Audit
+from evaluator.levels.behavior import FAST, PLAIN
 from evaluator.levels.level_envs import borrow_envs, level_state, load_states
 
 LEAPER = Game("leaper", "easy")
@@ -33,8 +34,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Counter:
 
 def test_audit_makes_each_level_once(made: Counter) -> None:
     audit = Audit(resolve("easy", {"env_name": "jumper", "num_levels": 40}, Machine()))
-    audit.check("test", range(10_000, 10_040))
-    audit.check("validation", range(10_000, 10_040))
+    audit.judge(range(10_000, 10_040))
+    audit.judge(range(10_000, 10_040))
     assert made == {1: 80, 32: 1, 8: 1}
 
 
@@ -66,6 +67,12 @@ def test_used_batch_plays_loaded_states_like_a_new_one(env_name: str) -> None:
     with borrow_envs(game, 3) as envs:
         load_states(envs, [level_state(game, 11)], 3)
         played(envs)
+        load_states(envs, [drawn_with(state, game, center_agent=False, **PLAIN) for state in states], 3)
+        envs.observe()
+        load_states(envs, [drawn_with(state, game, **FAST) for state in states], 3)
+        rewards, _, first = played(envs)
+        np.testing.assert_array_equal(rewards[1:], expected[0][1:])
+        np.testing.assert_array_equal(first[1:], expected[2][1:])
         load_states(envs, states, 3)
         for one, other in zip(played(envs)[1:], expected[1:], strict=True):
             np.testing.assert_array_equal(one, other)

@@ -5,7 +5,7 @@ import pytest
 
 from common.config import Config, ConfigError, Machine, resolve
 from common.games import MAX_LEVEL_SEED
-from evaluator.levels.level_sets import LevelSets, Removal, Split, draw_level_sets, live_splits
+from evaluator.levels.level_sets import Finding, LevelSets, Split, draw_level_sets, live_splits
 
 
 def sets(preset: str, **given: Any) -> LevelSets:
@@ -53,23 +53,20 @@ def test_training_on_all_levels_is_scored_on_a_disjoint_sample() -> None:
     assert len(set(every.train + every.validation + every.test)) == 600
 
 
-def test_removed_level_is_replaced_by_the_next_of_its_sequence() -> None:
-    def check(split: Split, levels: Sequence[int]) -> list[Removal | None]:
-        return [Removal(split, level, "ends_at_once") if level in (21, 40, 60, 61) else None for level in levels]
+def test_next_levels_are_kept_and_flagged() -> None:
+    def check(split: Split, levels: Sequence[int]) -> list[Finding | None]:
+        return [Finding(split, level, "ends_at_once") if level in (21, 40, 60) else None for level in levels]
 
-    lab, removals = draw_level_sets(resolve("lab", {}, Machine()), check)
-    assert lab.test == (20, *range(22, 40), 62)  # 60 and 61 are removed as well
-    assert lab.validation == (*range(41, 60), 63)
-    assert [(removal.split, removal.level) for removal in removals] == [
-        ("test", 21),
-        ("test", 60),
-        ("test", 61),
-        ("validation", 40),
-    ]
+    lab, findings = draw_level_sets(resolve("lab", {}, Machine()), check)
+    assert lab == sets("lab")
+    assert [(finding.split, finding.level) for finding in findings] == [("test", 21), ("validation", 40)]
+
+
+def test_unfit_level_of_a_sample_is_replaced_by_the_next_of_its_sequence() -> None:
     easy = draw_level_sets(resolve("easy", {}, Machine()))[0].validation
 
-    def check_second(split: Split, levels: Sequence[int]) -> list[Removal | None]:
-        return [Removal(split, level, "ends_at_once") if level == easy[1] else None for level in levels]
+    def check_second(split: Split, levels: Sequence[int]) -> list[Finding | None]:
+        return [Finding(split, level, "ends_at_once") if level == easy[1] else None for level in levels]
 
     assert draw_level_sets(resolve("easy", {}, Machine()), check_second)[0].validation == (
         easy[0],
@@ -96,12 +93,6 @@ def test_next_levels_beyond_the_last_level_are_refused() -> None:
     assert sets("lab", **last, held_out_levels=2).validation[-1] == MAX_LEVEL_SEED - 1
     with pytest.raises(ConfigError, match=r"--held-out: 2 x 3 levels .* 2147483646"):
         sets("lab", **last, held_out_levels=3)
-
-
-def test_replacements_beyond_the_last_level_are_refused() -> None:
-    last = resolve("lab", {"start_level": MAX_LEVEL_SEED - 7, "num_levels": 3, "held_out_levels": 2}, Machine())
-    with pytest.raises(ConfigError, match="--held-out-levels 2 is too many"):
-        draw_level_sets(last, lambda split, levels: [Removal(split, level, "ends_at_once") for level in levels])
 
 
 def test_training_range_that_leaves_too_few_levels_is_refused() -> None:

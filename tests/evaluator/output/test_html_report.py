@@ -91,10 +91,10 @@ def run(config: Config, tmp_path: Path) -> RunDirectory:
                 writer.writerow((version, *astuple(LevelScore(split, level, 2, 10 * rate, rate, 0.0, 50.0))))  # type: ignore[arg-type]
     sets = {"train": [0, 1], "validation": [2, 3], "test": list(range(1000, 1100))}
     removed = [
-        {"split": "validation", "level": 771, "reason": "same_picture", "same_as": 1},
+        {"split": "validation", "level": 771, "reason": "same_layout", "same_as": 1},
         {"split": "test", "level": 772, "reason": "ends_at_once", "same_as": None},
     ]
-    audit = {"judged": 104, "removed": removed}
+    audit = {"judged": 104, "removed": removed, "flagged": []}
     run.level_sets.write_text(json.dumps({"rule": dict.fromkeys(sets, "[0, 2)"), "audit": audit, **sets}))
     run.scores_plot.write_bytes(picture(SCORES, "png"))
     run.levels_plot.write_bytes(picture(LEVELS, "png"))
@@ -201,8 +201,8 @@ def test_page_shows_scores_levels_videos_and_settings(run: RunDirectory) -> None
         "Levels solved by version 30",
         "validation solved 1 of 2 3 newly solved 1 3 forgotten 1 2 never solved 0",
         "Version 30, validation level 2, worst: the lowest mean return. Return 0.00, success 0% of 2 episodes.",
-        "The audit removed 2 of 104 candidates before anything was scored: 1 because they look like a training",
-        "771 validation looks like training level 1",
+        "The audit removed 2 of 104 candidates before anything was scored: 1 because they are the same as a training",
+        "771 validation has the layout of training level 1, drawn differently",
         "772 test ends immediately under every action",
         "Played by command once.",
         "1 2026-11-23 19:53 UTC score 30 2",
@@ -254,6 +254,23 @@ def test_missing_files_are_named(run: RunDirectory) -> None:
 def test_live_use_of_test_levels_is_reported(run: RunDirectory) -> None:
     append_jsonl(run.evaluations, row(40, 5.0, 5.0, test=score(4.5, 4.0, 5.0)))
     assert "1 of 4 evaluations during training played test levels" in Page(render_report(run)).text
+
+
+def test_flagged_levels_are_named_as_scored(run: RunDirectory) -> None:
+    sets = json.loads(run.level_sets.read_text())
+    sets["audit"] |= {"removed": [], "flagged": [{"split": "test", "level": 25, "reason": "same_level", "same_as": 3}]}
+    run.level_sets.write_text(json.dumps(sets))
+    text = Page(render_report(run)).text
+    assert "The audit flagged 1 of 104 candidates" in text and "They are scored nevertheless" in text
+    assert "25 test is training level 3 again" in text
+
+
+def test_level_sets_of_the_first_audit_are_shown(run: RunDirectory) -> None:
+    sets = json.loads(run.level_sets.read_text())
+    removed = [{"split": "test", "level": 25, "reason": "same_picture", "same_as": 3}]
+    sets["audit"] = {"judged": 104, "removed": removed}
+    run.level_sets.write_text(json.dumps(sets))
+    assert "25 test looks like training level 3" in Page(render_report(run)).text
 
 
 def test_html_in_names_and_files_is_escaped(run: RunDirectory, tmp_path: Path) -> None:
