@@ -38,7 +38,7 @@ COMMON_FLAGS = [
     *("--num-actors", str(ACTORS), "--num-levels", "3", "--total-frames", "1000000000"),
     *("--eval-episodes-per-level", "1"),
 ]
-OBJECT_STORE = 200 << 20
+OBJECT_STORE = 320 << 20
 # Ray ends a learner that has not reached the cluster's head for this long; its default is 60.
 HEAD_SECONDS = 10
 DISK_FULL_SECONDS = 4.0

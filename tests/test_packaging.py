@@ -69,10 +69,7 @@ def test_wheel_holds_our_four_packages_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
     sources = [path for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
-    data = {
-        *("output/report.html.j2", "output/published.json"),
-        *("studies/page.html.j2"),
-    }
+    data = {"output/report.html.j2", "output/published.json", "studies/page.html.j2"}
     assert files == {*(f"evaluator/{name}" for name in data), *(path.relative_to(ROOT).as_posix() for path in sources)}
     assert wheel.name == "heldout-0.1.0-py3-none-any.whl"
 
