@@ -6,10 +6,14 @@ import re
 import pytest
 
 from common.config import resolve
+from common.storage.checkpoints import load_checkpoint
 from common.storage.jsonl import append_jsonl, read_jsonl
 from common.storage.run_directory import RunDirectory
 from evaluator.__main__ import main
 from evaluator.levels.level_file import stored_level_sets
+from evaluator.levels.level_sets import draw_level_sets
+from evaluator.output.score_files import ScoreFiles
+from evaluator.scores.evaluation import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +57,22 @@ def test_tables_show_what_json_holds_and_nothing_is_written(study, capsys):
     assert re.search(r"leaper +default +2 +10,000 +5\.75 +5\.\d\d to \d\.\d\d", out)
     assert "normalized by the ranges `openai`" in out
     assert files(study) == before
+
+
+def test_scores_that_the_evaluator_writes_are_read(save, config, level_sets, tmp_path, capsys):
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    run.write_config(config, {}, {})
+    run.level_sets.write_bytes(level_sets)
+    checkpoint = load_checkpoint(save(run.checkpoints, 10), policy_only=True)
+    files = ScoreFiles(run, config)
+    slots = draw_level_sets(config)[0].slots(("train", "test"))
+    row = files.add(evaluate(checkpoint, slots, 1, config.seed), skipped=0, eval_seconds=0.0, updates_behind=0)
+    files.close()
+    assert main(["aggregate", str(run.path), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    game = summary["variants"]["default"]["games"]["leaper"]
+    assert (summary["split"], game["seeds"], game["frames"]) == ("test", {"7": row["test"]["mean"]}, [10_000, 10_000])
 
 
 def test_page_is_one_file_that_loads_nothing(study, tmp_path, capsys):
