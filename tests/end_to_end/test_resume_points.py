@@ -7,14 +7,14 @@ import torch
 
 from common.storage.checkpoints import list_checkpoints, load_checkpoint
 
-UPDATES = 6
+UPDATES = 3
 # Updates take longer than a hundred resume points: one is written after every update.
 SETTINGS = [
     *("--num-actors", "2", "--envs-per-actor", "16", "--unroll-length", "128", "--num-minibatches", "4"),
-    *("--update-epochs", "3", "--num-levels", "20", "--checkpoint-interval", str(10**6), "--no-evaluator"),
+    *("--update-epochs", "1", "--num-levels", "20", "--checkpoint-interval", str(10**6), "--no-evaluator"),
     *("--mode", "sync", "--total-frames", str(UPDATES * 4096)),
 ]
-KILLED_AFTER = 4
+KILLED_AFTER = 2
 TIMES = ("time", "fps", "seconds_")
 
 
