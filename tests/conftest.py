@@ -5,6 +5,7 @@ Fixtures come by themselves; import the functions: `from tests.conftest import w
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -118,6 +119,17 @@ def pytest_sessionfinish() -> None:
 def cache_directory(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The audit's cache of this session and its learners; the user's is left alone."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def default_signals() -> Iterator[None]:
+    """Learners started here react to signals as in a terminal, also where pytest itself was started by `nohup`."""
+    ignored = [signum for signum in (signal.SIGHUP, signal.SIGQUIT) if signal.getsignal(signum) == signal.SIG_IGN]
+    for signum in ignored:
+        signal.signal(signum, signal.SIG_DFL)
+    yield
+    for signum in ignored:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="module", autouse=True)

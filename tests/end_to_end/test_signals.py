@@ -73,7 +73,7 @@ def test_a_closed_terminal_ends_a_run_after_a_checkpoint(tiny, tmp_path, rows):
 
 @pytest.mark.timeout(240)
 def test_suspension_longer_than_actor_timeout_changes_nothing(start_learner, run_learner, tiny, tmp_path, rows):
-    updates = 300
+    updates = 120
     settings = [*tiny, "--mode", "sync", "--no-evaluator", "--total-frames", 64 * updates, "--actor-timeout", 5]
     assert run_learner(*settings, "--run-dir", tmp_path / "whole").returncode == 0
     process = start_learner(*settings, "--run-dir", tmp_path / "run")
@@ -82,7 +82,7 @@ def test_suspension_longer_than_actor_timeout_changes_nothing(start_learner, run
     for one in everyone:
         one.suspend()
     before = rows(tmp_path / "run" / "metrics.jsonl")
-    time.sleep(12)
+    time.sleep(8)
     assert rows(tmp_path / "run" / "metrics.jsonl") == before and len(before) < updates
     for one in reversed(everyone):
         one.resume()

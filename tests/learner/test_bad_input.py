@@ -234,6 +234,6 @@ def test_config_edited_by_hand_is_refused_with_file_setting_and_both_values(stor
 
 
 def test_edited_levels_of_a_resumed_run_are_refused_before_anything_starts(stored_run, refused):
-    edited = {"settings": {}, "train": [0], "validation": [1], "test": [2], "sha256": "of other contents"}
+    edited = {"format": 2, "settings": {}, "train": [0], "validation": [1], "test": [2], "sha256": "of other contents"}
     stored_run.level_sets.write_text(json.dumps(edited))
     assert f"{stored_run.level_sets} was edited" in refused("--resume", stored_run.path)

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import struct
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ from common.storage.run_directory import RunDirectory
 from evaluator.levels import audit_cache, level_file
 from evaluator.levels.audit import FEW_STEPS, Audit, Verdict
 from evaluator.levels.audit_cache import AuditCache
-from evaluator.levels.behavior import first_frames
+from evaluator.levels.behavior import first_frames, play
 from evaluator.levels.level_envs import level_state
 from evaluator.levels.level_file import audited_level_sets, flags, read_level_sets, stored_level_sets
 
 COINRUN = Game("coinrun", "easy")
+MAZE = Game("maze", "easy")
+GOAL, SPACE = 2, 100  # of a maze's grid (maze.cpp)
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +71,7 @@ def test_levels_that_begin_alike_and_continue_differently_are_not_the_same() -> 
 
 def test_same_maze_before_another_background_has_the_same_layout() -> None:
     trained, same = 199, 67_427_987
-    frames = first_frames(Game("maze", "easy"), [trained, same]).astype(np.int16)
+    frames = first_frames(MAZE, [trained, same]).astype(np.int16)
     assert np.abs(frames[0] - frames[1]).max() > 32
     assert Audit(easy("maze", start_level=trained, num_levels=1)).judge([same]) == [Verdict("same_layout", trained)]
 
@@ -88,7 +92,42 @@ def test_other_action_sequences_confirm_removed_and_kept_levels(env_name: str, n
             elif verdict.same_as is not None:
                 removed.append((level, verdict.same_as))
     assert len(behave_alike(audit.game, removed[:num_removed])) >= 0.97 * num_removed
-    assert len(behave_alike(audit.game, nearest_pairs(audit.game, kept[:num_kept], range(200)))) <= 0.01 * num_kept
+    alike = behave_alike(audit.game, nearest_pairs(audit.game, kept[:num_kept], range(200)))
+    if env_name == "maze":  # in a large maze random actions may reach nothing, which says nothing about two levels
+        alike = [pair for pair in alike if plays_like(pair, solution(pair[0]))]
+    assert len(alike) <= 0.01 * num_kept
+
+
+def plays_like(pair: tuple[int, int], actions: list[int]) -> bool:
+    """Whether the actions, which must reach the goal of the first maze, give the same rewards and ends in both."""
+    sequence = np.full((1, MAZE.time_limit), 4, np.int32)
+    sequence[0, : len(actions)] = actions
+    nothing, *outcomes = (
+        play(MAZE, [level], each)[0]
+        for level, each in ((pair[0], np.full_like(sequence, 4)), (pair[0], sequence), (pair[1], sequence))
+    )
+    assert outcomes[0] != nothing
+    return outcomes[0] == outcomes[1]
+
+
+def solution(level: int) -> list[int]:
+    """The shortest way to the goal of a maze, found in its saved grid. A step moves by one cell."""
+    grid, _ = saved_layout(level_state(MAZE, level), MAZE)
+    width, _, _, *cells = struct.unpack(f"<{len(grid) // 4}i", grid)
+    at = {(i % width, i // width): kind for i, kind in enumerate(cells)}
+    free = {place for place, kind in at.items() if kind in (SPACE, GOAL)}
+    start = min(free, key=lambda place: (place[1], place[0]))  # the corner at the bottom left
+    ways: dict[tuple[int, int], list[int]] = {start: []}
+    queue = deque([start])
+    while queue:
+        x, y = queue.popleft()
+        if at[x, y] == GOAL:
+            return ways[x, y]
+        for action, place in ((1, (x - 1, y)), (7, (x + 1, y)), (3, (x, y - 1)), (5, (x, y + 1))):
+            if place in free and place not in ways:
+                ways[place] = [*ways[x, y], action]
+                queue.append(place)
+    raise AssertionError(f"maze {level} has no solution")
 
 
 @pytest.mark.parametrize("env_name", ["coinrun", "jumper", "caveflyer", "leaper"])

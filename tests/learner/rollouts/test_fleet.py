@@ -335,10 +335,11 @@ def test_elastic_fleet_starts_with_what_fits_but_not_below_min_actors(new_fleet)
     fleet.stop()
     wait_for_free_cpus()
     fleet = new_fleet(tiny_config(num_actors=4, envs_per_actor=1, min_actors=3))
+    wait_until(lambda: len(fleet.ready()) == ACTORS)
     with pytest.raises(
-        FleetError, match=r"2 of at least 3 actors could be placed within 10 s: .* the cluster has 2 CPU"
+        FleetError, match=r"2 of at least 3 actors could be placed within 1 s: .* the cluster has 2 CPU"
     ):
-        fleet.wait_until_placed(10, never)
+        fleet.wait_until_placed(1, never)
 
 
 def test_slow_start_is_reported_with_the_flag_of_its_deadline(new_fleet):
