@@ -14,7 +14,6 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks.processes import kill_tree
 from common.storage.checkpoints import load_newest_complete
 from learner.startup.flags import parse
 from tests.conftest import num_lines, wait_until
@@ -54,7 +53,7 @@ esac
 class BatchShell:
     """A job script run as Slurm's batch step runs it, with stand-ins for everything it starts."""
 
-    def __init__(self, directory: Path, script: Path, *arguments: str, end: str = "0", nodes: int = 2):
+    def __init__(self, directory: Path, script: Path, *arguments: str, end: str = "0", nodes: int = 1, task: int = 1):
         self.calls, self.temporary = directory / "calls", directory / "t"
         environment = directory / "environment"
         for path in (self.calls, self.temporary, environment / "bin"):
@@ -63,7 +62,7 @@ class BatchShell:
             path = environment / "bin" / name
             path.write_text(f"#!/bin/bash\n{text}")
             path.chmod(0o755)
-        job = {"JOB_ID": "7", "JOB_NUM_NODES": nodes, "CPUS_PER_TASK": 3, "SUBMIT_DIR": PROJECT, "ARRAY_TASK_ID": 1}
+        job = {"JOB_ID": "7", "JOB_NUM_NODES": nodes, "CPUS_PER_TASK": 3, "SUBMIT_DIR": PROJECT, "ARRAY_TASK_ID": task}
         self.process = subprocess.Popen(
             ["bash", script, *arguments],
             env={
@@ -194,8 +193,9 @@ def stat_mode(path: Path) -> int:
 def test_study_task_runs_the_line_of_its_array_index(short_path: Path) -> None:
     shell = BatchShell(short_path, STUDY, "study")
     assert shell.exit_code() == 0
-    assert shell.call("learner") == "<-m><learner><--run-dir><a  b>"
-    assert f"RAY_TMPDIR={shell.temporary / 'heldout-7'}" in shell.call("learner-environment")
+    assert shell.call("learner").endswith("<--run-dir><a  b>")
+    beyond = BatchShell(short_path / "b", STUDY, "study", task=3)
+    assert beyond.exit_code() == 2 and not beyond.call("learner")
 
 
 # ---- On a real Slurm ----
@@ -215,6 +215,7 @@ SlurmctldPort={ports[0]}
 AuthType=auth/munge
 AuthInfo=socket={directory}/munge.socket,cred_expire=5
 SlurmUser=root
+FirstJobId={first_job}
 StateSaveLocation={directory}/state
 SlurmdSpoolDir={directory}/spool-%n
 SlurmctldPidFile={directory}/slurmctld.pid
@@ -253,6 +254,7 @@ class Slurm:
         }
         (directory / "state").mkdir()
         values = {"host": socket.gethostname(), "address": get_node_ip_address(), "ports": ports}
+        values["first_job"] = 1000 + 10 * os.getpid()  # whose files in /tmp are not those of another test's job
         (directory / "slurm.conf").write_text(CONFIGURATION.format(directory=directory, **values))
         key = directory / "munge.key"
         key.touch(mode=0o600)
@@ -307,10 +309,31 @@ class Slurm:
         self.call("scancel", job, check=True)
         wait_until(lambda: not self.call("squeue", "-h", "-j", job))
 
+    def processes(self, job: str | None = None) -> list[psutil.Process]:
+        """All processes of this Slurm, or those of a job, whoever their parents are now."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                environment = process.environ()
+                is_ours = environment.get("SLURM_CONF") == self.environment["SLURM_CONF"]
+                if (
+                    is_ours
+                    and process.status() != psutil.STATUS_ZOMBIE
+                    and job in (None, environment.get("SLURM_JOB_ID"))
+                ):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def assert_nothing_is_left_of(self, job: str) -> None:
+        wait_until(lambda: not self.processes(job), seconds=40)
+        assert not list(Path("/tmp").glob(f"heldout-{job}*"))
+
     def stop(self) -> None:
-        self.call("scancel", "--signal=KILL", "--full", "--user=root")
-        for daemon in reversed(self._daemons):
-            kill_tree(psutil.Process(daemon.pid))
+        for process in self.processes():
+            process.kill()
+        for daemon in self._daemons:
             daemon.wait()
 
 
@@ -323,28 +346,11 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     slurm.stop()
 
 
-def processes_of(job: str) -> list[psutil.Process]:
-    """All processes that were started in a job, whoever their parents are now."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("SLURM_JOB_ID") == job and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
 def assert_checkpoint_is_newest(run: Path, rows: Callable[[Path], list[dict[str, Any]]]) -> None:
     newest = load_newest_complete(run / "checkpoints", on_damaged=pytest.fail)
     versions = [row["policy_version"] for row in rows(run / "metrics.jsonl")]
     assert versions == list(range(1, len(versions) + 1))
     assert newest is not None and newest.policy_version == versions[-1]
-
-
-def assert_nothing_is_left_of(job: str) -> None:
-    wait_until(lambda: not processes_of(job), seconds=40)
-    assert not list(Path("/tmp").glob(f"heldout-{job}*"))
 
 
 @pytest.mark.processes
@@ -357,7 +363,7 @@ def test_run_over_two_nodes_continues_after_the_time_limit_and_scancel_leaves_a_
     job = slurm.submit("--nodes=2", f"--output={output}", TRAIN, *flags)
     slurm.wait_for(job, lambda: num_lines(metrics) >= 3, output)
     assert "token authentication" in output.read_text()
-    actors = [process for process in processes_of(job) if "RolloutActor" in "".join(process.cmdline())]
+    actors = [process for process in slurm.processes(job) if "RolloutActor" in "".join(process.cmdline())]
     assert sorted(actor.environ()["SLURMD_NODENAME"] for actor in actors) == ["n1", "n2"]
 
     slurm.call("scancel", "--batch", "--signal=USR1", job, check=True)  # as Slurm does before the time limit
@@ -368,12 +374,12 @@ def test_run_over_two_nodes_continues_after_the_time_limit_and_scancel_leaves_a_
     assert "it continues bit for bit" in output.read_text()
 
     slurm.cancel(job)
-    assert_nothing_is_left_of(job)
+    slurm.assert_nothing_is_left_of(job)
     assert_checkpoint_is_newest(run, rows)
 
 
 @pytest.mark.processes
-def test_array_tasks_on_one_host_do_not_collide_and_scancel_leaves_their_newest_updates(
+def test_array_tasks_on_one_host_do_not_collide_and_scancel_leaves_their_checkpoints(
     slurm: Slurm, tiny: list[str], tmp_path: Path, rows: Callable[[Path], list[dict[str, Any]]]
 ) -> None:
     study = tmp_path / "study"
@@ -388,5 +394,5 @@ def test_array_tasks_on_one_host_do_not_collide_and_scancel_leaves_their_newest_
     assert len(tasks) == 2  # both trained at the same time
     slurm.cancel(job)
     for task, run in zip(sorted(tasks), runs, strict=True):
-        assert_nothing_is_left_of(task)
+        slurm.assert_nothing_is_left_of(task)
         assert_checkpoint_is_newest(run, rows)
