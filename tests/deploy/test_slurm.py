@@ -368,7 +368,7 @@ def test_run_over_two_nodes_continues_after_the_time_limit_and_scancel_leaves_a_
     metrics = run / "metrics.jsonl"
     flags = [*tiny, "--no-evaluator", "--checkpoint-interval", 10**6, "--total-frames", 10**9, "--run-dir", run]
     job = slurm.submit("--nodes=2", f"--output={output}", TRAIN, *flags)
-    slurm.wait_for(job, lambda: num_lines(metrics) >= 3, output)
+    slurm.wait_for(job, lambda: num_lines(metrics) >= 2, output)
     assert "token authentication" in output.read_text()
     actors = [process for process in slurm.processes(job) if "RolloutActor" in "".join(process.cmdline())]
     assert sorted(actor.environ()["SLURMD_NODENAME"] for actor in actors) == ["n1", "n2"]
@@ -376,7 +376,7 @@ def test_run_over_two_nodes_continues_after_the_time_limit_and_scancel_leaves_a_
     slurm.call("scancel", "--batch", "--signal=USR1", job, check=True)  # as Slurm does before the time limit
     wait_until(lambda: "requeued" in output.read_text())
     trained = num_lines(metrics)
-    slurm.wait_for(job, lambda: num_lines(metrics) >= trained + 3, output)
+    slurm.wait_for(job, lambda: num_lines(metrics) > trained, output)
     assert f"resumed at policy_version {trained}," in output.read_text()
     assert "it continues bit for bit" in output.read_text()
 
@@ -396,7 +396,7 @@ def test_array_tasks_on_one_host_do_not_collide_and_scancel_leaves_their_checkpo
     output = tmp_path / "output-%a"
     job = slurm.submit(f"--array=1-{len(lines)}", "--nodelist=n1", f"--output={output}", STUDY, study)
     runs = [study / tiny[1] / "default" / f"seed-{seed}" for seed in (0, 1)]
-    slurm.wait_for(job, lambda: all(num_lines(run / "metrics.jsonl") >= 3 for run in runs), tmp_path / "output-1")
+    slurm.wait_for(job, lambda: all(num_lines(run / "metrics.jsonl") >= 2 for run in runs), tmp_path / "output-1")
     tasks = slurm.call("squeue", "-h", "-t", "R", "-o", "%A", "-j", job).split()
     assert len(tasks) == 2  # both trained at the same time
     slurm.cancel(job)
