@@ -17,6 +17,7 @@ FOREIGN_FLAGS = {
     "dashboard-port disable-usage-stats generate head include-dashboard max-worker-port metrics-export-port "
     "min-worker-port node-ip-address node-manager-port num-cpus object-manager-port port ray-client-server-port "
     "runtime-env-agent-port temp-dir working-dir",
+    "slurm": "array cpus-per-task gpus-per-node nodes signal time",
     "docker": "build network no-build no-recreate no-trunc scale",
     "prometheus and tensorboard": "config.file logdir",
     "benchmarks and drills": "data-sets peers quick rounds updates",

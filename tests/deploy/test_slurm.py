@@ -1,0 +1,405 @@
+"""The job scripts of Slurm: their logic with stand-ins for Slurm and the learner, and on a real Slurm of two nodes."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from common.storage.checkpoints import load_newest_complete
+from learner.startup.flags import parse
+from tests.conftest import num_lines, wait_until
+
+PROJECT = Path(__file__).parents[2]
+SCRIPTS = PROJECT / "deploy" / "slurm"
+TRAIN, STUDY = SCRIPTS / "train.sbatch", SCRIPTS / "study.sbatch"
+each_script = pytest.mark.parametrize("script", [TRAIN, STUDY], ids=lambda path: path.name)
+
+# Stand-ins: each writes how it was called. The learner ends as FAKE_END says; with `wait`, only after a signal.
+FAKES = {
+    "python": f"""case "$1 $2 $3" in
+"-m learner study") printf '%s\\n' "python -m learner --run-dir 'a  b'" 'python -m learner second' ;;
+"-m learner"*)
+  printf '<%s>' "$@" >"$CALLS/learner"
+  env >"$CALLS/learner-environment"
+  trap 'echo HUP >>"$CALLS/signals"; exit 138' HUP
+  trap 'echo TERM >>"$CALLS/signals"; exit 143' TERM
+  trap 'echo USR1 >>"$CALLS/signals"; exit 138' USR1
+  touch "$CALLS/started"
+  [ "$FAKE_END" = wait ] || exit "$FAKE_END"
+  for _ in {{1..300}}; do sleep 0.1; done ;;
+*) exec {shlex.quote(sys.executable)} "$@" ;;
+esac
+""",
+    "ray": 'printf "<%s>" "$@" >"$CALLS/ray"; env >"$CALLS/ray-environment"; cp "$RAY_AUTH_TOKEN_PATH" "$CALLS/token"\n'
+    'echo $$ >"$CALLS/ray-pid"; exec sleep 100\n',
+    "srun": 'printf "<%s>" "$@" >"$CALLS/srun"; env >"$CALLS/srun-environment"; cat >"$CALLS/srun-input"\n',
+    "scontrol": """echo "$*" >>"$CALLS/scontrol"
+case "$1 $2" in
+"show hostnames") printf 'n1\\nn2\\nn3\\n' ;;
+"show node") echo "   NodeAddr=127.0.0.1 NodeHostName=$3" ;;
+esac
+""",
+}
+
+
+class BatchShell:
+    """A job script run as Slurm's batch step runs it, with stand-ins for everything it starts."""
+
+    def __init__(self, directory: Path, script: Path, *arguments: str, end: str = "0", nodes: int = 1, task: int = 1):
+        self.calls, self.temporary = directory / "calls", directory / "t"
+        environment = directory / "environment"
+        for path in (self.calls, self.temporary, environment / "bin"):
+            path.mkdir(parents=True)
+        for name, text in FAKES.items():
+            path = environment / "bin" / name
+            path.write_text(f"#!/bin/bash\n{text}")
+            path.chmod(0o755)
+        job = {"JOB_ID": "7", "JOB_NUM_NODES": nodes, "CPUS_PER_TASK": 3, "SUBMIT_DIR": PROJECT, "ARRAY_TASK_ID": task}
+        self.job = "7"
+        if script == STUDY:  # the last task of an array, whose number stands for all of them
+            job["ARRAY_JOB_ID"], self.job = "7", f"7_{task}"
+        self.process = subprocess.Popen(
+            ["bash", script, *arguments],
+            env={
+                **{"PATH": os.environ["PATH"], "SLURMD_NODENAME": "n1", "FAKE_END": end, "CALLS": str(self.calls)},
+                **{"HELDOUT_ENV": str(environment), "HELDOUT_TMP": str(self.temporary)},
+                **{f"SLURM_{name}": str(value) for name, value in job.items()},
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def exit_code(self) -> int:
+        out, _ = self.process.communicate(timeout=60)
+        print(out)
+        return self.process.returncode
+
+    def call(self, name: str) -> str:
+        path = self.calls / name
+        return path.read_text() if path.exists() else ""
+
+    @property
+    def requeued(self) -> bool:
+        requeued = [line.split()[1] for line in self.call("scontrol").splitlines() if line.startswith("requeue")]
+        assert requeued in ([], [self.job])
+        return bool(requeued)
+
+
+@pytest.fixture
+def short_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory whose path leaves room for Ray's sockets, as the scripts require."""
+    path = Path("/tmp") / f"heldout-test-{os.getpid()}"
+    path.mkdir(mode=0o700)
+    yield path
+    shutil.rmtree(path)
+
+
+@each_script
+def test_job_scripts_are_valid_and_ask_slurm_for_a_signal_and_requeueing(script: Path) -> None:
+    subprocess.run(["bash", "-n", script], check=True)
+    asked = [line.removeprefix("#SBATCH ") for line in script.read_text().splitlines() if line.startswith("#SBATCH ")]
+    assert {"--signal=B:USR1@120", "--requeue", "--open-mode=append"} <= set(asked)
+    # Slurm reads them only before the first command.
+    commands = [line for line in script.read_text().splitlines() if line and not line.startswith("#")]
+    assert script.read_text().index("#SBATCH --requeue") < script.read_text().index(commands[0])
+
+
+@each_script
+def test_shellcheck_finds_nothing_in_job_scripts(script: Path) -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run(["shellcheck", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@each_script
+@pytest.mark.parametrize(("end", "requeued"), [("0", False), ("138", True), ("1", False), ("2", False)])
+def test_job_ends_with_the_learners_exit_code_and_is_requeued_after_138(
+    short_path: Path, script: Path, end: str, requeued: bool
+) -> None:
+    shell = BatchShell(short_path, script, "study", end=end)
+    assert shell.exit_code() == int(end)
+    assert shell.requeued is requeued
+    assert not list(shell.temporary.iterdir())
+
+
+@each_script
+def test_usr1_reaches_the_learner_and_the_job_is_requeued(short_path: Path, script: Path) -> None:
+    shell = BatchShell(short_path, script, "study", end="wait")
+    wait_until((shell.calls / "started").exists, shell.process)
+    shell.process.send_signal(signal.SIGUSR1)
+    assert shell.exit_code() == 138
+    assert shell.call("signals") == "USR1\n" and shell.requeued
+
+
+@each_script
+def test_sigterm_reaches_the_learner_only_as_sighup_and_nothing_is_requeued(short_path: Path, script: Path) -> None:
+    shell = BatchShell(short_path, script, "study", end="wait")
+    wait_until((shell.calls / "started").exists, shell.process)
+    shell.process.send_signal(signal.SIGTERM)
+    assert shell.exit_code() == 138  # as if SIGUSR1 had come before
+    assert shell.call("signals") == "HUP\n" and not shell.requeued
+
+
+def test_learner_gets_the_job_flags_after_those_of_the_script(short_path: Path) -> None:
+    shell = BatchShell(short_path, TRAIN, "--run-dir", "runs/my run", "--num-actors", "4:64")
+    assert shell.exit_code() == 0
+    flags = shell.call("learner").removeprefix("<-m><learner><").removesuffix(">").split("><")
+    parsed = parse(flags)
+    assert re.fullmatch(r"127\.0\.0\.1:\d+", parsed.address or "")
+    assert str(parsed.resume) == "auto" and parsed.run_dir == Path("runs/my run")
+    assert parsed.overrides == {"num_actors": 64, "min_actors": 4}
+    without_flags = BatchShell(short_path / "b", TRAIN)
+    assert without_flags.exit_code() == 0
+    assert "<runs/slurm-7>" in without_flags.call("learner")
+
+
+def test_every_node_gets_the_token_by_its_standard_input_alone(short_path: Path) -> None:
+    shell = BatchShell(short_path, TRAIN, nodes=3)
+    assert shell.exit_code() == 0
+    token = shell.call("token")
+    assert re.fullmatch("[0-9a-f]{64}", token)
+    assert shell.call("srun-input") == f"{token}\n"
+    assert "<--relative=1><--nodes=2><--ntasks=2><--cpus-per-task=3>" in shell.call("srun")
+    for name in ("ray", "srun", "learner"):
+        assert "RAY_AUTH_MODE=token" in shell.call(f"{name}-environment")
+        assert token not in shell.call(name) + shell.call(f"{name}-environment")
+
+
+def test_ray_survives_sigterm_and_ends_with_the_job(short_path: Path) -> None:
+    shell = BatchShell(short_path, TRAIN, end="wait", nodes=1)
+    wait_until((shell.calls / "started").exists, shell.process)
+    wait_until((shell.calls / "ray-pid").exists, shell.process)
+    ray = psutil.Process(int(shell.call("ray-pid")))
+    ray.send_signal(signal.SIGTERM)
+    assert stat_mode(shell.temporary / "heldout-7") == 0o700 and stat_mode(shell.temporary / "heldout-7/token") == 0o600
+    time.sleep(0.3)
+    assert ray.status() == psutil.STATUS_SLEEPING
+    shell.process.send_signal(signal.SIGUSR1)
+    assert shell.exit_code() == 138
+    assert not ray.is_running()
+    assert not shell.call("srun")
+
+
+def stat_mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def test_study_task_runs_the_line_of_its_array_index(short_path: Path) -> None:
+    shell = BatchShell(short_path, STUDY, "study")
+    assert shell.exit_code() == 0
+    assert shell.call("learner").endswith("<--run-dir><a  b>")
+    beyond = BatchShell(short_path / "b", STUDY, "study", task=3)
+    assert beyond.exit_code() == 2 and not beyond.call("learner")
+
+
+# ---- On a real Slurm ----
+
+
+def why_no_slurm() -> str | None:
+    if missing := [name for name in ("slurmctld", "slurmd", "munged") if shutil.which(name, path=SYSTEM_PATH) is None]:
+        return f"{', '.join(missing)} not installed (Debian's packages slurm-wlm and munge)"
+    return "Slurm's daemons need root" if os.getuid() else None
+
+
+SYSTEM_PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+CONFIGURATION = """
+ClusterName=test
+SlurmctldHost={host}({address})
+SlurmctldPort={ports[0]}
+AuthType=auth/munge
+AuthInfo=socket={directory}/munge.socket,cred_expire=5
+SlurmUser=root
+FirstJobId={first_job}
+StateSaveLocation={directory}/state
+SlurmdSpoolDir={directory}/spool-%n
+SlurmctldPidFile={directory}/slurmctld.pid
+SlurmdPidFile={directory}/slurmd-%n.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+ReturnToService=2
+KillWait=30
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SlurmdParameters=config_overrides
+MpiDefault=none
+NodeName=n1 NodeHostname={host} NodeAddr={address} Port={ports[1]} CPUs=2 RealMemory=8000
+NodeName=n2 NodeHostname={host} NodeAddr={address} Port={ports[2]} CPUs=2 RealMemory=8000
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+class Slurm:
+    """A Slurm of two nodes, both this host, with a munge of its own."""
+
+    def __init__(self, directory: Path):
+        import socket
+
+        from ray.util import get_node_ip_address
+
+        sockets = [socket.create_server(("", 0)) for _ in range(3)]
+        ports = [each.getsockname()[1] for each in sockets]
+        for each in sockets:
+            each.close()
+        self.directory = directory
+        self.environment = {**os.environ, "PATH": SYSTEM_PATH, "SLURM_CONF": str(directory / "slurm.conf")}
+        self.environment |= {
+            "HELDOUT_ENV": str(Path(sys.executable).parents[1]),
+            "HELDOUT_OBJECT_STORE": str(256 << 20),
+        }
+        (directory / "state").mkdir()
+        values = {"host": socket.gethostname(), "address": get_node_ip_address(), "ports": ports}
+        values["first_job"] = 1000 + 10 * os.getpid()  # whose files in /tmp are not those of another test's job
+        (directory / "slurm.conf").write_text(CONFIGURATION.format(directory=directory, **values))
+        key = directory / "munge.key"
+        key.touch(mode=0o600)
+        key.write_bytes(os.urandom(128))
+        self._daemons: list[subprocess.Popen[bytes]] = []
+        names = {"socket": "munge.socket", "key-file": "munge.key", "pid-file": "munged.pid", "log-file": "munged.log"}
+        files = [f"--{flag}={directory / name}" for flag, name in {**names, "seed-file": "munged.seed"}.items()]
+        self._start("munged", "--foreground", "--force", *files)
+        wait_until((directory / "munge.socket").exists, self._daemons[-1])
+        self._start("slurmctld", "-D", "-i")
+        for node in ("n1", "n2"):
+            self._start("slurmd", "-D", "-N", node)
+        wait_until(lambda: self.call("sinfo", "-h", "-N", "-o", "%T").split() == ["idle", "idle"], self._daemons[1])
+
+    def _start(self, program: str, *arguments: object) -> None:
+        with open(self.directory / f"{program}-{len(self._daemons)}.log", "wb") as log:
+            self._daemons.append(
+                subprocess.Popen(
+                    [program, *map(str, arguments)], env=self.environment, stdout=log, stderr=log,
+                    stdin=subprocess.DEVNULL, start_new_session=True,
+                )
+            )  # fmt: skip
+
+    def call(self, *command: object, check: bool = False) -> str:
+        done = subprocess.run(
+            [*map(str, command)], env=self.environment, cwd=PROJECT, capture_output=True, text=True, timeout=60
+        )
+        assert not check or done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def submit(self, *arguments: object) -> str:
+        """The job's number."""
+        return self.call("sbatch", "--parsable", "--cpus-per-task=1", "--mem=1G", *arguments, check=True)
+
+    def wait_for(self, job: str, condition: Callable[[], bool], output: Path) -> None:
+        """Waits for a condition; a requeued job starts without the pause that Slurm makes by default."""
+
+        def is_met() -> bool:
+            state = self.call("squeue", "-h", "-o", "%T", "-j", job)
+            if "PENDING" in state:
+                self.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+            return condition() or not state
+
+        try:
+            wait_until(is_met)
+            assert condition(), "the job ended"
+        except (AssertionError, pytest.fail.Exception) as failure:
+            pytest.fail(f"{failure}\n{output.read_text() if output.exists() else 'no output'}")
+
+    def cancel(self, job: str) -> None:
+        """Returns when the job is no longer in the queue."""
+        self.call("scancel", job, check=True)
+        wait_until(lambda: not self.call("squeue", "-h", "-j", job))
+
+    def processes(self, job: str | None = None) -> list[psutil.Process]:
+        """All processes of this Slurm, or those of a job, whoever their parents are now."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                environment = process.environ()
+                is_ours = environment.get("SLURM_CONF") == self.environment["SLURM_CONF"]
+                if (
+                    is_ours
+                    and process.status() != psutil.STATUS_ZOMBIE
+                    and job in (None, environment.get("SLURM_JOB_ID"))
+                ):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def assert_nothing_is_left_of(self, job: str) -> None:
+        wait_until(lambda: not self.processes(job), seconds=40)
+        assert not list(Path("/tmp").glob(f"heldout-{job}*"))
+
+    def stop(self) -> None:
+        for process in self.processes():
+            process.kill()
+        for daemon in self._daemons:
+            daemon.wait()
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    if (reason := why_no_slurm()) is not None:
+        pytest.skip(f"no Slurm can be started on this machine: {reason}")
+    slurm = Slurm(tmp_path_factory.mktemp("slurm"))
+    yield slurm
+    slurm.stop()
+
+
+def assert_checkpoint_is_newest(run: Path, rows: Callable[[Path], list[dict[str, Any]]]) -> None:
+    newest = load_newest_complete(run / "checkpoints", on_damaged=pytest.fail)
+    versions = [row["policy_version"] for row in rows(run / "metrics.jsonl")]
+    assert versions == list(range(1, len(versions) + 1))
+    assert newest is not None and newest.policy_version == versions[-1]
+
+
+@pytest.mark.processes
+def test_run_over_two_nodes_continues_after_the_time_limit_and_scancel_leaves_a_checkpoint(
+    slurm: Slurm, tiny: list[str], tmp_path: Path, rows: Callable[[Path], list[dict[str, Any]]]
+) -> None:
+    run, output = tmp_path / "run", tmp_path / "output"
+    metrics = run / "metrics.jsonl"
+    flags = [*tiny, "--no-evaluator", "--checkpoint-interval", 10**6, "--total-frames", 10**9, "--run-dir", run]
+    job = slurm.submit("--nodes=2", f"--output={output}", TRAIN, *flags)
+    slurm.wait_for(job, lambda: num_lines(metrics) >= 2, output)
+    assert "token authentication" in output.read_text()
+    actors = [process for process in slurm.processes(job) if "RolloutActor" in "".join(process.cmdline())]
+    assert sorted(actor.environ()["SLURMD_NODENAME"] for actor in actors) == ["n1", "n2"]
+
+    slurm.call("scancel", "--batch", "--signal=USR1", job, check=True)  # as Slurm does before the time limit
+    wait_until(lambda: "requeued" in output.read_text())
+    trained = num_lines(metrics)
+    slurm.wait_for(job, lambda: num_lines(metrics) > trained, output)
+    assert f"resumed at policy_version {trained}," in output.read_text()
+    assert "it continues bit for bit" in output.read_text()
+
+    slurm.cancel(job)
+    slurm.assert_nothing_is_left_of(job)
+    assert_checkpoint_is_newest(run, rows)
+
+
+@pytest.mark.processes
+def test_array_tasks_on_one_host_do_not_collide_and_scancel_leaves_their_checkpoints(
+    slurm: Slurm, tiny: list[str], tmp_path: Path, rows: Callable[[Path], list[dict[str, Any]]]
+) -> None:
+    study = tmp_path / "study"
+    flags = [*tiny[2:], "--no-evaluator", "--checkpoint-interval", 10**6, "--total-frames", 10**9]
+    plan = [sys.executable, "-m", "learner", "study", study, "--games", tiny[1], "--seeds", 2, "--list", "--", *flags]
+    lines = slurm.call(*plan, check=True).splitlines()
+    output = tmp_path / "output-%a"
+    job = slurm.submit(f"--array=1-{len(lines)}", "--nodelist=n1", f"--output={output}", STUDY, study)
+    runs = [study / tiny[1] / "default" / f"seed-{seed}" for seed in (0, 1)]
+    slurm.wait_for(job, lambda: all(num_lines(run / "metrics.jsonl") >= 2 for run in runs), tmp_path / "output-1")
+    tasks = slurm.call("squeue", "-h", "-t", "R", "-o", "%A", "-j", job).split()
+    assert len(tasks) == 2  # both trained at the same time
+    slurm.cancel(job)
+    for task, run in zip(sorted(tasks), runs, strict=True):
+        slurm.assert_nothing_is_left_of(task)
+        assert_checkpoint_is_newest(run, rows)
