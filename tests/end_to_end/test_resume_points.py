@@ -1,11 +1,10 @@
 """After a death without warning a run loses at most the update in progress and one more, and continues bit for bit."""
 
-import time
-
 import pytest
 import torch
 
 from common.storage.checkpoints import list_checkpoints, load_checkpoint
+from tests.conftest import num_lines, wait_until
 
 UPDATES = 3
 # Updates take longer than a hundred resume points: one is written after every update.
@@ -16,14 +15,6 @@ SETTINGS = [
 ]
 KILLED_AFTER = 2
 TIMES = ("time", "fps", "seconds_")
-
-
-def wait_for_rows(process, run_dir, count):
-    metrics = run_dir / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < count:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.05)
 
 
 def without_times(row):
@@ -52,7 +43,7 @@ def test_killed_run_resumes_at_its_newest_update_and_is_bit_exact(start_learner,
     whole, run_dir = tmp_path / "whole", tmp_path / "run"
     assert run_learner(*SETTINGS, "--run-dir", whole).returncode == 0
     process = start_learner(*SETTINGS, "--run-dir", run_dir)
-    wait_for_rows(process, run_dir, KILLED_AFTER)
+    wait_until(lambda: num_lines(run_dir / "metrics.jsonl") >= KILLED_AFTER, process)
     process.kill()
     process.communicate()
     completed = rows(run_dir / "metrics.jsonl")[-1]["policy_version"]

@@ -41,10 +41,7 @@ def test_signal_ends_training_after_a_checkpoint(start_learner, tiny, tmp_path, 
 
 
 def wait_for_rows(metrics, count, process):
-    deadline = time.monotonic() + 90
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < count:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.02)
+    wait_until(lambda: num_lines(metrics) >= count, process)
 
 
 def test_a_closed_terminal_ends_a_run_after_a_checkpoint(tiny, tmp_path, rows):
@@ -59,12 +56,16 @@ def test_a_closed_terminal_ends_a_run_after_a_checkpoint(tiny, tmp_path, rows):
     )  # fmt: skip
     os.close(terminal)
     metrics = run_dir / "metrics.jsonl"
-    wait_for_rows(metrics, 3, process)
-    assert b"update 1/" in os.read(master, 1 << 16)
-    os.close(master)
-    os.killpg(process.pid, signal.SIGHUP)
-    os.killpg(process.pid, signal.SIGHUP)
-    assert process.wait(60) == 129
+    try:
+        wait_for_rows(metrics, 3, process)
+        assert b"update 1/" in os.read(master, 1 << 16)
+        os.close(master)
+        os.killpg(process.pid, signal.SIGHUP)
+        os.killpg(process.pid, signal.SIGHUP)
+        assert process.wait(120) == 129
+    finally:
+        process.kill()  # and with it the learner, its child
+        process.wait()
     newest = load_newest_complete(run_dir / "checkpoints", on_damaged=pytest.fail)
     assert newest.policy_version == rows(metrics)[-1]["policy_version"] >= 3
     log = (run_dir / "learner.log").read_text()

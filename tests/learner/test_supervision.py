@@ -16,8 +16,19 @@ PROJECT = Path(__file__).parents[2]
 PREAMBLE = "import os, signal, sys, time; from pathlib import Path; from learner.supervision import fork_training\n"
 
 
+started = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running():
+    yield
+    while started:
+        with started.pop() as process:
+            process.kill()  # the kernel ends its child
+
+
 def start(code, **options):
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", PREAMBLE + "supervisor = fork_training()\n" + code],
         cwd=PROJECT,
         stdout=subprocess.PIPE,
@@ -25,6 +36,8 @@ def start(code, **options):
         text=True,
         **options,
     )
+    started.append(process)
+    return process
 
 
 def run(code):
