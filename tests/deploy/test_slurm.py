@@ -167,8 +167,11 @@ def test_learner_gets_the_job_flags_after_those_of_the_script(short_path: Path) 
 
 
 def test_every_node_gets_the_token_by_its_standard_input_alone(short_path: Path) -> None:
-    shell = BatchShell(short_path, TRAIN, nodes=3)
-    assert shell.exit_code() == 0
+    shell = BatchShell(short_path, TRAIN, end="wait", nodes=3)
+    for name in ("ray", "srun", "learner"):
+        wait_until((shell.calls / f"{name}-environment").exists, shell.process)
+    shell.process.send_signal(signal.SIGUSR1)
+    assert shell.exit_code() == 138
     token = shell.call("token")
     assert re.fullmatch("[0-9a-f]{64}", token)
     assert shell.call("srun-input") == f"{token}\n"
