@@ -2,21 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from rich.table import Table
 
 from common.config import Config
+from common.staleness import stale_after
 from common.text import format_duration, format_number, format_score
 from evaluator.output.text import make_table
 
 SHOWN_EVALUATIONS = 15
 _NUM_ESSENTIAL_COLUMNS = 4
-# A run may be dead after this many times its usual update, and at least this many seconds, without an update.
-_STALE_UPDATES = 5
-_STALE_SECONDS = 60.0
-_RECENT_UPDATES = 20
 
 Row = dict[str, Any]
 
@@ -50,14 +46,6 @@ def status(config: Config, metrics: Sequence[Row], age: float | None) -> Status:
         if age > stale_after(metrics):
             warning = f"no update for {format_duration(age)}: is the run still alive?"
     return Status(title, ", ".join(facts), warning)
-
-
-def stale_after(metrics: Sequence[Row]) -> float:
-    """Seconds without an update after which a run may be dead: several times the run's median update."""
-    times = [row["time"] for row in metrics[-_RECENT_UPDATES:]]
-    durations = sorted(later - earlier for earlier, later in pairwise(times))
-    usual = durations[len(durations) // 2] if durations else _STALE_SECONDS
-    return max(_STALE_SECONDS, _STALE_UPDATES * usual)
 
 
 def evaluation_table(rows: Sequence[Row], best: Row | None, width: int) -> Table:

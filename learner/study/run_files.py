@@ -9,11 +9,11 @@ import json
 import os
 import time
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 from common.config import Config, ConfigError
+from common.staleness import stale_after
 from common.storage.atomic_files import write_atomically
 from common.storage.jsonl import read_jsonl
 from common.storage.run_directory import RunDirectory
@@ -22,9 +22,6 @@ State = Literal["finished", "running", "failed", "stopped", "waiting"]
 
 _RECENT_UPDATES = 20
 _TAIL_BYTES = 1 << 16
-# As in `python -m evaluator watch`: no update for five times the usual time, and at least a minute.
-_STALE_UPDATES = 5
-_STALE_SECONDS = 60.0
 # From the start of a learner to its first update: Ray, level sets with their audit, the first rollouts.
 _STARTING_SECONDS = 300.0
 
@@ -90,7 +87,7 @@ def status(run: RunDirectory, now: float | None = None) -> RunStatus:
         code = note.get("exit_code", 1)
         return RunStatus("stopped" if code >= 128 or code == 0 else "failed", frames, fps, str(note.get("reason", "")))
     started = note.get("started") or 0.0
-    if now - newest <= _stale_after(rows) or now - started <= _STARTING_SECONDS:
+    if now - newest <= stale_after(rows) or now - started <= _STARTING_SECONDS:
         return RunStatus("running", frames, fps)
     if not rows and not started:
         return RunStatus("waiting")
@@ -139,12 +136,6 @@ def _is_finished(run: RunDirectory, config: Config, rows: list[Row]) -> bool:
 def _speed(rows: list[Row]) -> float | None:
     frames, seconds = rows[-1]["frames"] - rows[0]["frames"], rows[-1]["time"] - rows[0]["time"]
     return frames / seconds if frames > 0 and seconds > 0 else None
-
-
-def _stale_after(rows: list[Row]) -> float:
-    durations = sorted(later["time"] - earlier["time"] for earlier, later in pairwise(rows))
-    usual = durations[len(durations) // 2] if durations else _STALE_SECONDS
-    return max(_STALE_SECONDS, _STALE_UPDATES * usual)
 
 
 def _write(path: Path, contents: Row) -> None:
