@@ -63,7 +63,7 @@ def object_store_bytes_needed(config: Config) -> int:
 
 
 def require_no_ray() -> None:
-    """Raises ClusterError if this process, perhaps a notebook, uses a Ray of its own, which ours would replace."""
+    """Raises ClusterError if this process (perhaps a notebook) already uses Ray, which ours would replace."""
     if ray.is_initialized():
         raise ClusterError("Ray is already running in this process; run python -m learner as its own process")
 

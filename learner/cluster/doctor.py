@@ -63,7 +63,7 @@ def run(argv: list[str]) -> int:
 
 
 def check_local(config: Config, run_dir: Path | None, embedded: bool) -> list[Check]:
-    """Checks this machine; `embedded`: for a run that starts a Ray of its own."""
+    """Checks this machine; `embedded`: for a run that starts its own Ray."""
     actors, path = config.num_actors, (run_dir or Path("runs")).absolute()
     rollouts = connection.object_store_bytes_needed(config)
     surroundings = {

@@ -19,7 +19,8 @@ class Function:
     """Stands for a remote function: each node's answer is a value, an error to raise, or TimeoutError for none."""
 
     def __init__(self, answers: dict[str, Any]):
-        self.answers, self.cancelled = answers, []  # type: ignore[var-annotated]
+        self.answers = answers
+        self.cancelled: list[Any] = []
 
     def options(self, scheduling_strategy: Any) -> "Function":
         assert not scheduling_strategy.soft  # another node's answer would be no answer
