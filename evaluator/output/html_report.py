@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from common.cli import UsageError
 from common.config import Config, describe_differences, differs_from_preset
 from common.storage.checkpoints import list_checkpoints
@@ -25,6 +23,7 @@ from common.text import MISSING, format_interval, format_score
 from evaluator.levels.level_file import describe_finding
 from evaluator.levels.level_sets import SPLITS, Split
 from evaluator.output.scoreboard import LEVEL_CHOICES, LevelHistory, scoreboard
+from evaluator.output.templates import page_environment
 from evaluator.scores.ranking import best_row
 
 _VIDEO_NAME = re.compile(rf"(\d+)-({'|'.join(LEVEL_CHOICES)})-level(\d+)\.gif")
@@ -71,13 +70,7 @@ def render_report(run: RunDirectory) -> str:
     shown = [("last", newest), *([("best", best)] if best is not None else [])]
     scored = {row["policy_version"] for row in rows}
     history = LevelHistory.read(run.levels, scored)
-    environment = Environment(
-        loader=PackageLoader("evaluator.output", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("evaluator.output")
     environment.filters |= {"score": format_score, "interval": format_interval}
     return environment.get_template("report.html.j2").render(
         name=run.path.resolve().name,

@@ -3,10 +3,10 @@
 import base64
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from evaluator.output.plot import png
+from evaluator.output.templates import page_environment
 from evaluator.studies import figures
 
 Summary = dict[str, Any]
@@ -14,13 +14,7 @@ Summary = dict[str, Any]
 
 def render_page(summary: Summary) -> str:
     """The page, from what `summarize` returned."""
-    environment = Environment(
-        loader=PackageLoader("evaluator.studies", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("evaluator.studies")
     environment.filters |= {"entry": _entry, "ends": _ends}
     pictures: dict[str, Figure] = {}
     if summary["curves"]:
