@@ -3,9 +3,11 @@
 Fixtures come by themselves; import the functions: `from tests.conftest import wait_until`.
 """
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,6 +30,7 @@ TINY = [
     *("--num-actors", "2", "--envs-per-actor", "2", "--unroll-length", "16", "--num-minibatches", "2"),
     *("--update-epochs", "1", "--num-levels", "2", "--checkpoint-interval", "2"),
     *("--eval-episodes-per-level", "1"),
+    *("--cluster-timeout", "180"),  # several learners that start side by side on two cores need more than the default
 ]
 TINY_BATCH = 64
 
@@ -62,6 +65,13 @@ def wait_until(
             reason = "the process ended" if ended else f"nothing after {seconds:.0f} s"
             pytest.fail(f"waiting for a condition: {reason}\n{said}")
         time.sleep(0.05)
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports that are free on every interface now."""
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_server(("", 0))) for _ in range(count)]
+        return [listener.getsockname()[1] for listener in listeners]
 
 
 def num_lines(path: Path) -> int:

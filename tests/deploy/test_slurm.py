@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import pytest
 
 from common.storage.checkpoints import load_newest_complete
 from learner.startup.flags import parse
-from tests.conftest import num_lines, wait_until
+from tests.conftest import free_ports, num_lines, wait_until
 
 PROJECT = Path(__file__).parents[2]
 SCRIPTS = PROJECT / "deploy" / "slurm"
@@ -250,14 +251,9 @@ class Slurm:
     """A Slurm of two nodes, both this host, with a munge of its own."""
 
     def __init__(self, directory: Path):
-        import socket
-
         from ray.util import get_node_ip_address
 
-        sockets = [socket.create_server(("", 0)) for _ in range(3)]
-        ports = [each.getsockname()[1] for each in sockets]
-        for each in sockets:
-            each.close()
+        ports = free_ports(3)
         self.directory = directory
         self.environment = {**os.environ, "PATH": SYSTEM_PATH, "SLURM_CONF": str(directory / "slurm.conf")}
         self.environment |= {

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import free_ports
 
 PROJECT = Path(__file__).parents[2]
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
@@ -39,9 +40,12 @@ def test_run_needs_nothing_of_its_inherited_environment(run_learner, rows, tiny,
 @pytest.fixture
 def dashboard(tmp_path: Path) -> Iterator[str]:
     """The address of the dashboard of a cluster on this machine, to which jobs are submitted."""
-    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
-        port, gcs = first.getsockname()[1], second.getsockname()[1]
-    start = ("start", "--head", "--block", "--port", gcs, "--dashboard-port", port, "--num-cpus", 2)
+    # Of this cluster alone: an agent whose port another cluster's agent holds accepts no jobs.
+    gcs, port, agent, client = free_ports(4)
+    start = (
+        *("start", "--head", "--block", "--num-cpus", 2, "--port", gcs, "--dashboard-port", port),
+        *("--dashboard-agent-listen-port", agent, "--ray-client-server-port", client),
+    )
     head = subprocess.Popen(
         [*RAY, *map(str, start), "--object-store-memory", str(400 << 20)],
         env={**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"},

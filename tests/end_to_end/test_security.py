@@ -8,7 +8,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ import pytest
 from common.storage.run_directory import RunDirectory
 from learner.cluster.authentication import LOOPBACK
 from learner.cluster.authentication_probe import CLIENT_TIMEOUTS
-from tests.conftest import wait_until
+from tests.conftest import free_ports, wait_until
 
 PROJECT = Path(__file__).parents[2]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -47,15 +46,6 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     """This process's environment without Ray's variables, for a user whose home is `home`."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return {**inherited, "HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", **more}
-
-
-def free_ports(count: int) -> list[int]:
-    """Different ports that are free now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in sockets:
-            listener.bind(("127.0.0.1", 0))
-        return [listener.getsockname()[1] for listener in sockets]
 
 
 def end(process: subprocess.Popen[str]) -> None:

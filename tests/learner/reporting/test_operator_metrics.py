@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,7 @@ import pytest
 
 from learner.reporting import operator_metrics
 from learner.reporting.operator_metrics import COUNTERS, GAUGES, REFRESH_SECONDS, OperatorMetrics
-from tests.conftest import wait_until
+from tests.conftest import free_ports, wait_until
 
 SERIES = sum(len(metric.label_values) for metric in (*GAUGES.values(), *COUNTERS.values()))
 AGENT_NEEDS = ("prometheus_client", "opentelemetry", "opencensus", "aiohttp_cors")
@@ -195,19 +194,14 @@ def test_rays_classes_accept_all_metrics_without_a_running_ray():
     assert metrics.last_error is None
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
     """`ray start --head` with its agent: (environment of processes that join, address, URL of the metrics)."""
     token = tmp_path_factory.mktemp("token") / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
-    address, url = f"127.0.0.1:{free_port()}", f"http://127.0.0.1:{(metrics_port := free_port())}/metrics"
+    port, metrics_port, agent, client = free_ports(4)
+    address, url = f"127.0.0.1:{port}", f"http://127.0.0.1:{metrics_port}/metrics"
     environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
     # Short, because socket paths may have 107 bytes; removed with everything that Ray leaves in it.
     with tempfile.TemporaryDirectory(prefix="heldout-", ignore_cleanup_errors=True) as directory:
@@ -215,9 +209,9 @@ def head(tmp_path_factory):
             process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"),
-                    *(f"--port={address.rpartition(':')[2]}", f"--metrics-export-port={metrics_port}"),
-                    *("--include-dashboard=false", f"--dashboard-agent-listen-port={free_port()}"),
-                    *(f"--ray-client-server-port={free_port()}", f"--object-store-memory={250 << 20}"),
+                    *(f"--port={port}", f"--metrics-export-port={metrics_port}"),
+                    *("--include-dashboard=false", f"--dashboard-agent-listen-port={agent}"),
+                    *(f"--ray-client-server-port={client}", f"--object-store-memory={250 << 20}"),
                     f"--temp-dir={directory}",
                 ],
                 env=without_ray_address(environment),

@@ -188,15 +188,17 @@ def test_actor_that_never_works_stops_the_run_with_its_traceback(new_fleet, new_
     assert "value_head" in error.value.details
 
 
-def test_failures_after_a_rollout_do_not_stop_the_run(running, weights, monkeypatch):
+def test_failures_after_a_rollout_do_not_stop_the_run(new_fleet, new_stream, weights, monkeypatch):
     monkeypatch.setattr(learner.rollouts.fleet, "MAX_BACK_OFF", 0.1)
-    fleet, stream = running
+    config = tiny_config()
+    fleet = new_fleet(config)
+    wait_for_all(fleet)
     for failures in range(1, 8):
         fleet.delivered(0)
         fleet.replace(0, WrongWeights("it broke"))
         wait_for_all(fleet)
         assert fleet.members[0].identity.incarnation == failures
-    assert len(list(batches(stream, weights, [1]))) == 1
+    assert len(list(batches(new_stream(config, fleet), weights, [0]))) == 1
 
 
 @pytest.fixture
@@ -294,9 +296,12 @@ def test_node_with_other_software_is_refused_with_both_versions(new_fleet, broke
     assert fleet.counters.actor_restarts == 0
 
 
-def test_node_with_other_software_that_joins_later_does_not_end_the_run(running, weights, monkeypatch):
+def test_node_with_other_software_that_joins_later_does_not_end_the_run(new_fleet, new_stream, weights, monkeypatch):
     monkeypatch.setattr(learner.rollouts.fleet, "MAX_BACK_OFF", 0.5)
-    fleet, stream = running
+    config = tiny_config()
+    fleet = new_fleet(config)
+    wait_for_all(fleet)
+    fleet.delivered(0)  # the run has begun
     same, fleet.software = fleet.software, {"heldout's code": "other"}
     fleet.replace(1, WrongWeights("its node was lost"))
     wait_until(lambda: [fleet.ready(), fleet.last_error][1] is not None)
@@ -304,7 +309,7 @@ def test_node_with_other_software_that_joins_later_does_not_end_the_run(running,
     fleet.software = same  # as if the next one were placed on another node
     wait_for_all(fleet)
     assert fleet.last_error is None
-    assert len(list(batches(stream, weights, [1]))) == 1
+    assert len(list(batches(new_stream(config, fleet), weights, [0]))) == 1
 
 
 def test_actors_of_a_resumed_run_continue_exactly(new_fleet, weights):
