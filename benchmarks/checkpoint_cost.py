@@ -13,9 +13,9 @@ import torch
 
 from actors.rollout_actor import RolloutActor
 from benchmarks.report import machine, make_parser, median_seconds
-from common.config import resolve
 from common.messages import ActorIdentity
 from common.process import prepare_process
+from common.resolution import resolve
 from common.storage.checkpoints import save_checkpoint
 from learner.ppo.learner import PPOLearner
 from learner.reporting.checkpoint_writer import on_host

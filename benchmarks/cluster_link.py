@@ -33,12 +33,12 @@ from actors.rollout_actor import RolloutActor
 from benchmarks.network_hosts import HostsError, Network, cluster_address, join, start_head, why_no_hosts
 from benchmarks.processes import end_on_sigterm, summarize
 from benchmarks.report import Column, machine, make_console, make_parser, median_seconds, show_table
-from common.config import resolve
 from common.frame_compression import compress_frames, decompress_frames
 from common.games import NUM_ACTIONS, Game
 from common.messages import ActorIdentity
 from common.policy_network import PolicyNetwork
 from common.procgen_env import make_envs
+from common.resolution import resolve
 from common.storage.jsonl import read_jsonl
 from learner.startup import flags as command_line
 

@@ -23,9 +23,10 @@ from typing import Any
 
 from benchmarks.processes import end_on_sigterm, run_learner
 from benchmarks.report import machine, make_console, make_parser, show_table
-from common.config import flag, resolve
+from common.config import flag
 from common.messages import CheckpointNotice
 from common.policy_network import PolicyNetwork
+from common.resolution import resolve
 from common.storage.checkpoints import save_checkpoint
 from common.storage.run_directory import RunDirectory
 from learner.cluster import connection

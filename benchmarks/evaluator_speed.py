@@ -13,10 +13,10 @@ import time
 
 from actors.rollout_actor import RolloutActor
 from benchmarks.report import machine, make_parser
-from common.config import resolve
 from common.messages import ActorIdentity
 from common.policy_network import PolicyNetwork
 from common.process import prepare_process
+from common.resolution import resolve
 from evaluator.levels.level_sets import draw_level_sets
 from evaluator.scores.play import play
 

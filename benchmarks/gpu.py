@@ -28,10 +28,10 @@ from actors.inference import make_inference
 from benchmarks.processes import end_on_sigterm
 from benchmarks.report import available_cores, machine, make_parser, rate
 from benchmarks.throughput import random_batch, service, updating
-from common.config import resolve
 from common.policy_network import PolicyNetwork
 from common.precision import Precision, autocast
 from common.process import prepare_process
+from common.resolution import resolve
 from learner.ppo.batch import TrainingBatch
 from learner.ppo.learner import PPOLearner
 

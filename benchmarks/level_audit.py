@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from common.config import resolve
 from common.games import DISTRIBUTION_MODES, GAMES, Game
 from common.process import prepare_process
+from common.resolution import resolve
 from evaluator.levels.behavior import PLAIN, action_sequences, batches, first_frames, nothing_happens, play
 from evaluator.levels.level_file import audited_level_sets
 

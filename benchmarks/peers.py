@@ -19,7 +19,8 @@ from typing import Any
 
 from benchmarks.processes import run_for_json
 from benchmarks.report import make_parser
-from common.config import Config, resolve
+from common.config import Config
+from common.resolution import resolve
 
 STEPS = 256
 WARM_UP_STEPS = 32

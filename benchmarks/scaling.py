@@ -51,10 +51,11 @@ from rich.console import Console
 from benchmarks.processes import memory_by_kind, process_tree, watch_peaks
 from benchmarks.report import Column, Row, machine, make_console, make_parser, median_seconds, show_table
 from benchmarks.sleeping_actor import SleepingFleet, make_rollout, sleep_until
-from common.config import Config, resolve
+from common.config import Config
 from common.messages import rollout_bytes
 from common.policy_network import PolicyNetwork
 from common.process import prepare_process
+from common.resolution import resolve
 from learner.cluster import connection
 from learner.cluster.machine_checks import SHARED_MEMORY
 from learner.rollouts.counters import RunCounters

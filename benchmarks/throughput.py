@@ -34,13 +34,14 @@ from benchmarks.processes import end_on_sigterm, run_for_json, run_learner, summ
 from benchmarks.report import available_cores, machine, make_console, make_parser, median_seconds, rate, show_table
 from benchmarks.scaling import sleeping_learner
 from benchmarks.sleeping_actor import SleepingFleet
-from common.config import Config, resolve
+from common.config import Config
 from common.games import NUM_ACTIONS
 from common.messages import ActorIdentity, Rollout
 from common.policy_network import PolicyNetwork
 from common.precision import autocast
 from common.process import prepare_process
 from common.procgen_env import make_envs
+from common.resolution import resolve
 from learner.cluster import connection
 from learner.ppo.learner import PPOLearner
 from learner.rollouts.counters import RunCounters

@@ -51,7 +51,7 @@ sys.stdin.read()
 """
 EMBEDDED = """
 import psutil
-from common.config import resolve
+from common.resolution import resolve
 from drills.ray_upgrade import listening
 from learner.cluster import connection
 connection.connect(None, resolve("lab", {"num_actors": 1}))

@@ -19,7 +19,8 @@ import psutil
 import pytest
 
 from benchmarks.processes import kill_tree
-from common.config import Config, resolve
+from common.config import Config
+from common.resolution import resolve
 
 PROJECT = Path(__file__).parent.parent
 

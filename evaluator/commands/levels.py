@@ -4,9 +4,9 @@ import argparse
 import json
 from typing import Any
 
-from common.config import resolve
 from common.games import GAMES
 from common.process import prepare_process
+from common.resolution import resolve
 from evaluator.levels.level_file import audited_level_sets, describe_finding
 from evaluator.output.text import print_table
 

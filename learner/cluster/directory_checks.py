@@ -4,7 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
-from common.config import ConfigError, edited
+from common.config import ConfigError
+from common.resolution import edited
 from common.storage.checkpoints import list_checkpoints, load_first_complete
 from common.storage.file_lock import lock_holder
 from common.storage.file_system import existing_parent, probe

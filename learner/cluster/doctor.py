@@ -9,9 +9,10 @@ from pathlib import Path
 from rich.text import Text
 
 from common.cli import OneLineParser, directory
-from common.config import PRESETS, Config, resolve
+from common.config import PRESETS, Config
 from common.output import CLOSED_PIPE_EXIT_CODE, OutputError, checked_output, make_console, print_error
 from common.process import set_file_modes
+from common.resolution import resolve
 from common.versions import differences, software
 from learner.cluster import connection
 from learner.cluster.authentication import HOW_TO_ENABLE

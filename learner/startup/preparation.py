@@ -10,19 +10,10 @@ from typing import Any
 
 import psutil
 
-from common.config import (
-    DEFAULTS,
-    Config,
-    ConfigError,
-    contradictions,
-    describe_differences,
-    differs_from_preset,
-    edited,
-    resolve,
-    resolve_resumed,
-)
+from common.config import DEFAULTS, Config, ConfigError, describe_differences, differs_from_preset
 from common.limits import available_memory
 from common.messages import rollout_bytes
+from common.resolution import contradictions, edited, resolve, resolve_resumed
 from common.storage.checkpoints import Checkpoint, list_checkpoints, load_first_complete, remove_leftovers, set_aside
 from common.storage.file_lock import FileIsLocked, FileLock
 from common.storage.jsonl import set_aside_rows

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import UsageError
-from common.config import SETTINGS, Config, ConfigError, Machine, choices_of, flag, resolve
+from common.config import SETTINGS, Config, ConfigError, choices_of, flag
 from common.games import GAMES
 from common.limits import available_cores
+from common.resolution import Machine, resolve
 from common.storage.atomic_files import write_atomically
 from learner.startup.flags import CommandLine, parse
 

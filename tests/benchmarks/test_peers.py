@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from benchmarks import peers
-from common.config import resolve
 from common.games import Game
 from common.policy_network import PolicyNetwork
 from common.procgen_env import make_envs
+from common.resolution import resolve
 
 PARAMETERS = 626_256
 LAB = peers.lab(steps=2)

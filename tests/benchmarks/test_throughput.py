@@ -8,7 +8,7 @@ import torch
 from benchmarks.gpu import LEVERS, correctness
 from benchmarks.processes import run_and_watch, run_for_json
 from benchmarks.throughput import random_batch, updating
-from common.config import resolve
+from common.resolution import resolve
 from learner.ppo.learner import PPOLearner
 
 CPU = torch.device("cpu")

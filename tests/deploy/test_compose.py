@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from common.config import Machine, resolve
+from common.resolution import Machine, resolve
 from learner.cluster.connection import object_store_bytes_needed
 from learner.startup.flags import parse
 

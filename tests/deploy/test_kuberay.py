@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from common.config import Config, Machine, resolve
+from common.config import Config
+from common.resolution import Machine, resolve
 from learner.cluster.connection import object_store_bytes_needed
 from learner.startup.flags import CommandLine, parse
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.config import resolve
+from common.resolution import resolve
 from common.storage.checkpoints import save_checkpoint
 from common.storage.run_directory import RunDirectory
 from drills.drill import adds_up, newest_update_survived

@@ -9,7 +9,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from common.config import resolve
+from common.resolution import resolve
 from learner.cluster import connection
 from learner.cluster.target import ClusterTarget
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.config import Config, resolve
+from common.config import Config
 from common.policy_network import PolicyNetwork
+from common.resolution import resolve
 from common.storage.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 
 

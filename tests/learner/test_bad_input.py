@@ -9,7 +9,7 @@ import subprocess
 import pytest
 import torch
 
-from common.config import resolve
+from common.resolution import resolve
 from common.storage.checkpoints import save_checkpoint
 from common.storage.file_lock import FileLock
 from common.storage.run_directory import RunDirectory

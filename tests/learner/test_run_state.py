@@ -6,8 +6,8 @@ from dataclasses import fields, replace
 import numpy as np
 import torch
 
-from common.config import resolve
 from common.messages import ActorState
+from common.resolution import resolve
 from learner.rollouts.counters import RunCounters
 from learner.rollouts.staging import RolloutSource, StagedBatch
 from learner.run_state import RunState

@@ -9,8 +9,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from common.config import resolve
 from common.messages import ActorState
+from common.resolution import resolve
 from common.storage.checkpoints import list_checkpoints, load_checkpoint, load_newest_complete
 from common.storage.jsonl import read_jsonl
 from common.storage.run_directory import RunDirectory

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.config import resolve
+from common.resolution import resolve
 from common.storage.checkpoints import (
     CheckpointError,
     has_other_weights,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from common.config import BEFORE_SETTING, ConfigError, resolve
+from common.config import BEFORE_SETTING, ConfigError
+from common.resolution import resolve
 from common.storage.run_directory import RunDirectory, config_from_dict
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from common.config import resolve
+from common.resolution import resolve
 from common.storage.checkpoints import load_checkpoint
 from common.storage.jsonl import append_jsonl, read_jsonl
 from common.storage.run_directory import RunDirectory

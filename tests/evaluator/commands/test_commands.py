@@ -12,8 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from common.config import Config, resolve
+from common.config import Config
 from common.policy_network import PolicyNetwork
+from common.resolution import resolve
 from common.storage.checkpoints import load_checkpoint, save_checkpoint
 from common.storage.jsonl import read_jsonl
 from common.storage.run_directory import RunDirectory

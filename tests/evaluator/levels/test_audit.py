@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from benchmarks.level_audit import behave_alike, nearest_pairs
-from common.config import Config, ConfigError, Machine, resolve
+from common.config import Config, ConfigError
 from common.games import Game
 from common.procgen_env import drawn_with, make_envs, saved_layout
+from common.resolution import Machine, resolve
 from common.storage.run_directory import RunDirectory
 from evaluator.levels import audit_cache, level_file
 from evaluator.levels.audit import FEW_STEPS, Audit, Verdict

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from common import procgen_env
-from common.config import Machine, resolve
 from common.games import GAMES, Game
 from common.procgen_env import drawn_with, envs_from_states, make_envs
+from common.resolution import Machine, resolve
 from evaluator.levels import level_envs
 from evaluator.levels.audit import Audit
 from evaluator.levels.behavior import FAST, PLAIN

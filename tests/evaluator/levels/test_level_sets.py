@@ -3,8 +3,9 @@ from typing import Any
 
 import pytest
 
-from common.config import Config, ConfigError, Machine, resolve
+from common.config import Config, ConfigError
 from common.games import MAX_LEVEL_SEED
+from common.resolution import Machine, resolve
 from evaluator.levels.level_sets import Finding, LevelSets, Split, draw_level_sets, live_splits
 
 

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from common.cli import UsageError
-from common.config import Config, resolve
+from common.config import Config
+from common.resolution import resolve
 from common.storage.jsonl import append_jsonl
 from common.storage.run_directory import RunDirectory
 from evaluator.commands import report

@@ -3,7 +3,8 @@ from typing import Any
 import imageio.v3 as iio
 import numpy as np
 
-from common.config import Config, resolve
+from common.config import Config
+from common.resolution import resolve
 from evaluator.output.plot import levels_figure, png, scores_figure
 from evaluator.output.scoreboard import LevelHistory
 from evaluator.scores.statistics import LevelScore

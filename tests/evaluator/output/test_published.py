@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from common.config import resolve
 from common.games import GAMES
+from common.resolution import resolve
 from common.storage.jsonl import append_jsonl
 from common.storage.run_directory import RunDirectory
 from evaluator.output.published import compare_with_published, published_runs, training_return

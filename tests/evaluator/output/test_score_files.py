@@ -13,7 +13,8 @@ import imageio.v2 as imageio
 import numpy as np
 import pytest
 
-from common.config import Config, resolve
+from common.config import Config
+from common.resolution import resolve
 from common.storage.checkpoints import Checkpoint
 from common.storage.jsonl import append_jsonl, read_jsonl, set_aside_rows
 from common.storage.run_directory import RunDirectory

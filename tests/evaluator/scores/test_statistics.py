@@ -3,8 +3,8 @@ import math
 
 import pytest
 
-from common.config import resolve
 from common.games import Game
+from common.resolution import resolve
 from evaluator.levels.level_sets import Split
 from evaluator.scores.statistics import (
     Episode,

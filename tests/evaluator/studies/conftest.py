@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from common.config import Machine, flag, resolve
+from common.config import flag
+from common.resolution import Machine, resolve
 from common.storage.jsonl import append_jsonl
 from common.storage.run_directory import RunDirectory
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from common.config import resolve
+from common.resolution import resolve
 from learner.cluster import connection
 from learner.cluster.connection import JOB_VARIABLE, Connection, connect, our_code, submitted_working_directory
 from learner.cluster.target import ClusterError, ClusterTarget

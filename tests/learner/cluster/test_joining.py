@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from common.config import resolve
 from common.messages import WEIGHTS_BYTES, rollout_bytes
 from common.policy_network import PolicyNetwork
+from common.resolution import resolve
 from learner.cluster import connection
 from learner.cluster.connection import (
     OBJECT_STORE_SLACK,

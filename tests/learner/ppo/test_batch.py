@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from common.config import resolve
 from common.frame_compression import compress_frames
 from common.messages import ActorState, FinishedEpisodes, Rollout
+from common.resolution import resolve
 from learner.ppo.batch import ProximalOutputs, TrainingBatch, normalize
 from learner.ppo.gae import generalized_advantages
 from learner.ppo.reward_transform import RewardTransform

@@ -1,6 +1,6 @@
 """Each bottleneck is recognized in a constructed case and named with the change that helps."""
 
-from common.config import resolve
+from common.resolution import resolve
 from learner.reporting.bottleneck import RAW_FRAME_BYTES, Bottleneck
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import learner.reporting.checkpoint_writer as checkpoint_writer
-from common.config import resolve
+from common.resolution import resolve
 from common.storage.checkpoints import list_checkpoints, load_checkpoint
 from common.storage.jsonl import append_jsonl
 from common.storage.run_directory import RunDirectory

@@ -4,7 +4,7 @@ import numpy as np
 import safetensors.numpy
 import torch
 
-from common.config import resolve
+from common.resolution import resolve
 from common.storage.checkpoints import list_checkpoints, load_checkpoint
 from learner.ppo.learner import PPOLearner
 from learner.reporting.diagnosis import MAX_SAVED, save_diagnosis

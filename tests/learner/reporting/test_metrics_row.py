@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.config import resolve
+from common.resolution import resolve
 from learner.reporting.metrics_row import metrics_row, rollout_columns
 from learner.rollouts.counters import RunCounters
 from learner.rollouts.staging import RolloutSource, StagedBatch

@@ -6,7 +6,7 @@ import logging
 import pytest
 from rich.console import Console
 
-from common.config import resolve
+from common.resolution import resolve
 from learner.reporting.progress import Progress, score_line
 
 CONFIG = resolve("lab", {"num_actors": 2, "envs_per_actor": 2, "unroll_length": 16, "total_frames": 640})

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from common.config import DEFAULTS, PRESETS, SETTINGS, Config, choices_of, flag, resolve
+from common.config import DEFAULTS, PRESETS, SETTINGS, Config, choices_of, flag
+from common.resolution import resolve
 from learner.startup.flags import parse
 
 
