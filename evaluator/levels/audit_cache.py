@@ -15,6 +15,7 @@ from typing import Any
 
 from common import procgen_env
 from common.games import Game
+from common.home import home_directory
 from common.storage.atomic_files import write_atomically
 from common.versions import procgen_build
 from evaluator.levels import audit, behavior, level_envs
@@ -28,10 +29,8 @@ def cache_directory() -> Path | None:
     base = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(base):  # the specification: relative paths are invalid
         return Path(base) / "heldout"
-    try:
-        return Path.home() / ".cache" / "heldout"
-    except RuntimeError:
-        return None
+    home = home_directory()
+    return None if home is None else home / ".cache" / "heldout"
 
 
 class AuditCache:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ray._raylet import Config  # type: ignore[attr-defined]
 
+from common.home import describe_home, home_directory
 from learner.cluster.authentication_probe import MODE_VARIABLE, PATH_VARIABLE, TOKEN_VARIABLE, probe
 from learner.cluster.target import ClusterError, ClusterTarget
 
@@ -35,10 +36,13 @@ def find_token() -> Token:
     if os.environ.get(TOKEN_VARIABLE):
         return Token(TOKEN_VARIABLE, None, True)
     named = os.environ.get(PATH_VARIABLE)
-    home = os.path.expanduser("~")
-    if not named and not os.path.isabs(home):
-        return Token("~/.ray/auth_token (HOME is not set)", None, False)
-    path = Path(named) if named else Path(home) / ".ray" / "auth_token"
+    home = home_directory()
+    if named:
+        path = Path(named)
+    elif home is not None:
+        path = home / ".ray" / "auth_token"
+    else:
+        return Token(f"~/.ray/auth_token ({describe_home()})", None, False)
     try:
         exists = path.stat().st_size > 0 and os.access(path, os.R_OK)
     except OSError:

@@ -94,7 +94,7 @@ def provide_token() -> None:
             if path is None or os.environ.get(PATH_VARIABLE):  # nothing is created where the variable says
                 raise FileNotFoundError(token.location)
             path.parent.mkdir(mode=0o700, exist_ok=True)
-            _write_token(path)
+            _create_token(path)
         except OSError:
             path = private_token(Path(os.environ.get("RAY_TMPDIR") or "/tmp"))
     use_token_file(str(path))
@@ -109,21 +109,25 @@ def private_token(parent: Path = Path("/tmp")) -> Path:
     path = private_directory(parent) / "auth_token"
     try:
         if not path.exists() or not path.stat().st_size:
-            _write_token(path)
+            _create_token(path)
     except OSError as error:
         raise ClusterError(f"cannot create {path} for Ray's token: {error.strerror}") from error
     return path
 
 
-def _write_token(path: Path) -> None:
+def _create_token(path: Path) -> None:
+    """Creates a file with a token, or fills an empty one. If another process creates it first, that token counts."""
     temporary = path.with_name(f"{path.name}-{os.getpid()}")
     try:
         temporary.touch(mode=0o600)
         temporary.write_text(secrets.token_hex(32))
-        temporary.replace(path)
-    except OSError:
+        try:
+            os.link(temporary, path)  # unlike a rename, never replaces a token with which another Ray has just started
+        except OSError:  # it exists, or the file system has no hard links
+            if not path.exists() or not path.stat().st_size:
+                temporary.replace(path)
+    finally:
         remove_quietly(temporary)
-        raise
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from common.home import describe_home, home_directory
 from common.process import replaced_variables, unexpected_ray_variables
 from common.storage.file_system import existing_parent
 from learner.cluster.authentication import find_token
@@ -58,10 +59,9 @@ def token_check() -> Check:
 
 def home_check() -> Check:
     """Whether the home directory can be used; libraries keep caches there, and Ray its token."""
-    named, home = os.environ.get("HOME"), Path(os.path.expanduser("~"))
-    found = f"HOME={named}" if named is not None else f"{home}, HOME is not set"
+    home, found = home_directory(), describe_home()
     remedy = "training works without; set HOME to a directory that you can write to"
-    if not home.is_absolute() or not home.is_dir():
+    if home is None or not home.is_dir():
         return Check("home", "warning", f"{found}: no such directory", remedy)
     if not os.access(home, os.W_OK | os.X_OK):
         return Check("home", "warning", f"{found}: not writable", remedy)

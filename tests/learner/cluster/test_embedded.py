@@ -1,6 +1,9 @@
 """What only this user can reach of an embedded Ray."""
 
+import errno
+import multiprocessing
 import os
+import secrets
 from pathlib import Path
 
 import pytest
@@ -112,7 +115,7 @@ def test_token_is_created_in_the_home_directory_for_its_user_alone(tmp_path: Pat
     assert path.read_text() == content and len(content) == 64
 
 
-@pytest.mark.parametrize("home", ["/dev/null", "/proc/missing", "full"])
+@pytest.mark.parametrize("home", ["", "relative", "/dev/null", "/proc/missing", "full"])
 def test_token_is_private_where_the_home_directory_cannot_hold_it(home: str, tmp_path: Path, monkeypatch) -> None:
     if home == "full":
         (tmp_path / "home" / ".ray").mkdir(parents=True)
@@ -120,6 +123,38 @@ def test_token_is_private_where_the_home_directory_cannot_hold_it(home: str, tmp
         home = str(tmp_path / "home")
     path = told_path(home, None, tmp_path, monkeypatch)
     assert path == tmp_path / "ray" / f"heldout-{os.getuid()}" / "auth_token" and path.stat().st_size
+
+
+def test_learners_that_start_together_for_the_first_time_get_the_same_token(tmp_path: Path, monkeypatch) -> None:
+    """Otherwise the first one's Ray would refuse processes that start after the second one replaced it."""
+    fork = multiprocessing.get_context("fork")
+    all_found_none, tokens = fork.Barrier(8), fork.SimpleQueue()
+
+    def new_token(size: int) -> str:
+        all_found_none.wait(60)
+        return os.urandom(size).hex()
+
+    monkeypatch.setattr(secrets, "token_hex", new_token)
+    learners = [fork.Process(target=lambda: tokens.put(private_token(tmp_path).read_text())) for _ in range(8)]
+    for learner in learners:
+        learner.start()
+    for learner in learners:
+        learner.join()
+    assert {tokens.get() for _ in learners} == {private_token(tmp_path).read_text()}
+
+
+def test_empty_token_file_of_an_interrupted_learner_is_filled(tmp_path: Path) -> None:
+    path = private_token(tmp_path)
+    path.write_text("")
+    assert private_token(tmp_path) == path and len(path.read_text()) == 64
+
+
+def test_token_is_created_where_the_file_system_has_no_hard_links(tmp_path: Path, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "no hard links")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert len(private_token(tmp_path).read_text()) == 64
 
 
 def test_named_token_file_that_is_missing_is_not_created(tmp_path: Path, monkeypatch) -> None:

@@ -41,13 +41,14 @@ def test_home_and_token_are_looked_at_without_creating_anything(tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("home", ["/dev/null", "/proc/missing", "relative"])
+@pytest.mark.parametrize("home", ["", "/dev/null", "/proc/missing", "relative"])
 def test_home_that_is_no_directory_is_a_warning(home, monkeypatch):
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", home)
     check, token = home_check(), token_check()
-    assert (check.verdict, check.found) == ("warning", f"HOME={home}: no such directory")
+    found = f"HOME={home}" if home else "HOME is empty"
+    assert (check.verdict, check.found) == ("warning", f"{found}: no such directory")
     assert token.verdict == "warning" and "RAY_AUTH_TOKEN_PATH" in token.remedy
 
 
