@@ -160,6 +160,17 @@ def process_as_before() -> Iterator[None]:
         authentication.reload_mode()
 
 
+@pytest.fixture(scope="module")
+def one_torch_thread() -> Iterator[None]:
+    """Tiny networks are slower with several threads, and results may depend on their number."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny() -> list[str]:
     """Flags of a run whose updates have 64 frames."""

@@ -21,12 +21,7 @@ GAME = "starpilot"
 T, B, ROLLOUTS = 64, 4, 4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_torch_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 # starpilot: a random policy scores and dies within about a hundred steps.

@@ -13,12 +13,7 @@ LAB = NetworkSettings(observation_scale=256, relu_before_linear=False, orthogona
 EASY = NetworkSettings(observation_scale=255, relu_before_linear=True, orthogonal_heads=True, initialization="glorot")
 
 
-@pytest.fixture(autouse=True)
-def one_torch_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def random_network(settings, seed=0):

@@ -16,7 +16,7 @@ import numpy as np
 from common.resolution import resolve
 from common.storage.checkpoints import save_checkpoint
 from common.storage.run_directory import RunDirectory
-from drills.drill import adds_up, newest_update_survived
+from drills.outcome import adds_up, newest_update_survived
 
 PROJECT = Path(__file__).parents[2]
 

@@ -22,12 +22,7 @@ SMALL = {"unroll_length": 8, "update_epochs": 1, "learner_threads": 1}
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def one_torch_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def train(config, seed, resumed=None):

@@ -23,12 +23,7 @@ T, B, MINIBATCHES, EPOCHS = 8, 4, 2, 2
 STEPS = MINIBATCHES * EPOCHS
 
 
-@pytest.fixture(autouse=True)
-def one_torch_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 tiny_config = partial(
