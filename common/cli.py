@@ -1,10 +1,12 @@
 """What all command lines share: one-line errors with exit code 2, and argparse types for numbers."""
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn, TypeVar
 
 from common.games import MAX_LEVEL_SEED
@@ -28,11 +30,23 @@ def require_current_directory() -> None:
         raise UsageError("the current directory does not exist any more: change to another one") from error
 
 
-def library_failure(error: Exception) -> str | None:
-    """One line for an import that failed: why, and the inherited variables that may be the cause.
+def import_module(name: str) -> ModuleType:
+    """Imports a module that needs large libraries.
 
-    None if neither a library is missing nor such a variable is set: then it is a bug, whose traceback is needed.
+    Raises:
+        UsageError: one of them cannot be imported; names the inherited variables that may be the cause.
+        Exception: any other error, if no such variable is set: a bug, whose traceback is needed.
     """
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # libraries fail in many ways
+        if (reason := _library_failure(error)) is None:
+            raise
+        raise UsageError(reason) from error
+
+
+def _library_failure(error: Exception) -> str | None:
+    """Why an import failed, in one line, if a library is missing or an inherited variable may be the cause."""
     suspects = sorted(name for name in os.environ if name.startswith(_VARIABLES_OF_LIBRARIES))
     if not suspects and not isinstance(error, ImportError):
         return None

@@ -1,12 +1,10 @@
 """`python -m evaluator COMMAND`: scores, compares and shows what runs have learned. Does not use Ray."""
 
-import importlib
 import os
 import sys
-from types import ModuleType
 from typing import NoReturn
 
-from common.cli import USAGE_EXIT_CODE, UsageError, library_failure, require_current_directory
+from common.cli import USAGE_EXIT_CODE, UsageError, import_module, require_current_directory
 from common.output import CLOSED_PIPE_EXIT_CODE, OutputError, checked_output, print_error, run_as_process
 from common.process import prepare_matplotlib
 from evaluator.commands.parser import parse
@@ -26,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
             options = parse(sys.argv[1:] if arguments is None else arguments)
             prepare_matplotlib()
             # Only the chosen command's module: importing torch takes seconds, which --help need not wait for.
-            _import_command(options.command).run(options)
+            import_module(f"evaluator.commands.{options.command}").run(options)
     except UsageError as error:
         print_error(f"evaluator: {error}")
         return USAGE_EXIT_CODE
@@ -44,16 +42,6 @@ def main(arguments: list[str] | None = None) -> int:
         print_error("evaluator: interrupted")
         return INTERRUPTED_EXIT_CODE
     return 0
-
-
-def _import_command(name: str) -> ModuleType:
-    """The command's module; UsageError if its libraries cannot be imported."""
-    try:
-        return importlib.import_module(f"evaluator.commands.{name}")
-    except Exception as error:  # libraries fail in many ways
-        if (reason := library_failure(error)) is None:
-            raise
-        raise UsageError(reason) from error
 
 
 def run() -> NoReturn:

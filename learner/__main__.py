@@ -1,10 +1,9 @@
 """`python -m learner`: main.py in a child of a small parent process, see supervision.py; or a study of many runs."""
 
 import sys
-from collections.abc import Callable
 from typing import NoReturn
 
-from common.cli import USAGE_EXIT_CODE, UsageError, library_failure, require_current_directory
+from common.cli import USAGE_EXIT_CODE, UsageError, import_module, require_current_directory
 from common.output import print_error, run_as_process
 from learner.supervision import Supervisor, fork_training
 
@@ -24,8 +23,7 @@ def run() -> NoReturn:
 def _main(supervisor: Supervisor) -> int:
     try:
         require_current_directory()
-        main = _import_main()
-        return main(supervisor=supervisor)
+        return import_module("learner.main").main(supervisor=supervisor)  # after the fork: it imports torch
     except UsageError as error:
         print_error(f"learner: {error}")
         return USAGE_EXIT_CODE
@@ -33,17 +31,6 @@ def _main(supervisor: Supervisor) -> int:
         return INTERRUPTED_EXIT_CODE
     finally:
         supervisor.tell_exiting()
-
-
-def _import_main() -> Callable[..., int]:
-    """learner.main.main; UsageError if its libraries cannot be imported."""
-    try:
-        from learner.main import main  # after the fork: it imports torch
-    except Exception as error:  # libraries fail in many ways
-        if (reason := library_failure(error)) is None:
-            raise
-        raise UsageError(reason) from error
-    return main
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import argparse
+import importlib
 import os
 import subprocess
 import sys
@@ -13,8 +14,8 @@ from common.cli import (
     UsageError,
     at_least_one,
     directory,
+    import_module,
     level_seed,
-    library_failure,
     number,
     require_current_directory,
     seconds,
@@ -107,9 +108,14 @@ def test_deleted_current_directory_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 def test_failed_import_names_the_reason_and_suspicious_variables(
     error: Exception, variable: str | None, line: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def fail(name: str) -> None:
+        raise error
+
     monkeypatch.setattr(os, "environ", {} if variable is None else {variable: "x"})
-    failure = library_failure(error)
-    assert failure is None if line is None else line in str(failure) and "\n" not in str(failure)
+    monkeypatch.setattr(importlib, "import_module", fail)
+    with pytest.raises(type(error) if line is None else UsageError) as raised:
+        import_module("learner.main")
+    assert raised.value is error if line is None else line in str(raised.value) and "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("program", ["learner", "evaluator"])
