@@ -125,32 +125,7 @@ def train(prepared: PreparedRun, stop: StopSignals, logs: RunLogging, progress: 
         learner = PPOLearner(config)
         stack.callback(learner.close)
         state = _restore(prepared, learner)
-        progress.note(
-            f"{config.game}, preset {config.preset}, {config.mode} mode, learner on {device} in {config.precision}, "
-            f"{connection_text}"
-        )
-        progress.note(f"run directory {run.path}")
-        if "total_frames" in prepared.requested and config.total_frames % config.batch_size:
-            progress.note(
-                f"training {config.num_updates * config.batch_size:,} frames ({config.num_updates:,} updates): "
-                f"--total-frames {config.total_frames:,} is rounded up to whole updates of {config.batch_size:,} frames"
-            )
-        if isinstance(prepared, ResumedRun):
-            progress.note(
-                f"resumed at policy_version {learner.policy_version}, {learner.frames:,} frames; "
-                f"{_continuation(prepared, state)}"
-            )
-            if prepared.preset_change is not None:
-                progress.note(prepared.preset_change)
-            if prepared.procgen_change is not None:
-                progress.note(prepared.procgen_change)
-        if config.objective == "standard" and config.max_policy_lag:
-            logger.warning(
-                "--objective standard does not correct for rollouts up to %d versions old, which costs score: on 57 "
-                "Atari games Cleanba's PPO with lag beat PPO without it on 14 (median ratio .89); use --objective "
-                "decoupled",
-                config.max_policy_lag,
-            )
+        _announce(prepared, learner, state, progress, connection_text)
         fleet = Fleet(config, learner.policy_version, state.counters, state.actors)
         stack.callback(fleet.stop)
         if resumed is not None:
@@ -193,6 +168,39 @@ def train(prepared: PreparedRun, stop: StopSignals, logs: RunLogging, progress: 
     progress.note(f"curves: tensorboard --logdir {run.tensorboard}")
     logger.info("exit code 0: finished")
     return 0
+
+
+def _announce(
+    prepared: PreparedRun, learner: PPOLearner, state: RunState, progress: Progress, connection_text: str
+) -> None:
+    """Says what is about to be trained, where, and what about it may surprise."""
+    config = prepared.config
+    progress.note(
+        f"{config.game}, preset {config.preset}, {config.mode} mode, learner on {config.device} in {config.precision}, "
+        f"{connection_text}"
+    )
+    progress.note(f"run directory {prepared.run.path}")
+    if "total_frames" in prepared.requested and config.total_frames % config.batch_size:
+        progress.note(
+            f"training {config.num_updates * config.batch_size:,} frames ({config.num_updates:,} updates): "
+            f"--total-frames {config.total_frames:,} is rounded up to whole updates of {config.batch_size:,} frames"
+        )
+    if isinstance(prepared, ResumedRun):
+        progress.note(
+            f"resumed at policy_version {learner.policy_version}, {learner.frames:,} frames; "
+            f"{_continuation(prepared, state)}"
+        )
+        if prepared.preset_change is not None:
+            progress.note(prepared.preset_change)
+        if prepared.procgen_change is not None:
+            progress.note(prepared.procgen_change)
+    if config.objective == "standard" and config.max_policy_lag:
+        logger.warning(
+            "--objective standard does not correct for rollouts up to %d versions old, which costs score: on 57 "
+            "Atari games Cleanba's PPO with lag beat PPO without it on 14 (median ratio .89); use --objective "
+            "decoupled",
+            config.max_policy_lag,
+        )
 
 
 def _begin(prepared: PreparedRun, logs: RunLogging) -> None:
