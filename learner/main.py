@@ -195,6 +195,7 @@ def _announce(
         if prepared.procgen_change is not None:
             progress.note(prepared.procgen_change)
     if config.objective == "standard" and config.max_policy_lag:
+        # The figures are counted from vwxyzjn/cleanba, static/cleanba/sync_or_not_sync.csv.
         logger.warning(
             "--objective standard does not correct for rollouts up to %d versions old, which costs score: on 57 "
             "Atari games Cleanba's PPO with lag beat PPO without it on 14 (median ratio .89); use --objective "
