@@ -20,7 +20,9 @@ from drills.outcome import Outcome, adds_up, newest_update_survived
 from drills.trainee import ACTOR, EVALUATOR, Row, Trainee, limit_file_sizes
 
 ACTORS = 2
+# impoola: its checkpoints are small, so that a resume point costs little.
 COMMON_FLAGS = [
+    *("--encoder", "impoola"),
     *("--num-actors", str(ACTORS), "--num-levels", "3", "--total-frames", "1000000000"),
     *("--eval-episodes-per-level", "1"),
 ]
@@ -58,7 +60,7 @@ class Size:
 SHORT_UPDATES = Size(4, 32, 2, 1, checkpoint_interval=5, actor_timeout=10)
 # More than a hundred times what a resume point costs, so that one is written after every update. No checkpoints, from
 # which such a run would otherwise continue.
-LONG_UPDATES = Size(16, 128, 4, 3, checkpoint_interval=10**6, actor_timeout=120)
+LONG_UPDATES = Size(8, 64, 2, 2, checkpoint_interval=10**6, actor_timeout=120)
 
 
 class Drill:

@@ -57,7 +57,9 @@ class Trainee:
 
     def start(self) -> None:
         """Runs the command that a supervisor's restart loop would repeat."""
-        command = [sys.executable, "-m", "learner", *self.flags, "--resume", "auto", "--run-dir", str(self.run.path)]
+        # At low priority: it trains without an end, also while a test or a drill waits for something else.
+        learner = ["nice", "-n", "10", sys.executable, "-m", "learner"]
+        command = [*learner, *self.flags, "--resume", "auto", "--run-dir", str(self.run.path)]
         with open(self.output, "ab") as output:
             self.process = subprocess.Popen(
                 command,

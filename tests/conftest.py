@@ -34,6 +34,8 @@ TINY = [
     *("--cluster-timeout", "180"),  # several learners that start side by side on two cores need more than the default
 ]
 TINY_BATCH = 64
+# Before the command of a run without an end: while it waits for a fault, it leaves the cores to tests that have work.
+LOW_PRIORITY = ("nice", "-n", "10")
 
 
 # Tests that start process trees (Ray, learners, clusters): `make test` leaves them out, `make test-all` runs them.

@@ -11,7 +11,7 @@ from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from learner.cluster.remote_errors import cause_in_one_line, full_cause
-from tests.conftest import wait_until
+from tests.conftest import LOW_PRIORITY, wait_until
 
 NODE = {"num_cpus": 1, "object_store_memory": 200 << 20}
 # A cluster of `ray.cluster_utils` requires no token; it lives as long as the test.
@@ -76,6 +76,7 @@ def test_actors_on_both_nodes_are_replaced_when_they_die_or_hang(two_nodes, star
     process = start_learner(
         *(*tiny, "--run-dir", tmp_path / "run", "--address", two_nodes.address, OPEN, "--no-evaluator"),
         *("--total-frames", 10**9, "--actor-timeout", 10),
+        prefix=LOW_PRIORITY,
     )
     wait_until(lambda: metrics.exists() and len(rows(metrics)) > 2, process)
     assert free_cpus_per_node() == [0.0, 0.0]

@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from common.storage.checkpoints import list_checkpoints, load_newest_complete
-from tests.conftest import num_lines, wait_until
+from tests.conftest import LOW_PRIORITY, num_lines, wait_until
 
 
 def break_checkpoints(run_dir, moved):
@@ -17,7 +17,7 @@ def break_checkpoints(run_dir, moved):
 
 def test_training_goes_on_without_a_disk_and_writes_again_when_there_is_one(start_learner, tiny, tmp_path, rows):
     run_dir, moved = tmp_path / "run", tmp_path / "moved"
-    process = start_learner(*tiny, "--run-dir", run_dir, "--no-evaluator", "--total-frames", 10**9)
+    process = start_learner(*tiny, "--run-dir", run_dir, "--no-evaluator", "--total-frames", 10**9, prefix=LOW_PRIORITY)
     wait_until((run_dir / "checkpoints" / "00000002" / "manifest.json").exists, process)
     break_checkpoints(run_dir, moved)
     before = num_lines(run_dir / "metrics.jsonl")
@@ -32,6 +32,7 @@ def test_training_goes_on_without_a_disk_and_writes_again_when_there_is_one(star
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 143, out + err
+    assert err.strip() == f"learner: stopped by SIGTERM; continue with --resume {run_dir}"
     assert out.count("warning: checkpoints cannot be written to ") == 1  # told once, however often it was tried
     metrics = rows(run_dir / "metrics.jsonl")
     assert [row["policy_version"] for row in metrics] == list(range(1, len(metrics) + 1))

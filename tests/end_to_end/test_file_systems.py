@@ -32,9 +32,9 @@ def test_run_without_links_and_locks_is_scored_and_resumed(preload, run_learner,
     environment = {"LD_PRELOAD": str(preload), "FEWER_FEATURES": str(tmp_path)}
     run = RunDirectory(tmp_path / "run")
     flags = ("--backfill", "--eval-episodes-per-level", "1")
-    first = run_learner(*tiny, *flags, "--total-frames", "256", "--run-dir", run.path, **environment)
+    first = run_learner(*tiny, *flags, "--total-frames", "128", "--run-dir", run.path, **environment)
     assert first.returncode == 0, first.stderr
-    again = run_learner("--resume", run.path, "--total-frames", "512", **environment)
+    again = run_learner("--resume", run.path, "--total-frames", "256", **environment)
     assert again.returncode == 0, again.stderr
     for done in (first, again):
         assert (done.stdout + done.stderr).count(WARNING) == 1
@@ -42,10 +42,10 @@ def test_run_without_links_and_locks_is_scored_and_resumed(preload, run_learner,
     for missing in ("no symbolic links", "no hard links", "no flock", "no fsync of directories"):
         assert log.count(missing) == 2  # once a start
     rows = [json.loads(line) for line in run.evaluations.read_text().splitlines()]
-    versions = [0, 2, 4, 6, 8]
+    versions = [0, 2, 4]
     assert sorted(row["policy_version"] for row in rows) == versions
     assert sorted(shown_tags(run.tensorboard / "evaluator")) == [64 * version for version in versions]
-    assert sorted(shown_tags(run.tensorboard / "learner")) == [64 * version for version in range(1, 9)]
+    assert sorted(shown_tags(run.tensorboard / "learner")) == [64 * version for version in range(1, 5)]
     assert run.best_checkpoint() in {path.name for path in run.checkpoints.iterdir()} and not run.best.is_symlink()
     assert not list(run.path.glob(".learner.lock.owner"))
     scored = subprocess.run(

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import network_hosts
 from benchmarks.network_hosts import HostsError, Network, cluster_address, join, send_signal, start_head, why_no_hosts
-from tests.conftest import wait_until
+from tests.conftest import LOW_PRIORITY, wait_until
 
 ACTOR, RAYLET = "ray::RemoteRolloutActor", "raylet"
 
@@ -42,10 +42,11 @@ def start(network, tiny, tmp_path):
     started = []
 
     def start(*flags: object) -> subprocess.Popen:
-        learner = (sys.executable, "-m", "learner", *tiny, "--no-evaluator", "--run-dir", tmp_path / "run")
+        learner = (*LOW_PRIORITY, sys.executable, "-m", "learner", *tiny, "--no-evaluator")
+        run = ("--run-dir", tmp_path / "run")
         with open(tmp_path / "learner.log", "w") as log:
             process = network.hosts[0].start(
-                *(*learner, "--address", cluster_address(network.hosts[0]), *flags),
+                *(*learner, *run, "--address", cluster_address(network.hosts[0]), *flags),
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
