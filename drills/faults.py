@@ -20,9 +20,10 @@ from drills.outcome import Outcome, adds_up, newest_update_survived
 from drills.trainee import ACTOR, EVALUATOR, Row, Trainee, limit_file_sizes
 
 ACTORS = 2
-# impoola: its checkpoints are small, so that a resume point costs little.
+# leaper: its episodes are short, so that a score takes a second. impoola: its checkpoints are small, so that a resume
+# point costs little.
 COMMON_FLAGS = [
-    *("--encoder", "impoola"),
+    *("--env-name", "leaper", "--encoder", "impoola"),
     *("--num-actors", str(ACTORS), "--num-levels", "3", "--total-frames", "1000000000"),
     *("--eval-episodes-per-level", "1"),
 ]

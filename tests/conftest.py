@@ -24,16 +24,19 @@ from common.resolution import resolve
 
 PROJECT = Path(__file__).parent.parent
 
-# 2 actors x 2 environments x 16 steps = 64 frames an update. Episodes of leaper last about a hundred steps, so that a
-# score and its videos take a second on a quiet machine; those of coinrun last a thousand.
+# 4 environments x 16 steps = 64 frames an update. Episodes of leaper last about a hundred steps, so that a score and
+# its videos take a second on a quiet machine; those of coinrun last a thousand. One actor: each takes three seconds of
+# processor time to start.
 TINY = [
     *("--env-name", "leaper"),
-    *("--num-actors", "2", "--envs-per-actor", "2", "--unroll-length", "16", "--num-minibatches", "2"),
+    *("--num-actors", "1", "--envs-per-actor", "4", "--unroll-length", "16", "--num-minibatches", "2"),
     *("--update-epochs", "1", "--num-levels", "2", "--checkpoint-interval", "2"),
     *("--eval-episodes-per-level", "1"),
     *("--cluster-timeout", "180"),  # several learners that start side by side on two cores need more than the default
 ]
 TINY_BATCH = 64
+# The same batch from two actors.
+TINY_PAIR = [*TINY, "--num-actors", "2", "--envs-per-actor", "2"]
 # Before the command of a run without an end: while it waits for a fault, it leaves the cores to tests that have work.
 LOW_PRIORITY = ("nice", "-n", "10")
 
@@ -175,8 +178,14 @@ def one_torch_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny() -> list[str]:
-    """Flags of a run whose updates have 64 frames."""
+    """Flags of a run with one actor whose updates have 64 frames."""
     return TINY
+
+
+@pytest.fixture(scope="session")
+def tiny_pair() -> list[str]:
+    """Flags of a run with two actors whose updates have 64 frames."""
+    return TINY_PAIR
 
 
 @pytest.fixture(scope="session")

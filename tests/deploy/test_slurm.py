@@ -363,11 +363,11 @@ def assert_checkpoint_is_newest(run: Path, rows: Callable[[Path], list[dict[str,
 
 @pytest.mark.processes
 def test_run_over_two_nodes_continues_after_the_time_limit_and_scancel_leaves_a_checkpoint(
-    slurm: Slurm, tiny: list[str], tmp_path: Path, rows: Callable[[Path], list[dict[str, Any]]]
+    slurm: Slurm, tiny_pair: list[str], tmp_path: Path, rows: Callable[[Path], list[dict[str, Any]]]
 ) -> None:
     run, output = tmp_path / "run", tmp_path / "output"
     metrics = run / "metrics.jsonl"
-    flags = [*tiny, "--no-evaluator", "--checkpoint-interval", 10**6, "--total-frames", 10**9, "--run-dir", run]
+    flags = [*tiny_pair, "--no-evaluator", "--checkpoint-interval", 10**6, "--total-frames", 10**9, "--run-dir", run]
     job = slurm.submit("--nodes=2", f"--output={output}", TRAIN, *flags)
     slurm.wait_for(job, lambda: num_lines(metrics) >= 2, output)
     assert "token authentication" in output.read_text()

@@ -71,10 +71,10 @@ def test_full_cause_of_a_native_crash_has_its_stack_trace_and_the_path_of_the_lo
         assert ("Segmentation fault" in text) == ("string_at" in text) == (node["NodeID"] == own_id)
 
 
-def test_actors_on_both_nodes_are_replaced_when_they_die_or_hang(two_nodes, start_learner, tiny, tmp_path, rows):
+def test_actors_on_both_nodes_are_replaced_when_they_die_or_hang(two_nodes, start_learner, tiny_pair, tmp_path, rows):
     metrics = tmp_path / "run" / "metrics.jsonl"
     process = start_learner(
-        *(*tiny, "--run-dir", tmp_path / "run", "--address", two_nodes.address, OPEN, "--no-evaluator"),
+        *(*tiny_pair, "--run-dir", tmp_path / "run", "--address", two_nodes.address, OPEN, "--no-evaluator"),
         *("--total-frames", 10**9, "--actor-timeout", 10),
         prefix=LOW_PRIORITY,
     )

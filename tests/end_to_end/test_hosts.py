@@ -37,12 +37,12 @@ def network():
 
 
 @pytest.fixture
-def start(network, tiny, tmp_path):
+def start(network, tiny_pair, tmp_path):
     """Starts the learner on host-1; ends it after the test, if it is still running."""
     started = []
 
     def start(*flags: object) -> subprocess.Popen:
-        learner = (*LOW_PRIORITY, sys.executable, "-m", "learner", *tiny, "--no-evaluator")
+        learner = (*LOW_PRIORITY, sys.executable, "-m", "learner", *tiny_pair, "--no-evaluator")
         run = ("--run-dir", tmp_path / "run")
         with open(tmp_path / "learner.log", "w") as log:
             process = network.hosts[0].start(

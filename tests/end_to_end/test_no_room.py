@@ -14,9 +14,9 @@ def no_cpus():
     cluster.shutdown()
 
 
-def test_run_without_a_placed_actor_stops_with_one_line(no_cpus, run_learner, tiny, tmp_path):
+def test_run_without_a_placed_actor_stops_with_one_line(no_cpus, run_learner, tiny_pair, tmp_path):
     where = ["--address", no_cpus.address, "--allow-unauthenticated", "--cluster-timeout", "3"]
-    result = run_learner(*tiny, "--run-dir", tmp_path / "run", *where)
+    result = run_learner(*tiny_pair, "--run-dir", tmp_path / "run", *where)
     assert result.returncode == 2, result.stdout + result.stderr
     warning, error = result.stderr.splitlines()
     assert warning.startswith("learner: warning: ") and "runs without authentication" in warning
@@ -27,8 +27,8 @@ def test_run_without_a_placed_actor_stops_with_one_line(no_cpus, run_learner, ti
     assert not (tmp_path / "run").exists()
 
 
-def test_actors_that_need_gpus_of_a_cluster_without_them_are_refused(run_learner, tiny, tmp_path):
-    result = run_learner(*tiny, "--run-dir", tmp_path / "run", "--actor-gpus", "0.25", "--cluster-timeout", "3")
+def test_actors_that_need_gpus_of_a_cluster_without_them_are_refused(run_learner, tiny_pair, tmp_path):
+    result = run_learner(*tiny_pair, "--run-dir", tmp_path / "run", "--actor-gpus", "0.25", "--cluster-timeout", "3")
     assert result.returncode == 2, result.stdout + result.stderr
     (line,) = result.stderr.splitlines()
     assert line.startswith("learner: no actor could be placed within 3 s: each of --num-actors 2 needs one CPU and")

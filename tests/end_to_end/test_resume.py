@@ -90,7 +90,8 @@ def test_resume_auto_starts_and_finishes_a_run_with_one_command(
     start_learner, run_learner, tmp_path, rows, left_behind
 ):
     run_dir = tmp_path / "run"
-    command = [*SETTINGS, "--resume", "auto", "--run-dir", run_dir]
+    settings = [*SETTINGS, "--num-actors", "1", "--envs-per-actor", "8"]
+    command = [*settings, "--resume", "auto", "--run-dir", run_dir]
     process = start_learner(*command)
     wait_for_rows(process, run_dir, UPDATES // 2)
     left_behind += kill(process)
@@ -114,7 +115,7 @@ def test_resume_auto_starts_and_finishes_a_run_with_one_command(
     assert not list((run_dir / "checkpoints").glob(".*"))
     again = run_learner(*command)
     assert again.returncode == 0 and f"resumed at policy_version {UPDATES}" in again.stdout
-    begun = run_learner(*SETTINGS[:-2], "--total-frames", 512, "--resume", "auto", "--run-dir", bare)
+    begun = run_learner(*settings, "--total-frames", 512, "--resume", "auto", "--run-dir", bare)
     assert begun.returncode == 0, begun.stderr
     assert [row["policy_version"] for row in rows(bare / "metrics.jsonl")] == [1]
 

@@ -8,7 +8,7 @@ from tests.conftest import assert_bit_equal, num_lines, wait_until
 UPDATES = 3
 # Updates take longer than a hundred resume points, which are small with impoola: one is written after every update.
 SETTINGS = [
-    *("--num-actors", "2", "--envs-per-actor", "8", "--unroll-length", "64", "--num-minibatches", "2"),
+    *("--num-actors", "1", "--envs-per-actor", "16", "--unroll-length", "64", "--num-minibatches", "2"),
     *("--update-epochs", "2", "--encoder", "impoola", "--num-levels", "20"),
     *("--checkpoint-interval", str(10**6), "--no-evaluator"),
     *("--mode", "sync", "--total-frames", str(UPDATES * 1024)),

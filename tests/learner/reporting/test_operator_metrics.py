@@ -254,11 +254,11 @@ def served(url, run):
 
 @pytest.mark.processes
 @needs_agent
-def test_endpoint_serves_the_numbers_of_the_run_directory(head, run_learner, tiny, tmp_path, rows):
+def test_endpoint_serves_the_numbers_of_the_run_directory(head, run_learner, tiny_pair, tmp_path, rows):
     environment, address, url = head
     run: Path = tmp_path / "served"
     result = run_learner(
-        *(*tiny, "--run-dir", run, "--address", address, "--total-frames", 640),
+        *(*tiny_pair, "--run-dir", run, "--address", address, "--total-frames", 640),
         *("--eval-episodes-per-level", 2, "--held-out-levels", 2),
         **environment,
     )
@@ -293,12 +293,12 @@ def test_endpoint_serves_the_numbers_of_the_run_directory(head, run_learner, tin
 
 @pytest.mark.processes
 @needs_agent
-def test_resumed_run_continues_without_a_jump_and_labels_are_few(head, run_learner, tiny, tmp_path, rows):
+def test_resumed_run_continues_without_a_jump_and_labels_are_few(head, run_learner, tiny_pair, tmp_path, rows):
     environment, address, url = head
     run: Path = tmp_path / "resumed"
     first = ("--run-dir", run, "--address", address, "--no-evaluator", "--total-frames", 256)
     then = ("--resume", run, "--address", address, "--total-frames", 640)
-    for arguments in ((*tiny, *first), then):
+    for arguments in ((*tiny_pair, *first), then):
         result = run_learner(*arguments, **environment)
         assert result.returncode == 0, result.stdout + result.stderr
     samples, _ = served(url, run.name)
