@@ -33,9 +33,12 @@ RAY_DIRECTORY, TOKEN_FILE = "/dev/shm/ray", "/dev/shm/token"
 # The bucket must hold whole packets; packets wait in it at most this long.
 _BUCKET = ("burst", "64kb", "latency", "200ms")
 _NAMESPACES = ("--pid", "--mount", "--net", "--uts")
-# A host's first process keeps it alive, and reaps orphans by ignoring SIGCHLD.
+# A host's first process keeps it alive, and reaps orphans by ignoring SIGCHLD. The host knows its own name and asks no
+# name server: the machine's cannot be reached from it, and every question would take ten seconds.
 _FIRST_PROCESS = (
     "mount -t tmpfs -o size=2g tmpfs /dev/shm && echo {name} > /proc/sys/kernel/hostname && ip link set lo up "
+    "&& printf '127.0.0.1 localhost\\n{address} {name}\\n' > /dev/shm/hosts && : > /dev/shm/resolv.conf "
+    "&& for file in hosts resolv.conf; do test ! -e /etc/$file || mount --bind /dev/shm/$file /etc/$file || exit; done "
     "&& trap '' CHLD && echo ready && exec cat"
 )
 
@@ -54,7 +57,7 @@ class Host:
         self.environment: dict[str, str] = {}
         command = ["unshare", "--fork", "--kill-child", "--mount-proc", *_NAMESPACES]
         self._holder = subprocess.Popen(
-            [*command, "sh", "-c", _FIRST_PROCESS.format(name=shlex.quote(name))],
+            [*command, "sh", "-c", _FIRST_PROCESS.format(name=name, address=address)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -130,7 +130,7 @@ def test_host_that_is_cut_off_costs_its_rollout_and_works_again_after_rejoining(
 
 def test_slow_link_limits_the_run_and_the_last_line_says_what_to_do(network, start, tmp_path, rows):
     learners_host = network.hosts[0]
-    network.limit(learners_host, 200_000)
+    network.limit(learners_host, 400_000)
     try:
         process = start("--total-frames", 4 * 64, "--compression", "none")
         assert process.wait(240) == 0, (tmp_path / "learner.log").read_text()
