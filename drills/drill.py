@@ -4,7 +4,7 @@ Procgen, Ray, signals and removed raylets are real. The counters "add up" if met
 frames are versions times batch, and exactly the lost actors, hung actors and lost rollouts of the fault were counted.
 The newest update survived if a fault that ended the learner left files from which at most one completed update is lost.
 Exit code 1 if one of these does not hold or the learner did not say how to continue. `--short` skips the faults that
-need a cluster, take a minute or have a test elsewhere.
+take a minute, end the learner or need a cluster.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ def embedded(directory: Path, outcomes: list[Outcome], short: bool) -> None:
         drill.stop()
 
 
-def ended(directory: Path, outcomes: list[Outcome], short: bool) -> None:
+def ended(directory: Path, outcomes: list[Outcome]) -> None:
     """Faults that end the learner, which starts its own Ray."""
     no_home = {"HOME": "/nonexistent"}
     started = time.monotonic()
@@ -69,17 +69,15 @@ def ended(directory: Path, outcomes: list[Outcome], short: bool) -> None:
     with Trainee(directory, flags, {**environment, **no_home}) as trainee:
         drill = Drill(trainee, outcomes, LONG_UPDATES)
         trainee.wait_for_updates(1)
-        if not short:
-            drill.note("HOME does not exist", "started and trained", time.monotonic() - started, trainee.rows()[0])
+        drill.note("HOME does not exist", "started and trained", time.monotonic() - started, trainee.rows()[0])
         trainee.environment = environment
         drill.end_and_resume("learner SIGKILL, torn last line", lambda: trainee.learner.kill(), 1, drill.tear_last_line)
-        if not short:
-            drill.end_and_resume("ray stop", drill.stop_ray)
-            drill.end_and_resume("raylet SIGKILL", drill.kill_raylet)
-            clean = partial(drill.clean_session_directory, directory / "ray")
-            drill.end_and_resume("session directory cleaned, actors SIGKILL", clean)
-            terminate, corrupt = partial(trainee.end, signal.SIGTERM), drill.corrupt_newest_checkpoint
-            drill.end_and_resume("SIGTERM, newest checkpoint corrupt", terminate, 128 + signal.SIGTERM, corrupt)
+        drill.end_and_resume("ray stop", drill.stop_ray)
+        drill.end_and_resume("raylet SIGKILL", drill.kill_raylet)
+        clean = partial(drill.clean_session_directory, directory / "ray")
+        drill.end_and_resume("session directory cleaned, actors SIGKILL", clean)
+        terminate, corrupt = partial(trainee.end, signal.SIGTERM), drill.corrupt_newest_checkpoint
+        drill.end_and_resume("SIGTERM, newest checkpoint corrupt", terminate, 128 + signal.SIGTERM, corrupt)
 
 
 def on_cluster(directory: Path, outcomes: list[Outcome]) -> None:
@@ -146,7 +144,9 @@ def drain(address: str, node_id: str) -> None:
 def main() -> int:
     """Runs the drill, prints the table on stdout and returns the exit code."""
     parser = make_parser(__doc__)
-    parser.add_argument("--short", action="store_true", help="skip the faults that need a cluster or take a minute")
+    parser.add_argument(
+        "--short", action="store_true", help="skip the faults that take a minute, end the learner or need a cluster"
+    )
     parser.add_argument("--json", type=Path, help="file to which the table is also written")
     options = parser.parse_args()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -159,8 +159,8 @@ def main() -> int:
                 Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="drill-"))) for _ in range(3)
             )
             embedded(one, outcomes, options.short)
-            ended(two, outcomes, options.short)
             if not options.short:
+                ended(two, outcomes)
                 on_cluster(three, outcomes)
     except TimeoutError as error:
         failure = str(error)
