@@ -5,9 +5,10 @@ import json
 from typing import Any
 
 from common.text import format_interval, format_number
-from evaluator.commands.files import require_new_file, write_new_file
+from evaluator.commands.files import require_new_path, write_new_directory, write_new_file
 from evaluator.levels.level_sets import Split
 from evaluator.output.text import print_table
+from evaluator.studies.figures import plots
 from evaluator.studies.page import render_page
 from evaluator.studies.runs import find_runs
 from evaluator.studies.summary import add_published, select, summarize
@@ -18,7 +19,9 @@ Summary = dict[str, Any]
 def run(options: argparse.Namespace) -> None:
     """Prints the tables, or writes them as JSON or a page; UsageError if the runs cannot be compared."""
     if options.output is not None:
-        require_new_file(options.output)
+        require_new_path(options.output)
+    if options.plots is not None:
+        require_new_path(options.plots, "--plots")
     runs, at = find_runs(options.paths), options.at
     split: Split | None = options.split
     if options.rescore:
@@ -32,12 +35,16 @@ def run(options: argparse.Namespace) -> None:
     summary = summarize(selection, options.ranges)
     if options.output is not None:
         write_new_file(options.output, render_page(summary).encode())
+    if options.plots is not None:
+        files = {f"{name}.png": data for name, data in plots(summary).items()}
+        write_new_directory(options.plots, files, "--plots")
     if options.json:
         print(json.dumps(summary))
         return
     print_summary(summary)
-    if options.output is not None:
-        print(options.output)
+    for written in (options.output, options.plots):
+        if written is not None:
+            print(written)
 
 
 def print_summary(summary: Summary) -> None:

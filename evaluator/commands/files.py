@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from common.cli import UsageError
@@ -61,21 +62,32 @@ def run_of(checkpoint: Checkpoint) -> RunDirectory | None:
     return run if run.config.exists() and run.checkpoints == directory else None
 
 
-def require_new_file(path: Path) -> None:
-    """Raises UsageError if --output `path` cannot be written, before minutes are spent on playing."""
+def require_new_path(path: Path, flag: str = "--output") -> None:
+    """Raises UsageError if a file or directory `path` cannot be created, before minutes are spent on playing."""
     if os.path.lexists(path):
-        raise UsageError(f"--output {path} already exists and is not overwritten; choose another name")
+        raise UsageError(f"{flag} {path} already exists and is not overwritten; choose another name")
     if not path.parent.is_dir():
-        raise UsageError(f"--output {path}: {path.parent} is not a directory")
+        raise UsageError(f"{flag} {path}: {path.parent} is not a directory")
     if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"--output {path}: {path.parent} is not writable")
+        raise UsageError(f"{flag} {path}: {path.parent} is not writable")
 
 
 def write_new_file(path: Path, data: bytes) -> None:
     """Writes --output `path`; UsageError if it exists or cannot be written."""
-    require_new_file(path)
+    require_new_path(path)
     try:
         with open(path, "xb") as file:
             file.write(data)
     except OSError as error:
         raise UsageError(f"cannot write --output {path}: {error.strerror}") from error
+
+
+def write_new_directory(path: Path, files: Mapping[str, bytes], flag: str) -> None:
+    """Creates the directory `path` of `flag` with these files; UsageError if it exists or cannot be written."""
+    require_new_path(path, flag)
+    try:
+        path.mkdir()
+        for name, data in files.items():
+            (path / name).write_bytes(data)
+    except OSError as error:
+        raise UsageError(f"cannot write {flag} {path}: {error.strerror}") from error

@@ -152,6 +152,8 @@ def _add_aggregate(commands: Any) -> None:
     text = "episodes on every level with --rescore (default: the runs' --eval-episodes-per-level)"
     add("--episodes-per-level", type=at_least_one, metavar="N", help=text)
     add("--output", type=Path, metavar="PAGE.html", help="also write one HTML file with plots; must not exist")
+    text = "also write the plots as PNG files into this directory; must not exist"
+    add("--plots", type=Path, metavar="NEW_DIR", help=text)
     add("--json", action="store_true", help="print one JSON object instead of tables")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from common.cli import UsageError
 from common.process import prepare_process
 from common.storage.checkpoints import Checkpoint
-from evaluator.commands.files import open_checkpoint, require_new_file, run_of, write_new_file
+from evaluator.commands.files import open_checkpoint, require_new_path, run_of, write_new_file
 from evaluator.output.scoreboard import LEVEL_CHOICES, LevelHistory
 from evaluator.output.video import encode_gif, record_episode
 from evaluator.scores.play import load_policy
@@ -17,7 +17,7 @@ def run(options: argparse.Namespace) -> None:
     """Writes the gif and prints what happens in it; UsageError if there is nothing to play or no place to write."""
     if options.split is not None and options.level is not None:
         raise UsageError("--split and --level exclude each other: --split chooses a scored level, --level names one")
-    require_new_file(options.output)
+    require_new_path(options.output)
     checkpoint = open_checkpoint(options.path)
     config = checkpoint.config
     level = _scored_level(checkpoint, options) if options.level is None else options.level

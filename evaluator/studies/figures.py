@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from evaluator.output.plot import png
 from evaluator.studies.published import NAME as PUBLISHED
 
 # Okabe and Ito's palette, which differs for every type of colour vision; grey is for published scores.
@@ -17,6 +18,14 @@ _LINES = ("-", "--", ":", "-.")  # more variants than colours differ in their li
 _GREY = "#777777"
 
 Summary = dict[str, Any]
+
+
+def plots(summary: Summary) -> dict[str, bytes]:
+    """PNG files by name: `curves` and `iqm` if there is more than one score of each run, `profile` and `bars`."""
+    makers = {"profile": profile_figure, "bars": bars_figure}
+    if summary["curves"]:
+        makers = {"curves": curves_figure, "iqm": iqm_figure} | makers
+    return {name: png(make(summary)) for name, make in makers.items()}
 
 
 def curves_figure(summary: Summary) -> Figure:

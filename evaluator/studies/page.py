@@ -3,11 +3,8 @@
 import base64
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from evaluator.output.plot import png
 from evaluator.output.templates import page_environment
-from evaluator.studies import figures
+from evaluator.studies.figures import plots
 
 Summary = dict[str, Any]
 
@@ -16,17 +13,13 @@ def render_page(summary: Summary) -> str:
     """The page, from what `summarize` returned."""
     environment = page_environment("evaluator.studies")
     environment.filters |= {"entry": _entry, "ends": _ends}
-    pictures: dict[str, Figure] = {}
-    if summary["curves"]:
-        pictures |= {"curves": figures.curves_figure(summary), "iqm": figures.iqm_figure(summary)}
-    pictures |= {"profile": figures.profile_figure(summary), "bars": figures.bars_figure(summary)}
     return environment.get_template("page.html.j2").render(
-        summary=summary, pictures={name: _uri(figure) for name, figure in pictures.items()}
+        summary=summary, pictures={name: _uri(data) for name, data in plots(summary).items()}
     )
 
 
-def _uri(figure: Figure) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png(figure)).decode()}"
+def _uri(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
 def _entry(entry: Summary, spec: str = ".3f") -> str:

@@ -1,5 +1,6 @@
 """`python -m evaluator aggregate`: tables, JSON, page and --rescore; wrong input is one line and exit code 2."""
 
+import base64
 import json
 import re
 
@@ -84,6 +85,26 @@ def test_page_is_one_file_that_loads_nothing(study, tmp_path, capsys):
     assert "Probability" not in text and "default" in text and "5.75" in text
     assert main(["aggregate", str(study), "--output", str(page)]) == 2
     assert "already exists" in capsys.readouterr().err
+
+
+def test_plots_are_the_pictures_of_the_page(study, tmp_path, capsys):
+    page, plots = tmp_path / "page.html", tmp_path / "plots"
+    assert main(["aggregate", str(study), "--output", str(page), "--plots", str(plots)]) == 0
+    assert sorted(path.name for path in plots.iterdir()) == ["bars.png", "curves.png", "iqm.png", "profile.png"]
+    for path in plots.iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert base64.b64encode(path.read_bytes()).decode() in page.read_text()
+    assert capsys.readouterr().out.splitlines()[-2:] == [str(page), str(plots)]
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("{tmp}", "already exists and is not overwritten"), ("{tmp}/none/plots", "{tmp}/none is not a directory")],
+)
+def test_plots_in_a_used_or_impossible_place_are_refused(study, tmp_path, capsys, path, reason):
+    assert main(["aggregate", str(study), "--plots", path.format(tmp=tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"evaluator: --plots {path.format(tmp=tmp_path)}") and reason.format(tmp=tmp_path) in line
 
 
 def test_rescore_plays_the_checkpoints_and_leaves_the_scores_of_the_runs_alone(study, capsys):
