@@ -110,6 +110,32 @@ def assert_bit_equal(one: Any, other: Any, path: str = "state") -> None:
         assert one == other, path
 
 
+def without_times(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of metrics.jsonl without what differs between runs that compute the same."""
+    return {name: value for name, value in row.items() if not name.startswith(("time", "fps", "seconds_"))}
+
+
+def assert_signal_ends_training_after_a_checkpoint(
+    process: subprocess.Popen[str], signum: signal.Signals, run_dir: Path
+) -> str:
+    """Ends a learner that has trained some updates: with the signal's exit code, one line on standard error that says
+    how to continue, a checkpoint of the newest update, and no process left. Returns its standard output.
+    """
+    from common.storage.checkpoints import load_newest_complete
+
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 128 + signum, out + err
+    assert err.strip() == f"learner: stopped by {signum.name}; continue with --resume {run_dir}"
+    newest = load_newest_complete(run_dir / "checkpoints", on_damaged=pytest.fail)
+    last = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert newest is not None and newest.policy_version == last["policy_version"] >= 1
+    _, alive = psutil.wait_procs(children, timeout=PATIENCE)
+    assert not alive
+    return out
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the tests of the process folders and puts their files first: what takes longest must not start last."""
     for item in items:

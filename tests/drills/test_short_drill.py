@@ -1,9 +1,9 @@
 """The short fault drill: each fault is survived, and the counters add up.
 
 Left out is what takes a minute, what test_cluster_drill.py runs, and what has a faster or stricter test elsewhere: a
-killed learner (test_resume.py, test_resume_points.py), suspension (test_signals.py), no HOME (test_environment.py), a
-damaged checkpoint (test_checkpoints.py), full disks (test_disk.py), Ray's deleted files (test_fleet.py). `ray stop` and
-a killed raylet end the learner like the lost head of test_cluster_drill.py; each would cost another start.
+killed learner and suspension (test_resume.py), no HOME (test_environment.py), a damaged checkpoint
+(test_checkpoints.py), full disks (test_disk.py), Ray's deleted files (test_fleet.py). `ray stop` and a killed raylet
+end the learner like the lost head of test_cluster_drill.py; each would cost another start.
 """
 
 import json

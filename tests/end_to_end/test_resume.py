@@ -5,14 +5,24 @@ import json
 import signal
 import subprocess
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 
+from common.resolution import resolve
 from common.storage.checkpoints import list_checkpoints, load_checkpoint
-from tests.conftest import assert_bit_equal, num_lines, wait_until
+from common.storage.run_directory import RunDirectory
+from learner.startup.flags import parse
+from tests.conftest import (
+    assert_bit_equal,
+    assert_signal_ends_training_after_a_checkpoint,
+    num_lines,
+    wait_until,
+    without_times,
+)
 
 UPDATES = 8
 # running_return, several minibatches and epochs, unfinished episodes: whatever state there is, is in use.
@@ -22,7 +32,13 @@ SETTINGS = [
     *("--reward-transform", "running_return", "--mode", "sync", "--total-frames", str(UPDATES * 512)),
     *("--learning-rate-schedule", "linear"),
 ]
-TIMES = ("time", "fps", "seconds_")
+# Updates take longer than a hundred resume points, which are small with impoola: one is written after every update, and
+# no checkpoint.
+LONG_UPDATES = 5
+LONG_SETTINGS = [
+    *(*SETTINGS, "--envs-per-actor", "8", "--encoder", "impoola", "--total-frames", str(LONG_UPDATES * 1024)),
+    *("--checkpoint-interval", str(10**6)),
+]
 
 
 def wait_for_rows(process, run_dir: Path, count: int) -> None:
@@ -50,10 +66,6 @@ def kill(process: subprocess.Popen) -> list[Orphan]:
     return orphans
 
 
-def without_times(row):
-    return {name: value for name, value in row.items() if not name.startswith(TIMES)}
-
-
 @pytest.fixture(scope="module")
 def left_behind():
     """What the killed learners of this file had started."""
@@ -63,42 +75,68 @@ def left_behind():
 @pytest.fixture(scope="module")
 def uninterrupted(run_learner, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("whole") / "run"
-    result = run_learner(*SETTINGS, "--run-dir", run_dir)
+    result = run_learner(*LONG_SETTINGS, "--run-dir", run_dir)
     assert result.returncode == 0, result.stderr
     return run_dir
 
 
-def test_resume_is_bit_exact_after_sigkill(start_learner, run_learner, uninterrupted, tmp_path, rows, left_behind):
+def assert_bit_equal_runs(run_dir, other, rows):
+    """Both have the same rows and end with the same checkpoint: policy, optimizer, generators and environments."""
+    ours, theirs = (rows(path / "metrics.jsonl") for path in (run_dir, other))
+    assert [without_times(row) for row in ours] == [without_times(row) for row in theirs]
+    (our_last, their_last) = (list_checkpoints(path / "checkpoints")[-1] for path in (run_dir, other))
+    assert our_last.name == their_last.name == f"{len(ours):08d}"
+    assert (our_last / "policy.safetensors").read_bytes() == (their_last / "policy.safetensors").read_bytes()
+    # The bytes of learner.pt may differ although what they hold is equal.
+    assert_bit_equal(load_checkpoint(our_last).learner_state, load_checkpoint(their_last).learner_state)
+
+
+def test_killed_run_resumes_at_its_newest_update_and_is_bit_exact(
+    start_learner, run_learner, uninterrupted, tmp_path, rows, left_behind
+):
     run_dir = tmp_path / "run"
-    process = start_learner(*SETTINGS, "--run-dir", run_dir)
-    wait_for_rows(process, run_dir, UPDATES // 2)
+    process = start_learner(*LONG_SETTINGS, "--run-dir", run_dir)
+    wait_for_rows(process, run_dir, 2)
     left_behind += kill(process)
+    completed = rows(run_dir / "metrics.jsonl")[-1]["policy_version"]
+    assert [path.name for path in list_checkpoints(run_dir / "checkpoints")] == ["00000000"]
     result = run_learner("--resume", run_dir)
     assert result.returncode == 0, result.stderr
     assert "it continues bit for bit" in result.stdout
-    before, after = (rows(path / "metrics.jsonl") for path in (uninterrupted, run_dir))
-    assert [without_times(row) for row in after] == [without_times(row) for row in before]
-    assert len(after) == UPDATES
-    ours, theirs = (list_checkpoints(path / "checkpoints")[-1] for path in (run_dir, uninterrupted))
-    assert ours.name == theirs.name == f"{UPDATES:08d}"
-    assert (ours / "policy.safetensors").read_bytes() == (theirs / "policy.safetensors").read_bytes()
-    # Optimizer, generators, counters, and every environment: the levels that come next are the same too.
-    assert_bit_equal(load_checkpoint(ours).learner_state, load_checkpoint(theirs).learner_state)
+    assert int(result.stdout.split("resumed at policy_version ")[1].split(",")[0]) >= completed - 1
+    assert len(rows(run_dir / "metrics.jsonl")) == LONG_UPDATES
+    assert_bit_equal_runs(run_dir, uninterrupted, rows)
 
 
-def test_resume_auto_starts_and_finishes_a_run_with_one_command(
-    start_learner, run_learner, tmp_path, rows, left_behind
-):
+def test_suspension_longer_than_actor_timeout_changes_nothing(start_learner, uninterrupted, tmp_path, rows):
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    process = start_learner(*LONG_SETTINGS, "--run-dir", tmp_path / "run", "--actor-timeout", 15)
+    wait_for_rows(process, tmp_path / "run", 2)
+    everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for one in everyone:
+        one.suspend()
+    before = rows(metrics)
+    time.sleep(18)
+    assert rows(metrics) == before and len(before) < LONG_UPDATES
+    for one in reversed(everyone):
+        one.resume()
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, out + err
+    assert_bit_equal_runs(tmp_path / "run", uninterrupted, rows)
+    assert not rows(metrics)[-1]["actor_restarts"]
+
+
+def test_resume_auto_starts_and_finishes_a_run_with_one_command(start_learner, run_learner, tmp_path, left_behind):
     run_dir = tmp_path / "run"
+    # Between config.json and the first checkpoint a kill leaves a directory from which nothing can be continued.
     settings = [*SETTINGS, "--num-actors", "1", "--envs-per-actor", "8"]
+    overrides = parse(settings).overrides
+    RunDirectory(run_dir).create()
+    RunDirectory(run_dir).write_config(resolve("lab", overrides), {}, overrides)
     command = [*settings, "--resume", "auto", "--run-dir", run_dir]
     process = start_learner(*command)
     wait_for_rows(process, run_dir, UPDATES // 2)
     left_behind += kill(process)
-    # Between config.json and the first checkpoint a kill leaves a directory from which nothing can be continued.
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    (bare / "config.json").write_text((run_dir / "config.json").read_text())
     with open(run_dir / "metrics.jsonl", "ab") as metrics:
         metrics.write(b'{"policy_version": 999, "torn')
     (run_dir / "checkpoints" / ".00000099.1.tmp").mkdir()
@@ -115,9 +153,6 @@ def test_resume_auto_starts_and_finishes_a_run_with_one_command(
     assert not list((run_dir / "checkpoints").glob(".*"))
     again = run_learner(*command)
     assert again.returncode == 0 and f"resumed at policy_version {UPDATES}" in again.stdout
-    begun = run_learner(*settings, "--total-frames", 512, "--resume", "auto", "--run-dir", bare)
-    assert begun.returncode == 0, begun.stderr
-    assert [row["policy_version"] for row in rows(bare / "metrics.jsonl")] == [1]
 
 
 OVERLAP = [*SETTINGS, "--mode", "overlap", "--max-policy-lag", "2"]
@@ -160,13 +195,10 @@ def test_overlap_mode_repeats_and_resumes_bit_for_bit_whatever_the_speed_of_an_a
     result = run_learner("--resume", run_dir)
     assert result.returncode == 0, result.stderr
     assert "it continues bit for bit" in result.stdout
-    before, after = (rows(path / "metrics.jsonl") for path in (whole, run_dir))
-    assert [row["policy_lag"] for row in before] == [0, 1, *[2] * (UPDATES - 2)]
-    assert before[0]["max_importance_weight"] == 1 < before[-1]["max_importance_weight"]
-    assert [without_times(row) for row in after] == [without_times(row) for row in before]
-    ours, theirs = (path / "checkpoints" / f"{UPDATES:08d}" for path in (run_dir, whole))
-    assert (ours / "policy.safetensors").read_bytes() == (theirs / "policy.safetensors").read_bytes()
-    assert_bit_equal(load_checkpoint(ours).learner_state, load_checkpoint(theirs).learner_state)
+    metrics = rows(whole / "metrics.jsonl")
+    assert [row["policy_lag"] for row in metrics] == [0, 1, *[2] * (UPDATES - 2)]
+    assert metrics[0]["max_importance_weight"] == 1 < metrics[-1]["max_importance_weight"]
+    assert_bit_equal_runs(run_dir, whole, rows)
 
 
 def test_overlap_run_with_the_newest_weights_says_that_its_resume_is_not_bit_exact(
@@ -175,8 +207,7 @@ def test_overlap_run_with_the_newest_weights_says_that_its_resume_is_not_bit_exa
     run_dir = tmp_path / "run"
     process = start_learner(*OVERLAP, "--repeatable", "no", "--objective", "standard", "--run-dir", run_dir)
     wait_for_rows(process, run_dir, UPDATES // 2)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
+    assert_signal_ends_training_after_a_checkpoint(process, signal.SIGUSR1, run_dir)
     warning = "--objective standard does not correct for rollouts up to 2 versions old, which costs score"
     assert warning in (run_dir / "learner.log").read_text()
     result = run_learner("--resume", run_dir)

@@ -1,48 +1,30 @@
-"""End signals: a loadable checkpoint, the right exit code, nothing left running. Suspension: nothing happens at all."""
+"""End signals: a loadable checkpoint, the right exit code, nothing left running."""
 
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from common.storage.checkpoints import load_newest_complete
-from tests.conftest import num_lines, wait_until
+from tests.conftest import assert_signal_ends_training_after_a_checkpoint, num_lines, wait_until
 
 PROJECT = Path(__file__).parents[2]
-TIMES = ("time", "fps", "seconds_")
-
-
-@pytest.mark.parametrize(
-    ("signum", "exit_code"),
-    [(signal.SIGINT, 130), (signal.SIGUSR1, 138)],
-    ids=["Ctrl-C", "SIGUSR1"],
-)
-def test_signal_ends_training_after_a_checkpoint(start_learner, tiny, tmp_path, rows, signum, exit_code):
-    """SIGTERM ends the run of test_disk.py, and SIGHUP the next one."""
-    run_dir = tmp_path / "run"
-    process = start_learner(
-        *tiny, "--run-dir", run_dir, "--no-evaluator", "--total-frames", 10**9, "--checkpoint-interval", 10**6
-    )
-    metrics = run_dir / "metrics.jsonl"
-    wait_until(lambda: num_lines(metrics) >= 3, process)
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signum)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == exit_code, out + err
-    assert err.strip() == f"learner: stopped by {signum.name}; continue with --resume {run_dir}"
-    newest = load_newest_complete(run_dir / "checkpoints", on_damaged=pytest.fail)
-    assert newest.policy_version == rows(metrics)[-1]["policy_version"] >= 3
-    _, alive = psutil.wait_procs(children, timeout=60)
-    assert not alive
 
 
 def wait_for_rows(metrics, count, process):
     wait_until(lambda: num_lines(metrics) >= count, process)
+
+
+def test_ctrl_c_ends_training_after_a_checkpoint(start_learner, tiny, tmp_path):
+    """SIGTERM ends the run of test_disk.py, SIGUSR1 one of test_resume.py, and SIGHUP the next one."""
+    run_dir = tmp_path / "run"
+    flags = ("--no-evaluator", "--total-frames", 10**9, "--checkpoint-interval", 10**6)
+    process = start_learner(*tiny, "--run-dir", run_dir, *flags)
+    wait_for_rows(run_dir / "metrics.jsonl", 3, process)
+    assert_signal_ends_training_after_a_checkpoint(process, signal.SIGINT, run_dir)
 
 
 def test_a_closed_terminal_ends_a_run_after_a_checkpoint(tiny, tmp_path, rows):
@@ -71,31 +53,6 @@ def test_a_closed_terminal_ends_a_run_after_a_checkpoint(tiny, tmp_path, rows):
     assert newest.policy_version == rows(metrics)[-1]["policy_version"] >= 3
     log = (run_dir / "learner.log").read_text()
     assert "exit code 129: stopped by SIGHUP" in log and "Traceback" not in log
-
-
-@pytest.mark.timeout(240)
-def test_suspension_longer_than_actor_timeout_changes_nothing(start_learner, run_learner, tiny, tmp_path, rows):
-    updates = 60
-    settings = [*tiny, "--mode", "sync", "--no-evaluator", "--total-frames", 64 * updates, "--actor-timeout", 5]
-    assert run_learner(*settings, "--run-dir", tmp_path / "whole").returncode == 0
-    process = start_learner(*settings, "--run-dir", tmp_path / "run")
-    wait_for_rows(tmp_path / "run" / "metrics.jsonl", 10, process)
-    everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for one in everyone:
-        one.suspend()
-    before = rows(tmp_path / "run" / "metrics.jsonl")
-    time.sleep(8)
-    assert rows(tmp_path / "run" / "metrics.jsonl") == before and len(before) < updates
-    for one in reversed(everyone):
-        one.resume()
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == 0, out + err
-    whole, suspended = (
-        [{name: value for name, value in row.items() if not name.startswith(TIMES)} for row in rows(path)]
-        for path in (tmp_path / "whole" / "metrics.jsonl", tmp_path / "run" / "metrics.jsonl")
-    )
-    assert suspended == whole
-    assert not suspended[-1]["actor_restarts"]
 
 
 NOTEBOOK = """

@@ -17,7 +17,7 @@ PROJECT = Path(__file__).parents[2]
 
 def test_study_is_stopped_with_a_checkpoint_and_continued(tiny, tmp_path, rows, learners):
     study = tmp_path / "study"
-    game, flags = tiny[1], [*tiny[2:], "--total-frames", str(64 * 30), "--checkpoint-interval", "30", "--no-evaluator"]
+    game, flags = tiny[1], [*tiny[2:], "--total-frames", str(64 * 15), "--checkpoint-interval", "15", "--no-evaluator"]
     command = [sys.executable, "-m", "learner", "study", str(study)]
 
     def start(*arguments):
@@ -43,4 +43,4 @@ def test_study_is_stopped_with_a_checkpoint_and_continued(tiny, tmp_path, rows, 
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, out + err
     assert "1 of 1 done" in out
-    assert [row["policy_version"] for row in rows(run / "metrics.jsonl")] == list(range(1, 31))
+    assert [row["policy_version"] for row in rows(run / "metrics.jsonl")] == list(range(1, 16))

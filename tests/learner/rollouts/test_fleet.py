@@ -177,12 +177,13 @@ def test_rollouts_of_other_weights_are_not_used(running, weights, monkeypatch):
 
 def test_actor_that_never_works_stops_the_run_with_its_traceback(new_fleet, new_stream, weights, monkeypatch):
     monkeypatch.setattr(learner.rollouts.fleet, "MAX_BACK_OFF", 0.1)
+    monkeypatch.setattr(learner.rollouts.fleet, "MAX_FAILURES_AT_START", 3)
     config = tiny_config()
     fleet = new_fleet(config)
     fleet.wait_until_placed(DEADLINE, never)
     stream = new_stream(config, fleet)
     stream.publish({name: array for name, array in weights.items() if "value_head" not in name}, 0)
-    with pytest.raises(FleetError, match=r"5 times in a row before its first rollout: .*Missing key") as error:
+    with pytest.raises(FleetError, match=r"3 times in a row before its first rollout: .*Missing key") as error:
         stream.next_batch(limited())
     assert "Traceback" in error.value.details or "load_state_dict" in error.value.details
     assert "value_head" in error.value.details
@@ -190,10 +191,11 @@ def test_actor_that_never_works_stops_the_run_with_its_traceback(new_fleet, new_
 
 def test_failures_after_a_rollout_do_not_stop_the_run(new_fleet, new_stream, weights, monkeypatch):
     monkeypatch.setattr(learner.rollouts.fleet, "MAX_BACK_OFF", 0.1)
+    monkeypatch.setattr(learner.rollouts.fleet, "MAX_FAILURES_AT_START", 2)
     config = tiny_config()
     fleet = new_fleet(config)
     wait_for_all(fleet)
-    for failures in range(1, 8):
+    for failures in range(1, 4):
         fleet.delivered(0)
         fleet.replace(0, WrongWeights("it broke"))
         wait_for_all(fleet)
