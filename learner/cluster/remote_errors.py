@@ -1,6 +1,7 @@
 """Turns Ray's errors about remote processes into one line for people and into the full text for the log."""
 
 import re
+import time
 from pathlib import Path
 
 from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
@@ -8,6 +9,8 @@ from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 MAX_LENGTH = 300
 MAX_LOG_BYTES = 1 << 16
 MAX_LOG_LINES = 50  # a native crash's stack of our own frames is more than 30 lines before the end
+# How long to wait until Ray knows which process an actor that has died was.
+_PATIENCE_SECONDS = 1.0
 _COLOR = re.compile(r"\x1b\[\d*m")
 
 
@@ -55,8 +58,16 @@ def log_of_an_ended_process(since: float) -> str:
 def _worker_log(actor_id: str) -> str:
     """Where the standard error of the actor's process is and, if that is on this node, its last lines.
 
-    A native crash leaves its stack trace only there.
+    A native crash leaves its stack trace only there. Ray may know the process a moment later than the death.
     """
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while (found := _known_worker_log(actor_id)) is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found or ""
+
+
+def _known_worker_log(actor_id: str) -> str | None:
+    """As `_worker_log`; None if Ray does not know the process yet."""
     try:  # Ray's public API needs the dashboard for this
         import ray
         from ray._private.state import actors
@@ -65,6 +76,8 @@ def _worker_log(actor_id: str) -> str:
         node, directory = actor["Address"], _logs_directory()
         # The actor has neither a process id nor a node if it ended before it was ready.
         pid = actor["Pid"] or actor["DeathCause"].actor_died_error_context.pid
+        if not pid:
+            return None
         path = next(directory.glob(f"worker-*-{pid}.err"), None)
         if path is None or (actor["Pid"] and node["NodeID"] != ray.get_runtime_context().get_node_id()):
             address = node["IPAddress"] or actor["DeathCause"].actor_died_error_context.node_ip_address

@@ -98,3 +98,15 @@ def test_log_of_an_ended_process_is_the_newest_that_says_something(logs: Path) -
     raylet.write_text("Segmentation fault\n")
     os.utime(raylet, (ended.stat().st_mtime + 1,) * 2)
     assert log_of_an_ended_process(since=0.0).endswith(f"log of the process: {raylet}\nSegmentation fault")
+
+
+def test_log_is_waited_for_until_ray_knows_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([None, None, "\nlog of the process: worker-12.err"])
+    monkeypatch.setattr(remote_errors, "_known_worker_log", lambda actor_id: next(answers))
+    assert full_cause(died_actor(EXIT)).endswith("\nlog of the process: worker-12.err")
+
+
+def test_dead_actor_whose_process_stays_unknown_has_no_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_errors, "_known_worker_log", lambda actor_id: None)
+    monkeypatch.setattr(remote_errors, "_PATIENCE_SECONDS", 0.2)
+    assert "log of the process" not in full_cause(died_actor(EXIT))
