@@ -176,16 +176,17 @@ def default_signals() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def process_as_before() -> Iterator[None]:
-    """Who joins a cluster in this process sets RAY_AUTH_MODE, and a learner its umask; the next module has neither."""
-    before = os.environ.get("RAY_AUTH_MODE")
+    """Whoever joins a cluster here sets Ray's variables, and a learner its umask; the next module has neither."""
+    before = dict(os.environ)
     umask = os.umask(0o022)
     os.umask(umask)
     yield
     os.umask(umask)
-    if os.environ.get("RAY_AUTH_MODE") != before:
-        os.environ.pop("RAY_AUTH_MODE")
-        if before is not None:
-            os.environ["RAY_AUTH_MODE"] = before
+    mode_differs = os.environ.get("RAY_AUTH_MODE") != before.get("RAY_AUTH_MODE")
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+    if mode_differs:
         from learner.cluster import authentication
 
         authentication.reload_mode()

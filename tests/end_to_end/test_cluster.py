@@ -51,13 +51,12 @@ def command(process: psutil.Process) -> str:
         return ""
 
 
-@ray.remote(max_restarts=0)
-class Crashing:
-    def crash(self) -> None:
-        ctypes.string_at(0)
-
-
 def test_full_cause_of_a_native_crash_has_its_stack_trace_and_the_path_of_the_log(two_nodes):
+    @ray.remote(max_restarts=0)
+    class Crashing:
+        def crash(self) -> None:
+            ctypes.string_at(0)
+
     own_id = ray.get_runtime_context().get_node_id()
     for node in ray.nodes():
         on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
