@@ -63,7 +63,7 @@ def run_command(argv: list[str], supervisor: Supervisor) -> int:
             supervisor.tell_run_directory(prepared.run.path)
             if missing := prepared.run.check_file_system():
                 logger.warning("the file system of %s lacks features that runs use: %s", prepared.run.path, missing)
-            with StopSignals(supervisor.tell_signal) as stop:
+            with StopSignals(supervisor.tell_signal) as stop, connection.messages_of_ray_in_the_log():
                 return train_on_cluster(prepared, command_line, stop, logs, console)
         except (ConfigError, ClusterError) as error:
             return fail(str(error), 2)

@@ -33,6 +33,8 @@ SPILLING_THRESHOLD = 0.8
 # Where `ray job submit` describes its job, as JSON.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Connection:
@@ -102,6 +104,25 @@ def connect(target: ClusterTarget | None, config: Config) -> Connection:
             f"{mib(needed)} MiB: start Ray on this node with --object-store-memory {needed}"
         )
     return _connection(target.address, authenticated)
+
+
+@contextlib.contextmanager
+def messages_of_ray_in_the_log() -> Iterator[None]:
+    """Logs what raylets report to this process, such as the death of a worker, inside its `with` block.
+
+    Ray would print it on standard output, in color, and the last message only when Ray is left, after our last line.
+    """
+
+    def log(data: Any, ignore_prefix: bool) -> None:
+        first, *more = [line for text in data["lines"] for line in text.splitlines()] or [""]
+        logger.info("Ray: %s", first, extra={"details": "\n".join(more)})
+
+    printing = ray._private.worker.print_to_stdstream
+    ray._private.worker.print_to_stdstream = log
+    try:
+        yield
+    finally:
+        ray._private.worker.print_to_stdstream = printing
 
 
 def disconnect() -> None:

@@ -85,6 +85,7 @@ def check_local(config: Config, run_dir: Path | None, embedded: bool) -> list[Ch
     return machine_checks(actors) + run_checks(surroundings)
 
 
+@connection.messages_of_ray_in_the_log()
 def check_cluster(config: Config, target: ClusterTarget) -> list[Check]:
     """Checks the cluster and each of its nodes from a driver that joins it as a run would."""
     try:

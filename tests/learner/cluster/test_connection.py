@@ -1,12 +1,22 @@
 """What a connection is called, and what is refused before Ray is started."""
 
+import inspect
+import logging
 import os
 
 import pytest
+import ray
 
 from common.resolution import resolve
 from learner.cluster import connection
-from learner.cluster.connection import JOB_VARIABLE, Connection, connect, our_code, submitted_working_directory
+from learner.cluster.connection import (
+    JOB_VARIABLE,
+    Connection,
+    connect,
+    messages_of_ray_in_the_log,
+    our_code,
+    submitted_working_directory,
+)
 from learner.cluster.target import ClusterError, ClusterTarget
 
 
@@ -81,3 +91,15 @@ def test_too_few_processes_are_refused_before_ray_starts(monkeypatch) -> None:
     monkeypatch.setattr("learner.cluster.limit_checks.processes_left", lambda: 10)
     with pytest.raises(ClusterError, match=r"^processes: .* leaves 10 processes and threads"):
         connect(None, resolve("lab", {"num_actors": 1}))
+
+
+def test_messages_of_ray_are_logged_and_not_printed(caplog, capsys) -> None:
+    message = {"lines": ["A worker died.\nWorker PID: 12"], "pid": "raylet", "is_err": False}
+    printing = ray._private.worker.print_to_stdstream
+    with caplog.at_level(logging.INFO), messages_of_ray_in_the_log():
+        ray._private.worker.print_to_stdstream(message, ignore_prefix=False)  # as `listen_error_messages` calls it
+    (record,) = caplog.records
+    assert (record.getMessage(), record.details) == ("Ray: A worker died.", "Worker PID: 12")
+    assert capsys.readouterr().out == ""
+    assert ray._private.worker.print_to_stdstream is printing
+    assert "print_to_stdstream(" in inspect.getsource(ray._private.worker.listen_error_messages)
