@@ -4,7 +4,6 @@ Fixtures come by themselves; import the functions: `from tests.conftest import w
 """
 
 import contextlib
-import itertools
 import json
 import os
 import signal
@@ -44,9 +43,6 @@ LOW_PRIORITY = ("nice", "-n", "10")
 
 # Tests that start process trees (Ray, learners, clusters): `make test` leaves them out, `make test-all` runs them.
 PROCESS_FOLDERS = {"end_to_end", "drills"}
-# Files with runs without an end, and the other files that take longest; see `first_files`.
-WAITING_FILES = ("test_short_drill.py", "test_cluster_drill.py", "test_cluster.py", "test_hosts.py")
-LONG_FILES = ("test_resume.py", "test_security.py", "test_fleet.py", "test_audit.py")
 # A machine that runs several of them side by side is slow: a hang is found, but later.
 PROCESS_TIMEOUT = 600
 # For waits that are not what a test is about: neighbours on all cores may slow everything down several times.
@@ -141,26 +137,14 @@ def assert_signal_ends_training_after_a_checkpoint(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests of the process folders and puts their files first, in the order of `first_files`."""
+    """Marks the tests of the process folders and puts their files first: what takes longest must not start last."""
     for item in items:
         if PROCESS_FOLDERS & set(item.path.parts) and not item.get_closest_marker("smoke"):
             item.add_marker("processes")
         if starts_processes(item) and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(PROCESS_TIMEOUT))
-    slow_files = list(dict.fromkeys(item.path for item in items if starts_processes(item)))
-    ranks = {path: rank for rank, path in enumerate(first_files(slow_files))}
-    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
-
-
-def first_files(slow_files: Sequence[Path]) -> list[Path]:
-    """The files of tests that start processes: what takes longest must not start last, and files whose runs train
-    without an end while a test waits for a fault run beside files that leave them little time.
-    """
-    longest_first = sorted(slow_files, key=lambda path: path.name not in LONG_FILES)
-    waiting = [path for path in longest_first if path.name in WAITING_FILES]
-    busy = iter([path for path in longest_first if path.name not in WAITING_FILES])
-    mixed = [path for one in waiting for path in (one, *itertools.islice(busy, 2))]
-    return [*mixed, *busy]
+    slow_files = {item.path for item in items if starts_processes(item)}
+    items.sort(key=lambda item: item.path not in slow_files)
 
 
 def starts_processes(item: pytest.Item) -> bool:

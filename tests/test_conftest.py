@@ -3,12 +3,11 @@
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import assert_bit_equal, first_files, wait_until
+from tests.conftest import assert_bit_equal, wait_until
 
 
 def start(code):
@@ -42,10 +41,3 @@ def test_smallest_difference_is_not_bit_equal(one, other):
     assert_bit_equal(one, one)
     with pytest.raises(AssertionError, match="state"):
         assert_bit_equal(one, other)
-
-
-def test_files_that_mostly_wait_start_apart_and_long_ones_early():
-    names = ["test_cluster_drill.py", "test_hosts.py", *(f"test_{n}.py" for n in range(5)), "test_resume.py"]
-    ordered = [path.name for path in first_files([Path(name) for name in names])]
-    assert sorted(ordered) == sorted(names)
-    assert [ordered.index(name) for name in ("test_cluster_drill.py", "test_resume.py", "test_hosts.py")] == [0, 1, 3]
