@@ -212,7 +212,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for field in SETTINGS.values():
-            check(field, getattr(self, field.name))
+            check_setting(field, getattr(self, field.name))
         end = self.start_level + self.num_levels
         if self.min_actors > self.num_actors:
             raise ConfigError(
@@ -368,7 +368,7 @@ def describe_differences(differing: Mapping[str, tuple[Any, Any]]) -> str:
     return ", ".join(f"{name} {ours} instead of {theirs}" for name, (ours, theirs) in differing.items())
 
 
-def check(field: dataclasses.Field, value: Any) -> None:
+def check_setting(field: dataclasses.Field, value: Any) -> None:
     """Raises ConfigError unless `value` has the type of `field`, is one of its choices and within its bounds."""
     name, choices = flag(field.name), choices_of(field)
     kind: Any = field.type if field.type in (bool, int, float) else str

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from common.config import AUTO, DEFAULTS, PRESET_NUM_ENVS, PRESETS, SETTINGS, Config, ConfigError, check, flag
+from common.config import AUTO, DEFAULTS, PRESET_NUM_ENVS, PRESETS, SETTINGS, Config, ConfigError, check_setting, flag
 from common.limits import available_cores
 from common.precision import Precision, fastest_precision
 
@@ -66,7 +66,7 @@ def resolve(preset: str, overrides: Mapping[str, Any], machine: Machine | None =
     Raises:
         ConfigError: a value is wrong; the message names the flag, the value and what to do.
     """
-    check(SETTINGS["preset"], preset)
+    check_setting(SETTINGS["preset"], preset)
     machine = machine or Machine.here()
     values = {**DEFAULTS, **PRESETS[preset], **overrides, "preset": preset}
     _check_requested(values)
@@ -199,4 +199,4 @@ def _check_requested(values: Mapping[str, Any]) -> None:
     """Checks each value by itself, except automatic ones."""
     for name, field in SETTINGS.items():
         if values[name] != DEFAULTS[name]:
-            check(field, values[name])
+            check_setting(field, values[name])
