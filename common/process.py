@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
+from common.home import home_directory
+
 # Parameter numbers of glibc's mallopt(3).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
@@ -118,9 +120,12 @@ def use_token_file(path: str) -> None:
 def prepare_matplotlib() -> None:
     """Makes drawing independent of the user's settings; call it before matplotlib is imported.
 
-    Without a home directory matplotlib works, with a temporary cache, and would say so in two warnings.
+    Without a home directory matplotlib works, with a temporary cache, and would say so in two warnings. An empty or
+    relative HOME counts as none: the cache would be created in the root or below the current directory.
     """
     _replace(MATPLOTLIB_VARIABLES)
+    if home_directory() is None:
+        os.environ["HOME"] = os.devnull
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 

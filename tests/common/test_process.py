@@ -51,6 +51,14 @@ def test_figures_are_drawn_whatever_the_user_has_set_for_matplotlib(variable, va
     assert drawn.returncode == 0, drawn.stderr
 
 
+def test_matplotlib_creates_no_cache_below_the_current_directory(tmp_path) -> None:
+    environment = {**os.environ, "HOME": "relative", "PYTHONPATH": str(PROJECT)}
+    environment.pop("XDG_CACHE_HOME", None)
+    drawn = subprocess.run([sys.executable, "-c", DRAW], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert drawn.returncode == 0, drawn.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_users_matplotlib_settings_are_replaced() -> None:
     os.environ["MPLBACKEND"] = "TkAgg"
     prepare_matplotlib()
