@@ -25,7 +25,10 @@ directory=$(pwd -P)
 venv_version=$(version .venv/bin/python || true)
 wanted=$(printf '%s\n' "$directory" "$(cksum pyproject.toml constraints.txt procgen-gym.txt tools/setup.sh)")
 if [ -n "${PYTHON:-}" ]; then
-  chosen_version=$(version "$PYTHON") || fail "PYTHON=$PYTHON does not run; name a Python 3.10 to 3.13"
+  chosen_version=$(version "$PYTHON") || {
+    reason=$("$PYTHON" -c 'import sys; sys.version_info.major' 2>&1 | grep -m 1 . || true)
+    fail "PYTHON=$PYTHON does not run${reason:+ ($reason)}; name a Python 3.10 to 3.13"
+  }
   supported "$chosen_version" || fail "PYTHON=$PYTHON is Python $chosen_version; Heldout needs 3.10 to 3.13"
 else
   chosen_version=$venv_version
