@@ -25,11 +25,12 @@ Replacements = Mapping[str, str | None]
 
 # The evaluator draws png files. Jupyter's backend needs Jupyter, and a user's matplotlibrc may need LaTeX or a screen.
 MATPLOTLIB_VARIABLES: Replacements = {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
-# Ray's own processes must not fail because of a warning.
+# Ray's own processes must not fail because of a warning, and its dashboard's agent needs its libraries' docstrings.
 RAY_VARIABLES: Replacements = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "PYTHONWARNINGS": None,
+    "PYTHONOPTIMIZE": None,
 }
 # They describe another Ray: its job, its processes, its storage, its certificates. An embedded Ray starts from nothing.
 EMBEDDED_RAY_VARIABLES: Replacements = dict.fromkeys(

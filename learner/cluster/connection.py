@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from common.messages import WEIGHTS_BYTES, rollout_bytes
 from common.process import prepare_ray_environment, set_ray_authentication, unexpected_ray_variables
 from common.versions import package_directories
 from learner.cluster import authentication
-from learner.cluster.embedded import start_embedded_ray
-from learner.cluster.limit_checks import open_files_check, processes_check
+from learner.cluster.embedded import logs_of_embedded_ray, start_embedded_ray
+from learner.cluster.limit_checks import open_files_check, processes_check, sizes_check
 from learner.cluster.machine_checks import mib, shared_memory_check
+from learner.cluster.surroundings_checks import loopback_check
 from learner.cluster.target import ClusterError, ClusterTarget
 
 # For weights, Ray's own objects and the allocator.
@@ -82,11 +83,8 @@ def connect(target: ClusterTarget | None, config: Config) -> Connection:
     prepare_ray_environment(embedded=target is None)
     needed = object_store_bytes_needed(config)
     if target is None:
-        actors = config.num_actors
-        for check in (shared_memory_check(needed), open_files_check(actors), processes_check(actors)):
-            if check.verdict == "fatal":
-                raise ClusterError(f"{check.name}: {check.found}: {check.remedy}")
-        with _ray_starting("cannot start an embedded local Ray", embedded=True):
+        warnings = _check_limits(config.num_actors, needed)
+        with _ray_starting("cannot start an embedded local Ray", embedded=True, warnings=warnings):
             start_embedded_ray(needed)
         return _connection(None, authenticated=False)
     if (head := target.host_and_port()) is not None:
@@ -171,11 +169,30 @@ def _object_store_bytes() -> float:
     return next(node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["NodeID"] == own_id)
 
 
+def _check_limits(actors: int, object_store: int) -> list[str]:
+    """What may keep an embedded Ray from starting.
+
+    Raises:
+        ClusterError: Ray cannot start; it would say so only after half a minute, without the cause.
+    """
+    warnings = []
+    for check in (
+        *(shared_memory_check(object_store), sizes_check(object_store)),
+        *(open_files_check(actors), processes_check(actors), loopback_check()),
+    ):
+        if check.verdict == "fatal":
+            raise ClusterError(f"{check.name}: {check.found}: {check.remedy}")
+        if check.verdict == "warning":
+            warnings.append(f"{check.name}: {check.found}")
+    return warnings
+
+
 @contextlib.contextmanager
-def _ray_starting(failure: str, embedded: bool) -> Iterator[None]:
+def _ray_starting(failure: str, embedded: bool, warnings: Sequence[str] = ()) -> Iterator[None]:
     """Turns an error of Ray's into a ClusterError of one line that starts with `failure`.
 
-    It names the inherited variables that change how Ray works, since their values are in none of Ray's messages.
+    It names what Ray's messages do not: `warnings`, the inherited variables that change how Ray works, and where an
+    embedded Ray's logs are.
 
     Silences file descriptor 2 meanwhile, where Ray's C++ code repeats a refused connection every second.
     """
@@ -189,11 +206,12 @@ def _ray_starting(failure: str, embedded: bool) -> Iterator[None]:
         raise
     except Exception as error:  # Ray raises any type, and a variable may make it import and parse anything
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        inherited = unexpected_ray_variables(os.environ, embedded)
-        suspects = (
-            f"; Ray reads these variables, unset what you do not need: {', '.join(inherited)}" if inherited else ""
-        )
-        raise ClusterError(f"{failure}: {reason}{suspects}") from error
+        hints = list(warnings)
+        if inherited := unexpected_ray_variables(os.environ, embedded):
+            hints.append(f"Ray reads these variables, unset what you do not need: {', '.join(inherited)}")
+        if embedded and (logs := logs_of_embedded_ray()) is not None:
+            hints.append(f"Ray's logs are in {logs}")
+        raise ClusterError("; ".join((f"{failure}: {reason}", *hints))) from error
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)

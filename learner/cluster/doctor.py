@@ -22,6 +22,7 @@ from learner.cluster.machine_checks import Check, machine_checks, run_checks, sh
 from learner.cluster.nodes import ProbeResult, living_nodes, machine_probe, probe
 from learner.cluster.surroundings_checks import (
     home_check,
+    loopback_check,
     ray_directory_check,
     streams_check,
     temporary_directory_check,
@@ -79,6 +80,7 @@ def check_local(config: Config, run_dir: Path | None, embedded: bool) -> list[Ch
         "token": token_check,
         "Ray's directory": ray_directory_check,
         "TMPDIR": temporary_directory_check,
+        "loopback": loopback_check,
         "output": streams_check,
         "environment": lambda: variables_check(os.environ, embedded),
     }

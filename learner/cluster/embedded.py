@@ -67,6 +67,14 @@ def directory_for_ray(create: bool = True) -> Path | None:
     return None
 
 
+def logs_of_embedded_ray() -> Path | None:
+    """The logs of the newest embedded Ray that this process started; None if it got no further than its settings."""
+    directory = directory_for_ray(create=False)
+    parent = Path(os.environ["RAY_TMPDIR"]) if directory is None else directory
+    sessions = sorted((parent / "ray").glob(f"session_*_{os.getpid()}"))
+    return sessions[-1] / "logs" if sessions else None
+
+
 def token_can_be_used() -> bool:
     """Whether there is a token, or one can be created in the home directory; creates nothing."""
     token = find_token()

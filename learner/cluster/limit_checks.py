@@ -56,21 +56,24 @@ def processes_check(actors: int) -> Check:
 def sizes_check(object_store: int) -> Check:
     """Whether `ulimit` leaves room for an object store of that many bytes, and for a run of any length.
 
-    The object store is one file in shared memory, which is subject to the limit of file sizes.
+    The object store is one file in shared memory, which is subject to the limit of file sizes: below it Ray cannot
+    start.
     """
     problems = []
-    for name, kind, needed in (
-        ("ulimit -f", resource.RLIMIT_FSIZE, object_store),
-        ("ulimit -v", resource.RLIMIT_AS, ADDRESS_SPACE + object_store),
-    ):
-        limit, _ = resource.getrlimit(kind)
-        if limit != resource.RLIM_INFINITY and limit < needed:
-            problems.append(f"{name} is {limit // 2**20} MiB, a run needs about {mib(needed)} MiB")
+    file_size, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    has_room = file_size == resource.RLIM_INFINITY or file_size >= object_store
+    if not has_room:
+        problems.append(f"ulimit -f is {file_size // 2**20} MiB, a run needs {mib(object_store)} MiB")
+    memory, _ = resource.getrlimit(resource.RLIMIT_AS)
+    needed = ADDRESS_SPACE + object_store
+    if memory != resource.RLIM_INFINITY and memory < needed:
+        problems.append(f"ulimit -v is {memory // 2**20} MiB, a run needs about {mib(needed)} MiB")
     seconds, _ = resource.getrlimit(resource.RLIMIT_CPU)
     if seconds != resource.RLIM_INFINITY:
         problems.append(f"ulimit -t ends the run, after a checkpoint, at {seconds} s of processor time")
     if problems:
-        return Check("sizes", "warning", "; ".join(problems), "raise these limits, or set them to unlimited")
+        verdict: Verdict = "warning" if has_room else "fatal"
+        return Check("sizes", verdict, "; ".join(problems), "raise these limits, or set them to unlimited")
     return Check("sizes", "ok", "no limit of file size, memory or processor time is too low")
 
 

@@ -1,10 +1,11 @@
-"""Checks of what surrounds a run: its output, home and temporary directories, and inherited variables.
+"""Checks of what surrounds a run: its output, home and temporary directories, network, and inherited variables.
 
 None of them creates anything.
 """
 
 import os
 import shutil
+import socket
 import stat
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from learner.cluster.target import ClusterError
 
 # Ray's files of a short run take 2 MiB; its logs may grow to a hundred times that.
 RAY_FILES_BYTES = 200 << 20
+LOOPBACK_TIMEOUT = 5.0
 
 
 def streams_check() -> Check:
@@ -99,6 +101,18 @@ def temporary_directory_check() -> Check:
             name, "warning", f"{named} is not a writable directory, {found} is used", "create it or unset TMPDIR"
         )
     return Check(name, "ok", found)
+
+
+def loopback_check() -> Check:
+    """Whether processes of this host reach each other at 127.0.0.1, as those of an embedded Ray do."""
+    name = "loopback"
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=LOOPBACK_TIMEOUT).close()
+    except OSError as error:
+        found = f"127.0.0.1 cannot be reached: {error.strerror or error}"
+        return Check(name, "fatal", found, "bring the loopback interface up (ip link set lo up)")
+    return Check(name, "ok", "127.0.0.1 can be reached")
 
 
 def variables_check(environment: Mapping[str, str], embedded: bool) -> Check:

@@ -73,10 +73,11 @@ def test_variables_of_another_ray_are_removed_for_an_embedded_one(embedded: bool
     assert left == (set() if embedded else EMBEDDED_RAY_VARIABLES.keys())
 
 
-def test_warnings_as_errors_do_not_reach_rays_processes() -> None:
-    os.environ["PYTHONWARNINGS"] = "error"
+@pytest.mark.parametrize(("name", "value"), [("PYTHONWARNINGS", "error"), ("PYTHONOPTIMIZE", "2")])
+def test_variables_that_break_rays_processes_do_not_reach_them(name: str, value: str) -> None:
+    os.environ[name] = value
     prepare_ray_environment()
-    assert "PYTHONWARNINGS" not in os.environ
+    assert name not in os.environ
 
 
 def test_priority_that_the_user_chose_for_rays_workers_is_kept() -> None:

@@ -22,6 +22,7 @@ def test_run_needs_nothing_of_its_inherited_environment(run_learner, rows, tiny,
     inherited = {
         "HOME": "/dev/null",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "PYTHONOPTIMIZE": "2",
         "PYTHONWARNINGS": "error::UserWarning",
         "RAY_REDIS_ADDRESS": "127.0.0.1:9",
         "RAY_RUNTIME_ENV_HOOK": "nosuch.hook",

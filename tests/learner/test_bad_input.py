@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -218,6 +219,29 @@ def test_too_little_shared_memory_for_the_rollouts_is_refused(refused, tmp_path)
     # 64 environments x 2^21 steps x 12 kB: more than any machine's shared memory
     line = refused("--run-dir", tmp_path / "run", "--unroll-length", 2**21)
     assert "/dev/shm has " in line and "the rollouts in flight need " in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_file_size_limit_below_the_object_store_is_refused(refused, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100 << 20, hard))
+    try:
+        line = refused("--run-dir", tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert line.startswith("learner: sizes: ulimit -f is 100 MiB, a run needs ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_network_without_loopback_is_refused_before_ray_waits_for_it(run_learner, tmp_path):
+    own_user = [] if os.getuid() == 0 else ["--map-root-user"]
+    without_network = ["unshare", *own_user, "--net"]  # a new network namespace, in which nothing is up
+    if subprocess.run([*without_network, "true"], capture_output=True).returncode != 0:
+        pytest.skip("no network namespace can be made on this machine")
+    result = run_learner("--run-dir", tmp_path / "run", prefix=without_network)
+    assert result.returncode == 2, result.stdout + result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("learner: loopback: 127.0.0.1 cannot be reached: ") and "ip link set lo up" in line
     assert not (tmp_path / "run").exists()
 
 

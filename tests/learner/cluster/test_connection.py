@@ -3,6 +3,9 @@
 import inspect
 import logging
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 import ray
@@ -17,6 +20,7 @@ from learner.cluster.connection import (
     our_code,
     submitted_working_directory,
 )
+from learner.cluster.machine_checks import Check
 from learner.cluster.target import ClusterError, ClusterTarget
 
 
@@ -85,6 +89,25 @@ def test_ray_that_does_not_start_names_the_variables_it_inherited(error, monkeyp
     with pytest.raises(ClusterError, match=r"unset what you do not need: .*RAY_ROTATION_MAX_BYTES") as refused:
         connect(None, resolve("lab", {"num_actors": 1}))
     assert "\n" not in str(refused.value)
+
+
+def test_ray_that_does_not_start_names_low_limits_and_its_logs(monkeypatch) -> None:
+    directory = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # pytest's is too long for Ray
+    logs = Path(directory, "ray", f"session_2026-01-01_00-00-00_000000_{os.getpid()}", "logs")
+
+    def fail(_size: int) -> None:
+        logs.mkdir(parents=True)
+        raise RuntimeError("timed out")
+
+    monkeypatch.setattr(connection, "start_embedded_ray", fail)
+    monkeypatch.setattr(connection, "open_files_check", lambda actors: Check("open files", "warning", "limit 90"))
+    monkeypatch.setenv("RAY_TMPDIR", directory)
+    try:
+        with pytest.raises(ClusterError) as refused:
+            connect(None, resolve("lab", {"num_actors": 1}))
+    finally:
+        shutil.rmtree(directory)
+    assert str(refused.value).endswith(f"Ray: timed out; open files: limit 90; Ray's logs are in {logs}")
 
 
 def test_too_few_processes_are_refused_before_ray_starts(monkeypatch) -> None:

@@ -49,18 +49,19 @@ def test_usable_cores_are_shown_with_what_limits_them(affinity, quota, verdict, 
 
 
 @pytest.mark.parametrize(
-    ("kind", "limit", "found"),
+    ("kind", "limit", "verdict", "found"),
     [
-        (None, 0, "no limit"),
-        ("RLIMIT_FSIZE", 100 << 20, "ulimit -f is 100 MiB, a run needs about 500 MiB"),
-        ("RLIMIT_AS", 3 << 30, "ulimit -v is 3072 MiB, a run needs about 3572 MiB"),
-        ("RLIMIT_AS", 4 << 30, "no limit"),
-        ("RLIMIT_CPU", 3600, "ulimit -t ends the run, after a checkpoint, at 3600 s"),
+        (None, 0, "ok", "no limit"),
+        ("RLIMIT_FSIZE", 100 << 20, "fatal", "ulimit -f is 100 MiB, a run needs 500 MiB"),
+        ("RLIMIT_FSIZE", 500 << 20, "ok", "no limit"),
+        ("RLIMIT_AS", 3 << 30, "warning", "ulimit -v is 3072 MiB, a run needs about 3572 MiB"),
+        ("RLIMIT_AS", 4 << 30, "ok", "no limit"),
+        ("RLIMIT_CPU", 3600, "warning", "ulimit -t ends the run, after a checkpoint, at 3600 s"),
     ],
 )
-def test_limits_of_sizes_and_time_that_are_too_low_are_named(kind, limit, found, monkeypatch):
+def test_limits_of_sizes_and_time_that_are_too_low_are_named(kind, limit, verdict, found, monkeypatch):
     resource = limit_checks.resource
     limited = kind and getattr(resource, kind)
     monkeypatch.setattr(resource, "getrlimit", lambda asked: (limit if asked == limited else -1, -1))
     check = sizes_check(500 << 20)
-    assert check.found.startswith(found) and (check.verdict == "ok") == (found == "no limit")
+    assert check.found.startswith(found) and check.verdict == verdict
