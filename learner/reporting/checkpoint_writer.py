@@ -189,8 +189,8 @@ class CheckpointWriter:
         deadline = time.monotonic() + RETRY_SECONDS
         with self._changed:
             was_last_try = self._is_closing
-            kept = f"policy_version {self.newest}" if self.newest >= 0 else "none"
-            line = f"checkpoints cannot be written to {self._run.checkpoints}: {_reason(error)}; the newest is {kept}"
+            kept = f"the newest is policy_version {self.newest}" if self.newest >= 0 else "none has been written"
+            line = f"checkpoints cannot be written to {self._run.checkpoints}: {_reason(error)}; {kept}"
             if self.last_error is None:
                 logger.warning(line, exc_info=error)
             self.last_error = line

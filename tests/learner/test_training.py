@@ -246,7 +246,7 @@ def test_three_skipped_updates_in_a_row_end_the_run(tmp_path):
 
 def test_run_whose_last_checkpoint_cannot_be_written_fails(harness):
     harness.run.checkpoints.write_text("in the way")
-    with pytest.raises(RunDirectoryFailed, match=r"checkpoints cannot be written to .* the newest is none"):
+    with pytest.raises(RunDirectoryFailed, match=r"checkpoints cannot be written to .* none has been written"):
         harness.training.run_to_end()
     assert harness.rows() == [1, 2, 3, 4, 5] and harness.evaluator.waited_for == []
 
