@@ -1,4 +1,4 @@
-"""Building Procgen's vectorised environments, for training and bound to exact levels.
+"""Building Procgen's vectorized environments, for training and bound to exact levels.
 
 The only module that knows the builds of Procgen: `procgen` (Python 3.10) and `procgen-mirror` (3.11, 3.12) with gym3's
 interface, `procgen-gym` (3.13) with gymnasium's. All contain the same engine; `ProcgenEnvs` is their common interface.

@@ -45,7 +45,7 @@ LOW_PRIORITY = ("nice", "-n", "10")
 PROCESS_FOLDERS = {"end_to_end", "drills"}
 # A machine that runs several of them side by side is slow: a hang is found, but later.
 PROCESS_TIMEOUT = 600
-# For waits that are not what a test is about: neighbours on all cores may slow everything down several times.
+# For waits that are not what a test is about: neighbors on all cores may slow everything down several times.
 PATIENCE = 180.0
 
 

@@ -14,7 +14,7 @@ from evaluator.levels.level_sets import SPLITS, Split
 from evaluator.output.published import PAPER_FRAMES, published_runs
 from evaluator.output.scoreboard import LevelHistory
 
-# Blue and orange of Okabe and Ito's palette, which differ for every type of colour vision and in greyscale.
+# Blue and orange of Okabe and Ito's palette, which differ for every type of color vision and in grayscale.
 _COLORS = {"train": "#0072B2", "held_out": "#D55E00"}
 _GREY = "#666666"
 _MAX_LABELLED_LEVELS = 60  # more labels are not readable
@@ -57,7 +57,7 @@ def scores_figure(rows: Sequence[dict[str, Any]], config: Config) -> Figure:
 def levels_figure(history: LevelHistory, config: Config) -> Figure:
     """Every level's mean return at every checkpoint, one panel per split.
 
-    The levels with the highest mean over time are on top; grey where a checkpoint did not play a level.
+    The levels with the highest mean over time are on top; gray where a checkpoint did not play a level.
     """
     tables = {split: _returns(history, split) for split in SPLITS if history.versions(split)}
     tallest = max(len(levels) for levels, _ in tables.values())

@@ -120,9 +120,9 @@ def encode_gif(video: Video) -> bytes:
 
 
 def _palette(frames: list[np.ndarray]) -> Image.Image:
-    """One palette for the whole video: static parts keep their exact colours, so that the gif stores only changes.
+    """One palette for the whole video: static parts keep their exact colors, so that the gif stores only changes.
 
-    The panel's colours are included, because a palette of the game's colours alone would distort the highlight.
+    The panel's colors are included, because a palette of the game's colors alone would distort the highlight.
     """
     thinning = frames[0].shape[0] // 64
     game = Image.fromarray(np.concatenate([frame[::thinning, ::thinning] for frame in frames])).quantize(_GAME_COLORS)

@@ -1,7 +1,7 @@
-"""Plays a policy on exact levels: k episodes on every level, many levels in one vectorised batch.
+"""Plays a policy on exact levels: k episodes on every level, many levels in one vectorized batch.
 
 Slot i is bound to the level `slots[i]` and plays its first k episodes to their end: taking the episodes that finish
-first would favour short ones. Every (level, episode) has its own random numbers, so its actions do not depend on which
+first would favor short ones. Every (level, episode) has its own random numbers, so its actions do not depend on which
 other levels share the batch. Finished slots need no inference; once half of the batch is finished, waiting slots take
 their places.
 """

@@ -12,9 +12,9 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from evaluator.output.plot import png
 from evaluator.studies.published import NAME as PUBLISHED
 
-# Okabe and Ito's palette, which differs for every type of colour vision; grey is for published scores.
+# Okabe and Ito's palette, which differs for every type of color vision; gray is for published scores.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_LINES = ("-", "--", ":", "-.")  # more variants than colours differ in their lines
+_LINES = ("-", "--", ":", "-.")  # more variants than colors differ in their lines
 _GREY = "#777777"
 
 Summary = dict[str, Any]

@@ -25,7 +25,7 @@ from evaluator.output.published import compare_with_published
 from evaluator.output.score_files import CSV_COLUMNS
 from evaluator.scores.statistics import LevelScore
 
-# Solid colours that the page itself does not use.
+# Solid colors that the page itself does not use.
 SCORES, LEVELS, VIDEO = (255, 0, 170), (0, 190, 80), (120, 30, 210)
 HOSTILE = "<script>alert('x')</script>"
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -334,7 +334,7 @@ def screenshot(browser: str, page: Path) -> Image.Image:
 
 
 def count_pixels(image: Image.Image, color: Sequence[int]) -> int:
-    """Pixels of about this colour; a browser may round, and gifs have a palette."""
+    """Pixels of about this color; a browser may round, and gifs have a palette."""
     pixels = image.getcolors(maxcolors=1 << 24) or []
     return sum(
         count

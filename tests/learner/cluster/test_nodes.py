@@ -20,7 +20,7 @@ class Function:
 
     def __init__(self, answers: dict[str, Any]):
         self.answers = answers
-        self.cancelled: list[Any] = []
+        self.canceled: list[Any] = []
 
     def options(self, scheduling_strategy: Any) -> "Function":
         assert not scheduling_strategy.soft  # another node's answer would be no answer
@@ -37,7 +37,7 @@ class Function:
 
     def cancel(self, reference: Any, force: bool) -> None:
         assert force  # a task that hangs does not end by itself
-        self.cancelled.append(reference)
+        self.canceled.append(reference)
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_probe_returns_a_value_or_the_reason_for_each_node(answering: Any) -> No
         ProbeResult(FAR, error="no answer within 5 s"),
         ProbeResult(HEAD, error="the node died"),
     ]
-    assert function.cancelled == [silent]
+    assert function.canceled == [silent]
 
 
 def test_probe_of_no_nodes_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ def new_learner(config, num_threads=1, device=CPU):
 
 
 def random_frames(rng, *dims):
-    """Frames of 8 x 8 coloured blocks, some dark and some bright; pure noise would look all the same to the network."""
+    """Frames of 8 x 8 colored blocks, some dark and some bright; pure noise would look all the same to the network."""
     blocks = rng.random((*dims, 8, 8, 3)) * rng.random((*dims, 1, 1, 3)) * 255
     return blocks.astype(np.uint8).repeat(8, axis=-3).repeat(8, axis=-2)
 
