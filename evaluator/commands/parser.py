@@ -11,7 +11,9 @@ from typing import Any
 from common.cli import OneLineParser, at_least_one, level_seed, number_type, parse_whole_number, seconds, whole_number
 from common.games import DISTRIBUTION_MODES, GAMES
 
-_SPLITS = ("train", "validation", "test")  # as in evaluator/levels/level_sets.py, which needs numpy
+# As in evaluator/levels/level_sets.py, which needs numpy.
+_SPLITS = ("train", "validation", "test")
+_PLAYABLE_SPLITS = (*_SPLITS, "all")
 _CHECKPOINT = "a checkpoint, or a run directory for its newest complete checkpoint"
 _episode = number_type(parse_whole_number, "a whole number", 0, 9999)
 
@@ -141,8 +143,8 @@ def _add_aggregate(commands: Any) -> None:
     )
     add = parser.add_argument
     add("paths", type=Path, nargs="+", metavar="DIR", help="a study, a run, or any directory with runs below it")
-    text = "levels whose scores are compared (default: test if all runs have scores on them, else validation)"
-    add("--split", choices=_SPLITS, help=text)
+    text = "levels whose scores are compared (default: test if all runs have scores on them, else validation); all: "
+    add("--split", choices=_PLAYABLE_SPLITS, help=text + "a sample of all levels, with --rescore")
     text = "compare at this many frames, such as 1M (default: what every finished run has reached)"
     add("--at", type=_frames, metavar="FRAMES", help=text)
     add("--published", action="store_true", help="add OpenAI's PPO where the settings match theirs")
@@ -171,8 +173,9 @@ def _frames(text: str) -> int:
 
 def _add_playing(parser: argparse.ArgumentParser) -> None:
     """Which levels are played and how, and --json."""
-    text = "levels to play (default: train validation); each use of test is logged in the run's test_uses.jsonl"
-    parser.add_argument("--split", nargs="+", choices=_SPLITS, default=("train", "validation"), help=text)
+    text = "levels to play (default: train validation); all: a sample of all levels, training levels and look-alikes "
+    text += "included; each use of test is logged in the run's test_uses.jsonl"
+    parser.add_argument("--split", nargs="+", choices=_PLAYABLE_SPLITS, default=("train", "validation"), help=text)
     text = "episodes on every level (default: the run's --eval-episodes-per-level)"
     parser.add_argument("--episodes-per-level", type=at_least_one, metavar="N", help=text)
     _add_policy(parser)

@@ -1,5 +1,8 @@
 """The levels that are scored: training levels and two disjoint sets of held-out levels, validation and test.
 
+A fourth split, `all`, is a sample of all levels that exist, whatever was trained on and without an audit. It is played
+only on request, for comparisons with scores of other projects, which are usually of such levels.
+
 Validation levels are for choosing (a checkpoint, a setting), test levels for the final score. In a sample, a level that
 the audit finds unfit is replaced by the next one of its split's sequence; levels that are next to the training levels
 are kept and flagged. The sets depend only on the settings, not on the run's seed: runs with different seeds are scored
@@ -17,17 +20,19 @@ import numpy as np
 from common.config import Config, ConfigError
 from common.games import MAX_LEVEL_SEED
 
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+Split = Literal["train", "validation", "test", "all"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")  # the level sets of a run
+PLAYABLE_SPLITS: tuple[Split, ...] = (*SPLITS, "all")
 HELD_OUT_SPLITS: tuple[Split, ...] = ("validation", "test")
 
 # Seeds of the samples, independent of the run's seed.
-_SAMPLES: dict[Split, int] = {"train": 20201, "validation": 20200, "test": 20202}
+_SAMPLES: dict[Split, int] = {"train": 20201, "validation": 20200, "test": 20202, "all": 20203}
 _MAX_DRAWS = 1_000_000
 
 # A batch of this many levels takes 0.8 GB; more would not narrow the interval of the gap, which held-out levels limit.
 MAX_TRAIN_LEVELS = 1000
-
+# As many episodes as the published scores are a mean of: ten rows of 100 episodes (evaluator/output/published.json).
+ALL_LEVELS = 1000
 
 Reason = Literal["same_level", "same_layout", "ends_at_once"]
 
@@ -55,13 +60,15 @@ class LevelSets:
     test: tuple[int, ...]
 
     def of(self, split: Split) -> tuple[int, ...]:
-        """The levels of one split."""
+        """The levels of one split; `all` is the same in every game and run."""
+        if split == "all":
+            return tuple(_take_distinct(ALL_LEVELS, _sequence(_SAMPLES["all"])))
         levels: tuple[int, ...] = getattr(self, split)
         return levels
 
     def slots(self, splits: Collection[Split]) -> list[tuple[Split, int]]:
         """(split, level) of every level of `splits`, training levels first."""
-        return [(split, level) for split in SPLITS if split in splits for level in self.of(split)]
+        return [(split, level) for split in PLAYABLE_SPLITS if split in splits for level in self.of(split)]
 
 
 def live_splits(config: Config, policy_version: int) -> tuple[Split, ...]:

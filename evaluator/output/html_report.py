@@ -166,7 +166,14 @@ def _published(shown: Sequence[tuple[str, Row]]) -> Table | None:
         return MISSING if value is None else f"{value:.2f}"
 
     return Table(
-        ("checkpoint", "published train", "training episodes", "training levels", "published test", "held-out levels"),
+        (
+            "checkpoint",
+            "published train",
+            "training episodes",
+            "training levels",
+            "published test, all levels",
+            "held-out levels",
+        ),
         [
             (
                 f"{name}, version {row['policy_version']}",

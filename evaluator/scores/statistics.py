@@ -18,7 +18,7 @@ import numpy as np
 
 from common.config import Config
 from common.games import Game
-from evaluator.levels.level_sets import MAX_TRAIN_LEVELS, SPLITS, Split
+from evaluator.levels.level_sets import MAX_TRAIN_LEVELS, PLAYABLE_SPLITS, Split
 from evaluator.scores.intervals import (
     Bounds,
     Interval,
@@ -164,7 +164,7 @@ def _bounds(score: SplitScore) -> Bounds:
 
 def by_split(episodes: Sequence[Episode]) -> dict[Split, list[Episode]]:
     """The episodes of every split that was played."""
-    present = {split: [episode for episode in episodes if episode.split == split] for split in SPLITS}
+    present = {split: [episode for episode in episodes if episode.split == split] for split in PLAYABLE_SPLITS}
     return {split: own for split, own in present.items() if own}
 
 

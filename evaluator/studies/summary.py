@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from common.cli import UsageError
-from evaluator.levels.level_sets import Split
+from evaluator.levels.level_sets import PLAYABLE_SPLITS, Split
 from evaluator.studies import statistics
 from evaluator.studies.published import NAME as PUBLISHED
 from evaluator.studies.published import published_scores
@@ -114,9 +114,13 @@ def add_published(selection: Selection) -> None:
             frames, values = answer
             found[game] = {seed: Score(value, frames) for seed, value in enumerate(values)}
     selection.scores[PUBLISHED] = found
-    selection.notes.append(
-        f"{PUBLISHED}: each run's last 100 episodes while it was trained, not a checkpoint on fixed levels"
-    )
+    note = f"{PUBLISHED}: each run's last 100 episodes while it was trained, not a checkpoint on fixed levels"
+    if selection.split in ("validation", "test"):
+        note += (
+            "; on all levels, training levels and look-alikes included, which these runs' levels exclude: "
+            "--rescore --split all plays levels like theirs"
+        )
+    selection.notes.append(note)
 
 
 def summarize(selection: Selection, ranges: Ranges) -> dict[str, Any]:
@@ -335,7 +339,7 @@ def _split(runs: Sequence[ScoredRun], split: Split | None) -> Split:
             return candidate
     for candidate in candidates:
         without = [run for run in runs if not run.scored(candidate)]
-    scored = sorted({name for row in without[0].rows for name in ("train", "validation", "test") if name in row})
+    scored = sorted({name for row in without[0].rows for name in PLAYABLE_SPLITS if name in row})
     raise UsageError(
         f"{without[0].run.path} has no {candidates[-1]} scores, only {', '.join(scored)}; choose another --split, or "
         "score all runs anew with --rescore"

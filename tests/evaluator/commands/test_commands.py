@@ -21,7 +21,9 @@ from common.storage.run_directory import RunDirectory
 from evaluator.__main__ import main
 from evaluator.commands import parser
 from evaluator.commands.playing import level_sets_of
-from evaluator.levels.level_sets import SPLITS, draw_level_sets, live_splits
+from evaluator.levels import level_sets
+from evaluator.levels.level_file import stored_level_sets
+from evaluator.levels.level_sets import draw_level_sets, live_splits
 from evaluator.output.score_files import ScoreFiles
 from evaluator.scores.evaluation import evaluate
 from tests.conftest import wait_until
@@ -89,6 +91,22 @@ def test_score_plays_one_split_of_a_checkpoint_path(run: RunDirectory, capsys: p
     assert row["policy_version"] == 0 and "train" not in row and row["generalization_gap"] is None
     assert (row["held_out"]["episodes"], row["episodes_per_level"], row["seed"]) == (4, 2, 3)
     assert [level["level"] for level in row["levels"]] == [4, 5]
+
+
+def test_score_of_all_levels_is_about_all_levels_and_logs_no_use_of_the_test_levels(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(level_sets, "ALL_LEVELS", 3)
+    before = len(read_jsonl(run.test_uses))
+    assert main(["score", str(run.path), "--split", "all", "--json", "--levels"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (row["all"]["levels"], row["all"]["about"]) == (3, "all levels") and "held_out" not in row
+    assert [(level["split"], level["level"]) for level in row["levels"]] == [
+        ("all", level) for level in stored_level_sets(run, run.read_config()).of("all")
+    ]
+    assert main(["score", str(run.path), "--split", "train", "all"]) == 0
+    assert re.search(r"^all +3 +3 ", capsys.readouterr().out, re.MULTILINE)
+    assert len(read_jsonl(run.test_uses)) == before
 
 
 def test_each_use_of_the_test_levels_is_logged_and_counted(
@@ -308,4 +326,4 @@ def test_every_argument_has_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_splits_of_the_parser_are_those_of_the_level_sets() -> None:
-    assert parser._SPLITS == SPLITS
+    assert (parser._SPLITS, parser._PLAYABLE_SPLITS) == (level_sets.SPLITS, level_sets.PLAYABLE_SPLITS)

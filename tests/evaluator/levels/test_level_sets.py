@@ -6,7 +6,7 @@ import pytest
 from common.config import Config, ConfigError
 from common.games import MAX_LEVEL_SEED
 from common.resolution import Machine, resolve
-from evaluator.levels.level_sets import Finding, LevelSets, Split, draw_level_sets, live_splits
+from evaluator.levels.level_sets import ALL_LEVELS, Finding, LevelSets, Split, draw_level_sets, live_splits
 
 
 def sets(preset: str, **given: Any) -> LevelSets:
@@ -34,6 +34,17 @@ def test_easy_scores_fixed_samples_of_the_full_range() -> None:
 def test_samples_do_not_depend_on_seed_or_number_of_training_levels() -> None:
     for split in ("validation", "test"):
         assert sets("easy").of(split) == sets("easy", seed=9).of(split) == sets("hard").of(split)
+
+
+def test_all_levels_are_one_sample_of_everything_for_every_run() -> None:
+    every = sets("lab").of("all")
+    assert every == sets("hard", seed=9, env_name="maze", start_level=5).of("all")
+    assert len(set(every)) == ALL_LEVELS and min(every) >= 0 and max(every) < MAX_LEVEL_SEED
+    assert 0.45 < sum(level < MAX_LEVEL_SEED / 2 for level in every) / ALL_LEVELS < 0.55
+    assert sets("lab").slots(["all", "train"]) == [
+        *(("train", level) for level in range(20)),
+        *(("all", level) for level in every),
+    ]
 
 
 def test_larger_sample_begins_with_the_smaller_one() -> None:

@@ -36,7 +36,7 @@ def test_training_episodes_are_compared_with_training_episodes_and_levels_with_l
         6,
     )
     assert comparison["train_difference"] == pytest.approx(6.5 - 7.67)
-    assert comparison["test_difference"] == pytest.approx(6 - 7.32)
+    assert "test_difference" not in comparison  # theirs is of all levels, the held-out score without look-alikes
     assert comparison["differing_settings"] == {}
     json.dumps(comparison)
 

@@ -227,6 +227,8 @@ def test_published_runs_become_one_more_variant_where_settings_match(make_run, t
     own = summary["variants"][PUBLISHED]["games"]["coinrun"]
     assert list(own["seeds"].values()) == [7.71, 7.26, 6.99] and own["frames"] == [1_000_000] * 2
     assert not summary["comparisons"][0]["paired"] and PUBLISHED not in summary["curves"]
+    (note,) = [note for note in summary["notes"] if note.startswith(PUBLISHED)]
+    assert "--rescore --split all plays levels like theirs" in note  # the runs' levels have no look-alikes
 
 
 @pytest.mark.parametrize(
