@@ -58,4 +58,8 @@ class Bottleneck:
         # Collecting a batch takes training + waiting; this many more actors would reduce it to training alone.
         missing = max(1, math.ceil(self._config.num_actors * waiting / training))
         more = f"{missing} more actor{'' if missing == 1 else 's'} of {self._config.envs_per_actor} envs"
-        return f"bound by actors: learner idle {idle:.0%}; about {more} would remove the wait"
+        advice = f"about {more} would remove the wait"
+        # With lag 1 the newest weights are the same, and a fast actor is at most one batch ahead either way.
+        if self._config.repeatable and self._config.max_policy_lag > 1:
+            advice += "; if actors differ in speed, --repeatable no lets fast ones do more"
+        return f"bound by actors: learner idle {idle:.0%}; {advice}"

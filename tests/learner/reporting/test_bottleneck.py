@@ -14,8 +14,10 @@ def row(waiting, training, collecting, transfer, bytes_per_frame=RAW_FRAME_BYTES
 START = row(100, 1, 90, 10)
 
 
-def described(*times, overlap=True, rows=3):
-    bottleneck = Bottleneck(resolve("lab", {"num_actors": 2, "envs_per_actor": 64}), overlap)
+def described(*times, overlap=True, rows=3, **settings):
+    mode = "overlap" if overlap else "sync"
+    config = resolve("lab", {"num_actors": 2, "envs_per_actor": 64, "mode": mode, **settings})
+    bottleneck = Bottleneck(config, overlap)
     for entry in [START, *[row(*times)] * rows]:
         bottleneck.add(entry)
     return bottleneck.describe()
@@ -38,6 +40,13 @@ def test_number_of_missing_actors_is_estimated():
 
 def test_one_missing_actor_is_singular():
     assert described(2.0, 8.0, 9, 0.1).endswith("about 1 more actor of 64 envs would remove the wait")
+
+
+def test_newest_weights_are_recommended_only_where_repeatable_runs_can_cost_speed():
+    advice = "--repeatable no lets fast ones do more"
+    assert advice in described(6.2, 3.8, 9.9, 0.1, max_policy_lag=2)
+    assert advice not in described(6.2, 3.8, 9.9, 0.1, max_policy_lag=1)
+    assert advice not in described(6.2, 3.8, 9.9, 0.1, max_policy_lag=2, repeatable=False)
 
 
 def test_overlap_mode_is_recommended_in_sync_mode():
