@@ -1,9 +1,9 @@
 """What only this user can reach of an embedded Ray."""
 
 import errno
-import multiprocessing
 import os
-import secrets
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,22 +125,36 @@ def test_token_is_private_where_the_home_directory_cannot_hold_it(home: str, tmp
     assert path == tmp_path / "ray" / f"heldout-{os.getuid()}" / "auth_token" and path.stat().st_size
 
 
-def test_learners_that_start_together_for_the_first_time_get_the_same_token(tmp_path: Path, monkeypatch) -> None:
+# Started as a program, which has one thread: a child that is forked from several may wait forever for a lock.
+LEARNERS_THAT_START_TOGETHER = """
+import multiprocessing, os, secrets, sys
+from pathlib import Path
+from learner.cluster.embedded import private_token
+
+fork = multiprocessing.get_context("fork")
+all_found_none = fork.Barrier(8)
+
+def new_token(size):
+    all_found_none.wait(60)
+    return os.urandom(size).hex()
+
+def start():
+    os.write(1, private_token(Path(sys.argv[1])).read_bytes() + b"\\n")
+
+secrets.token_hex = new_token
+learners = [fork.Process(target=start) for _ in range(8)]
+for learner in learners:
+    learner.start()
+for learner in learners:
+    learner.join()
+"""
+
+
+def test_learners_that_start_together_for_the_first_time_get_the_same_token(tmp_path: Path) -> None:
     """Otherwise the first one's Ray would refuse processes that start after the second one replaced it."""
-    fork = multiprocessing.get_context("fork")
-    all_found_none, tokens = fork.Barrier(8), fork.SimpleQueue()
-
-    def new_token(size: int) -> str:
-        all_found_none.wait(60)
-        return os.urandom(size).hex()
-
-    monkeypatch.setattr(secrets, "token_hex", new_token)
-    learners = [fork.Process(target=lambda: tokens.put(private_token(tmp_path).read_text())) for _ in range(8)]
-    for learner in learners:
-        learner.start()
-    for learner in learners:
-        learner.join()
-    assert {tokens.get() for _ in learners} == {private_token(tmp_path).read_text()}
+    command = [sys.executable, "-c", LEARNERS_THAT_START_TOGETHER, str(tmp_path)]
+    tokens = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout.split()
+    assert len(tokens) == 8 and set(tokens) == {private_token(tmp_path).read_text()}
 
 
 def test_empty_token_file_of_an_interrupted_learner_is_filled(tmp_path: Path) -> None:

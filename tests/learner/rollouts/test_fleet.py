@@ -16,6 +16,7 @@ from ray._private.worker import global_worker
 
 import learner.rollouts.fleet
 import learner.rollouts.stream
+from actors.remote import Location
 from actors.rollout_actor import RolloutActor
 from common.messages import ActorIdentity
 from common.policy_network import PolicyNetwork
@@ -204,21 +205,29 @@ def test_failures_after_a_rollout_do_not_stop_the_run(new_fleet, new_stream, wei
 
 
 @pytest.fixture
-def broken_config():
-    """A configuration at which Procgen aborts its process."""
-    config = tiny_config()
-    object.__setattr__(config, "env_name", "no such game")
-    return config
+def crashing_actors(monkeypatch):
+    """Actors whose processes crash in native code while they build their environments."""
+
+    @ray.remote(num_cpus=1)
+    class CrashingActor:
+        def describe(self):
+            return Location("host", 1, ray.get_runtime_context().get_node_id()), software()
+
+        def build(self, *arguments):
+            ctypes.string_at(0)
+
+    monkeypatch.setattr(learner.rollouts.fleet, "RemoteRolloutActor", CrashingActor)
 
 
-def test_native_crash_while_building_is_logged_with_its_stack(new_fleet, broken_config, caplog):
-    fleet = new_fleet(broken_config)
+@pytest.mark.usefixtures("crashing_actors")
+def test_native_crash_while_building_is_logged_with_its_stack(new_fleet, caplog):
+    fleet = new_fleet(tiny_config())
     deadline = time.monotonic() + DEADLINE
     while fleet.counters.actor_restarts == 0:
         assert fleet.ready() == [] and time.monotonic() < deadline
         time.sleep(0.05)
     logged = caplog.records[0].details
-    assert "make_env_groups" in logged and "SIGABRT" in logged and "log of the process: " in logged
+    assert "in build" in logged and "SIGSEGV" in logged and "log of the process: " in logged
 
 
 def test_native_crash_before_an_actor_is_ready_is_logged_with_its_stack(new_fleet, monkeypatch, caplog):
@@ -237,9 +246,10 @@ def test_native_crash_before_an_actor_is_ready_is_logged_with_its_stack(new_flee
     assert "SIGSEGV" in logged and "log of the process: " in logged
 
 
-def test_actor_that_keeps_failing_is_reported_as_missing_with_the_reason(new_fleet, broken_config, monkeypatch, caplog):
+@pytest.mark.usefixtures("crashing_actors")
+def test_actor_that_keeps_failing_is_reported_as_missing_with_the_reason(new_fleet, monkeypatch, caplog):
     monkeypatch.setattr(learner.rollouts.fleet, "MISSING_SECONDS", 0.0)
-    fleet = new_fleet(broken_config)
+    fleet = new_fleet(tiny_config())
     deadline = time.monotonic() + DEADLINE
     while fleet.members[0].last_failure is None:  # `last_error` is about the first of those that are missing
         assert fleet.ready() == [] and time.monotonic() < deadline
@@ -288,10 +298,11 @@ def test_deleted_files_of_ray_are_the_reason_and_without_an_actor_the_run_ends(n
     assert fleet.last_error is None
 
 
-def test_node_with_other_software_is_refused_with_both_versions(new_fleet, broken_config, monkeypatch):
+@pytest.mark.usefixtures("crashing_actors")  # which would crash if they were asked to build
+def test_node_with_other_software_is_refused_with_both_versions(new_fleet, monkeypatch):
     theirs = {**software(), "torch": "1.2.3"}
     monkeypatch.setattr(learner.rollouts.fleet, "software", lambda: theirs)
-    fleet = new_fleet(broken_config)
+    fleet = new_fleet(tiny_config())
     with pytest.raises(FleetError, match=r"has torch \S+ \(the learner has 1\.2\.3\): install") as error:
         fleet.wait_until_placed(DEADLINE, never)
     assert software()["torch"] in str(error.value) and "\n" not in str(error.value)
