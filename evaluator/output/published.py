@@ -8,6 +8,7 @@ checkpoint, and over held-out levels, which unlike all levels exclude look-alike
 
 import functools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -21,6 +22,8 @@ from common.storage.run_directory import RunDirectory
 
 # Named in the plots: where the Procgen paper ends its runs of the two modes.
 PAPER_FRAMES = {"easy": 25_000_000, "hard": 200_000_000}
+# Of which each published number is a mean.
+ROWS_OF_A_MEAN = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ def compare_with_published(
 
     Args:
         row: of evaluations.jsonl.
-        training_return: the mean over the run's last training episodes at that checkpoint, if it is known.
+        training_return: of the function of that name, at that checkpoint.
     """
     runs = published_runs(config)
     if runs is None or (scores := runs.at(row["frames"])) is None:
@@ -84,9 +87,12 @@ def compare_with_published(
 
 
 def training_return(run: RunDirectory, policy_version: int) -> float | None:
-    """`episode_return` in the learner's row of a version; None if it has none."""
-    for row in reversed(read_jsonl(run.metrics)):
-        if row.get("policy_version") == policy_version:
-            value: float | None = row.get("episode_return")
-            return value
-    return None
+    """The mean `episode_return` of the ten updates up to a version, as the published numbers are means of ten rows.
+
+    None if the learner has no row of that version, or none of the ten has a return yet.
+    """
+    rows = [row for row in read_jsonl(run.metrics) if row.get("policy_version", math.inf) <= policy_version]
+    if not rows or rows[-1]["policy_version"] != policy_version:
+        return None
+    returns = [row["episode_return"] for row in rows[-ROWS_OF_A_MEAN:] if row.get("episode_return") is not None]
+    return float(np.mean(returns)) if returns else None

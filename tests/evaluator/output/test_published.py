@@ -85,9 +85,11 @@ def test_data_names_its_source() -> None:
     assert "openai/train-procgen, commit 1a2ae21" in contents["source"]
 
 
-def test_training_return_is_the_learners_of_that_version(tmp_path: Any) -> None:
+def test_training_return_is_the_mean_of_the_ten_updates_up_to_that_version(tmp_path: Any) -> None:
     run = RunDirectory(tmp_path)
     assert training_return(run, 1) is None
-    for version, value in ((1, None), (2, 5.5), (3, 6.5)):
+    for version, value in ((1, None), (2, 5.5), (3, 6.5), *((version, 7.0) for version in range(4, 14))):
         append_jsonl(run.metrics, {"policy_version": version, "episode_return": value})
-    assert [training_return(run, version) for version in (1, 2, 3, 4)] == [None, 5.5, 6.5, None]
+    assert [training_return(run, version) for version in (1, 2, 3, 14)] == [None, 5.5, 6.0, None]
+    assert training_return(run, 12) == pytest.approx((6.5 + 9 * 7) / 10)
+    assert training_return(run, 13) == 7.0
