@@ -38,7 +38,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def _follow_best(path: Path) -> Path:
     """RUN_DIR/checkpoints/best is a file, best.txt, where the file system has no symbolic links."""
-    run = RunDirectory(path.absolute().parents[1])
+    run = RunDirectory(path.absolute().parent.parent)
     if path.absolute() not in (run.best, run.best_text) or path.is_dir():
         return path
     name = run.best_checkpoint()

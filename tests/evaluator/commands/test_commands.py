@@ -221,6 +221,8 @@ def test_damaged_newest_checkpoint_is_named_and_the_previous_one_used(
         ([*VIDEO, "--output", "{tmp}/old.gif"], "evaluator: --output {tmp}/old.gif already exists and is not overwr"),
         ([*VIDEO, "--output", "{tmp}/no/n.gif"], "evaluator: --output {tmp}/no/n.gif: {tmp}/no is not a directory"),
         ([*VIDEO, "--which", "worst"], "evaluator: {run}/checkpoints/00000010 has no scores on test levels"),
+        (["score", "/"], "evaluator: / is neither a run directory nor a checkpoint"),
+        (["score", "/nowhere"], "evaluator: /nowhere does not exist"),
         (["compare", "{run}", "{tmp}/nowhere"], "evaluator: {tmp}/nowhere does not exist"),
         (["compare", "{run}", "{tmp}/maze"], "evaluator: A plays leaper easy and B plays maze easy: they have no lev"),
         (["compare", "{run}"], "evaluator compare: the following arguments are required: B"),
