@@ -88,7 +88,7 @@ def _rename_directory(scratch: Path) -> None:
 
 
 def _symlink(scratch: Path) -> None:
-    (scratch / "symlink").symlink_to("file")
+    os.symlink("file", scratch / "symlink")
 
 
 def _hard_link(scratch: Path) -> None:

@@ -131,7 +131,7 @@ class RunDirectory:
         temporary = self.best.with_name(f".best.{os.getpid()}.tmp")
         temporary.unlink(missing_ok=True)
         try:
-            temporary.symlink_to(name)
+            os.symlink(name, temporary)
             replace(temporary, self.best)
         except OSError:
             remove_quietly(temporary)
