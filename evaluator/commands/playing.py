@@ -11,7 +11,7 @@ from common.storage.checkpoints import Checkpoint
 from evaluator.commands.files import run_of
 from evaluator.levels.level_file import audited_level_sets, flags, stored_flags, stored_level_sets
 from evaluator.levels.level_sets import LevelSets, Split
-from evaluator.output.test_log import log_test_use
+from evaluator.output.uses_of_test_levels import log_test_use
 from evaluator.scores.evaluation import Evaluation, evaluate
 
 
