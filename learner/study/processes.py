@@ -39,6 +39,7 @@ class _Learner:
     process: "subprocess.Popen[bytes]"
     slot: int
     started: float
+    output_begin: int  # where its output begins in a file that earlier attempts wrote to
 
 
 class StudySignals:
@@ -110,6 +111,7 @@ class Learners:
         try:
             run_files.note_start(directory)
             with open(run_files.output_path(directory), "ab") as output:
+                begin = output.seek(0, os.SEEK_END)
                 os.sched_setaffinity(0, share_of_cores(sorted(cores), self._jobs, slot))
                 process = subprocess.Popen(
                     [*self._program, *run.arguments(self._directory)],
@@ -124,7 +126,7 @@ class Learners:
             return
         finally:
             os.sched_setaffinity(0, cores)
-        self._running.append(_Learner(run, process, slot, time.monotonic()))
+        self._running.append(_Learner(run, process, slot, time.monotonic(), begin))
         self._progress.started(run)
 
     def _collect(self, is_stopping: bool) -> None:
@@ -133,7 +135,8 @@ class Learners:
             self._running.remove(learner)
             directory, code = learner.run.directory(self._directory), learner.process.returncode
             code = 128 - code if code < 0 else code
-            reason = run_files.last_line(run_files.output_path(directory))
+            output = run_files.output_path(directory)
+            reason = run_files.last_line(output, learner.output_begin) or "it printed nothing"
             if code == 0 and not run_files.is_finished(RunDirectory(directory)):
                 code, reason = 1, "it ended without the score of its last checkpoint; start the study again to score it"
             with contextlib.suppress(OSError):  # a full disk

@@ -113,11 +113,11 @@ def recent_rows(path: Path) -> list[Row]:
     return rows
 
 
-def last_line(path: Path) -> str:
-    """The last line with text in a file; "" if there is none."""
+def last_line(path: Path, begin: int = 0) -> str:
+    """The last line with text in a file from byte `begin` on; "" if there is none."""
     try:
         with open(path, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            file.seek(max(begin, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
             lines = file.read().decode(errors="replace").split("\n")
     except OSError:
         return ""

@@ -17,7 +17,7 @@ from learner.study.processes import share_of_cores
 from tests.conftest import tiny_config, wait_until
 
 PROJECT = Path(__file__).parents[3]
-# Trains nothing: copies a finished run, fails for seed 1, or waits for a signal, as the file MODE says.
+# Trains nothing: copies a finished run, fails or dies for seed 1, or waits for a signal, as the file MODE says.
 PROGRAM = """
 import os, shutil, signal, sys, time
 from pathlib import Path
@@ -36,6 +36,8 @@ if mode == "wait":
     print("learner: stopped"); sys.exit(128 + seen[0])
 if mode == "fail" and run.name == "seed-1":
     print("working"); print("learner: it does not work"); sys.exit(1)
+if mode == "die" and run.name == "seed-1":
+    os.kill(os.getpid(), signal.SIGKILL)
 shutil.copytree({finished!r}, run)
 """
 STUDY = """
@@ -111,7 +113,10 @@ def test_failing_run_is_reported_with_its_last_line_and_the_others_go_on(study, 
     code, out, _ = run_to_end(study("fail", "--status"))
     assert code == 0 and [line.split()[0] for line in out] == ["finished", "failed", "finished", "3"]
     assert out[1].endswith("learner: it does not work") and out[-1].startswith("3 runs: 2 finished, 1 failed")
-    assert run_to_end(study("finish"))[0] == 0  # the failed run is tried again
+    code, out, _ = run_to_end(study("die"))  # the failed run is tried again
+    (line,) = [line for line in out if line.startswith("failed")]
+    assert code == 1 and ": exit code 137: it printed nothing; 2 of 3 done" in line  # not the first attempt's line
+    assert run_to_end(study("finish"))[0] == 0
 
 
 @pytest.mark.processes
