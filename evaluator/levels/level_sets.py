@@ -1,7 +1,7 @@
 """The levels that are scored: training levels and two disjoint sets of held-out levels, validation and test.
 
-A fourth split, `all`, is a sample of all levels that exist, whatever was trained on and without an audit. It is played
-only on request, for comparisons with scores of other projects, which are usually of such levels.
+A fourth split, `all`, is a fixed sample of all levels, without an audit and independent of the training levels. It is
+played only on request, to compare with scores of other projects, which usually play such levels.
 
 Validation levels are for choosing (a checkpoint, a setting), test levels for the final score. In a sample, a level that
 the audit finds unfit is replaced by the next one of its split's sequence; levels that are next to the training levels

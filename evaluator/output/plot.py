@@ -14,7 +14,7 @@ from evaluator.levels.level_sets import SPLITS, Split
 from evaluator.output.published import PAPER_FRAMES, published_runs
 from evaluator.output.scoreboard import LevelHistory
 
-# Blue and orange of Okabe and Ito's palette, which differ for every type of color vision and in grayscale.
+# Blue and orange from Okabe and Ito's palette; readers with color blindness can tell them apart, also in grayscale.
 _COLORS = {"train": "#0072B2", "held_out": "#D55E00"}
 _GREY = "#666666"
 _MAX_LABELLED_LEVELS = 60  # more labels are not readable

@@ -22,7 +22,7 @@ from common.storage.run_directory import RunDirectory
 
 # Named in the plots: where the Procgen paper ends its runs of the two modes.
 PAPER_FRAMES = {"easy": 25_000_000, "hard": 200_000_000}
-# Of which each published number is a mean.
+# Each published number is the mean of this many log rows.
 ROWS_OF_A_MEAN = 10
 
 
@@ -69,7 +69,7 @@ def compare_with_published(
 
     Args:
         row: of evaluations.jsonl.
-        training_return: of the function of that name, at that checkpoint.
+        training_return: the run's training return at that checkpoint, from the function `training_return`.
     """
     runs = published_runs(config)
     if runs is None or (scores := runs.at(row["frames"])) is None:

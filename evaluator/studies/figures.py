@@ -12,7 +12,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from evaluator.output.plot import png
 from evaluator.studies.published import NAME as PUBLISHED
 
-# Okabe and Ito's palette, which differs for every type of color vision; gray is for published scores.
+# Okabe and Ito's palette, whose colors readers with color blindness can tell apart; gray is for published scores.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINES = ("-", "--", ":", "-.")  # more variants than colors differ in their lines
 _GREY = "#777777"

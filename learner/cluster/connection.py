@@ -83,7 +83,7 @@ def connect(target: ClusterTarget | None, config: Config) -> Connection:
     prepare_ray_environment(embedded=target is None)
     needed = object_store_bytes_needed(config)
     if target is None:
-        warnings = _check_limits(config.num_actors, needed)
+        warnings = _require_what_ray_needs(config.num_actors, needed)
         with _ray_starting("cannot start an embedded local Ray", embedded=True, warnings=warnings):
             start_embedded_ray(needed)
         return _connection(None, authenticated=False)
@@ -169,11 +169,11 @@ def _object_store_bytes() -> float:
     return next(node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["NodeID"] == own_id)
 
 
-def _check_limits(actors: int, object_store: int) -> list[str]:
-    """What may keep an embedded Ray from starting.
+def _require_what_ray_needs(actors: int, object_store: int) -> list[str]:
+    """Checks what an embedded Ray needs to start; returns warnings about what may not be enough.
 
     Raises:
-        ClusterError: Ray cannot start; it would say so only after half a minute, without the cause.
+        ClusterError: Ray cannot start. It would report that only after half a minute, without the cause.
     """
     warnings = []
     for check in (

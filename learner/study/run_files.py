@@ -114,7 +114,7 @@ def recent_rows(path: Path) -> list[Row]:
 
 
 def last_line(path: Path, begin: int = 0) -> str:
-    """The last line with text in a file from byte `begin` on; "" if there is none."""
+    """The last non-blank line of a file, ignoring its first `begin` bytes; "" if there is none."""
     try:
         with open(path, "rb") as file:
             file.seek(max(begin, file.seek(0, os.SEEK_END) - _TAIL_BYTES))

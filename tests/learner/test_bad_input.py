@@ -193,12 +193,18 @@ def test_malformed_address_is_refused(refused, tmp_path):
     assert "neither auto nor HOST:PORT" in refused("--run-dir", tmp_path / "run", "--address", "somewhere")
 
 
+def in_new_namespace(*flags):
+    """The prefix of a command that is to run in new namespaces; skips the test where the kernel forbids them."""
+    own_user = [] if os.getuid() == 0 else ["--map-root-user"]
+    prefix = ["unshare", *own_user, *flags]
+    if (tried := subprocess.run([*prefix, "true"], capture_output=True, text=True)).returncode != 0:
+        pytest.skip(f"this machine does not allow {' '.join(prefix)}: {tried.stderr.strip()}")
+    return prefix
+
+
 def test_address_auto_without_a_cluster_is_refused(run_learner, tmp_path):
     """Alone among the processes that it sees: `auto` would join any Ray of this machine, another test's too."""
-    own_user = [] if os.getuid() == 0 else ["--map-root-user"]
-    alone = ["unshare", *own_user, "--pid", "--fork", "--kill-child", "--mount-proc"]
-    if subprocess.run([*alone, "true"], capture_output=True).returncode != 0:
-        pytest.skip("no process namespace can be made on this machine")
+    alone = in_new_namespace("--pid", "--fork", "--kill-child", "--mount-proc")
     # Ray also looks for an address that `ray start` has left in its directory.
     environment = {"RAY_TMPDIR": str(tmp_path), "RAY_ADDRESS": ""}
     result = run_learner("--run-dir", tmp_path / "run", "--address", "auto", prefix=alone, **environment)
@@ -234,11 +240,7 @@ def test_file_size_limit_below_the_object_store_is_refused(refused, tmp_path):
 
 
 def test_network_without_loopback_is_refused_before_ray_waits_for_it(run_learner, tmp_path):
-    own_user = [] if os.getuid() == 0 else ["--map-root-user"]
-    without_network = ["unshare", *own_user, "--net"]  # a new network namespace, in which nothing is up
-    if subprocess.run([*without_network, "true"], capture_output=True).returncode != 0:
-        pytest.skip("no network namespace can be made on this machine")
-    result = run_learner("--run-dir", tmp_path / "run", prefix=without_network)
+    result = run_learner("--run-dir", tmp_path / "run", prefix=in_new_namespace("--net"))  # in which nothing is up
     assert result.returncode == 2, result.stdout + result.stderr
     (line,) = result.stderr.splitlines()
     assert line.startswith("learner: loopback: 127.0.0.1 cannot be reached: ") and "ip link set lo up" in line
