@@ -13,6 +13,7 @@ from common.messages import Weights
 from common.policy_network import PolicyNetwork
 from common.precision import autocast
 from common.seeding import derive_seed
+from learner.ppo.adam import Adam
 from learner.ppo.batch import ProximalOutputs, TrainingBatch, normalize
 from learner.ppo.captured_step import CapturedStep
 from learner.ppo.gradients import MicroBatchGradients
@@ -53,7 +54,7 @@ class PPOLearner:
         self.policy = PolicyNetwork(config.network).to(self.device)
         on_gpu = self.device.type == "cuda"
         self.uses_graph = on_gpu and config.cuda_graphs
-        self.optimizer = torch.optim.Adam(
+        self.optimizer = Adam(
             self.policy.parameters(),
             lr=config.learning_rate,
             eps=config.adam_eps,
