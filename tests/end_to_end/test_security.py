@@ -21,7 +21,7 @@ import pytest
 from common.storage.run_directory import RunDirectory
 from learner.cluster.authentication import LOOPBACK
 from learner.cluster.authentication_probe import CLIENT_TIMEOUTS
-from tests.conftest import free_ports, wait_until
+from tests.conftest import assert_signal_ends_training_after_a_checkpoint, free_ports, wait_until
 
 PROJECT = Path(__file__).parents[2]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -205,18 +205,18 @@ def test_run_in_a_cluster_exposes_neither_its_token_nor_its_files(head: Head, ti
     assert readable_by_others(directory) == []
 
 
-def test_embedded_run_is_reachable_and_readable_only_by_its_user(tiny, tmp_path: Path) -> None:
+def test_embedded_run_is_reachable_and_readable_only_by_its_user_and_ends_by_ctrl_c(tiny, tmp_path: Path) -> None:
     home, directory = tmp_path / "home", tmp_path / "run"
     home.mkdir()
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "learner", *tiny, "--total-frames", str(10**9)),
+            *(sys.executable, "-m", "learner", *tiny, "--total-frames", str(10**9), "--checkpoint-interval", "1000000"),
             *("--eval-episodes-per-level", "1", "--run-dir", str(directory)),
         ],
         env=environment(home),
         cwd=PROJECT,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE,
         text=True,
         umask=0o022,
     )
@@ -227,11 +227,9 @@ def test_embedded_run_is_reachable_and_readable_only_by_its_user(tiny, tmp_path:
         sessions = {
             Path(word.split("=")[1]) for word in command_lines(learner).split() if word.startswith("--session-dir=")
         }
-        process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=120)
+        assert_signal_ends_training_after_a_checkpoint(process, signal.SIGINT, directory)
     finally:
         end(process)
-    assert process.returncode == 143, output
     assert addresses == {"127.0.0.1"}
     assert readable_by_others(directory) == []
     token = home / ".ray" / "auth_token"

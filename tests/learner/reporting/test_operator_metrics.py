@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -252,11 +253,19 @@ def served(url, run):
     return samples, types
 
 
-@pytest.mark.processes
-@needs_agent
-def test_endpoint_serves_the_numbers_of_the_run_directory(head, run_learner, tiny_pair, tmp_path, rows):
+@dataclass(frozen=True)
+class Served:
+    """A finished run of ten updates and what the endpoint said about it at its end."""
+
+    run: Path
+    samples: list[tuple[str, dict[str, str], float]]
+    types: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def finished(head, run_learner, tiny_pair, tmp_path_factory):
     environment, address, url = head
-    run: Path = tmp_path / "served"
+    run: Path = tmp_path_factory.mktemp("metrics") / "served"
     result = run_learner(
         *(*tiny_pair, "--run-dir", run, "--address", address, "--total-frames", 640),
         *("--eval-episodes-per-level", 2, "--held-out-levels", 2),
@@ -264,7 +273,13 @@ def test_endpoint_serves_the_numbers_of_the_run_directory(head, run_learner, tin
     )
     assert result.returncode == 0, result.stdout + result.stderr
     # Ray sends once more when the learner disconnects; gauges stay for 20 s.
-    samples, types = served(url, run.name)
+    return Served(run, *served(url, run.name))
+
+
+@pytest.mark.processes
+@needs_agent
+def test_endpoint_serves_the_numbers_of_the_run_directory(finished, rows):
+    run, samples, types = finished.run, finished.samples, finished.types
     values = {(name, labels.get("split") or labels.get("reason")): value for name, labels, value in samples}
     updates, (*_, score) = rows(run / "metrics.jsonl"), rows(run / "evaluations.jsonl")
     newest = updates[-1]
@@ -293,22 +308,23 @@ def test_endpoint_serves_the_numbers_of_the_run_directory(head, run_learner, tin
 
 @pytest.mark.processes
 @needs_agent
-def test_resumed_run_continues_without_a_jump_and_labels_are_few(head, run_learner, tiny_pair, tmp_path, rows):
+def test_resumed_run_continues_without_a_jump_and_labels_are_few(head, finished, run_learner, rows):
     environment, address, url = head
-    run: Path = tmp_path / "resumed"
-    first = ("--run-dir", run, "--address", address, "--no-evaluator", "--total-frames", 256)
-    then = ("--resume", run, "--address", address, "--total-frames", 640)
-    for arguments in ((*tiny_pair, *first), then):
-        result = run_learner(*arguments, **environment)
-        assert result.returncode == 0, result.stdout + result.stderr
+    run = finished.run
+    more = ("--resume", run, "--address", address, "--total-frames", 1024, "--no-evaluator")
+    result = run_learner(*more, **environment)
+    assert result.returncode == 0, result.stdout + result.stderr
     samples, _ = served(url, run.name)
     frames = sorted(value for name, _, value in samples if name == "ray_heldout_frames_total")
-    assert frames == [256, 384]
+    assert frames == [384, 640]
     assert sum(frames) == rows(run / "metrics.jsonl")[-1]["frames"]
     # Set by Ray, with one value per process or cluster.
     by_ray = {"Component", "NodeAddress", "SessionName", "Version", "WorkerId"}
     ours = {
-        name for _, labels, _ in samples for name in labels if name not in by_ray and not name.startswith("otel_scope_")
+        name
+        for _, labels, _ in (*finished.samples, *samples)
+        for name in labels
+        if name not in by_ray and not name.startswith("otel_scope_")
     }
-    assert ours == {"run", "reason"}
+    assert ours == {"run", "reason", "split"}
     assert len({labels["WorkerId"] for _, labels, _ in samples}) == 2

@@ -1,9 +1,14 @@
 """Actors that die, hang, deliver wrong rollouts or never work, with real Ray and real signals."""
 
+import contextlib
+import copy
 import ctypes
+import itertools
 import logging
 import signal
 import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -58,6 +63,12 @@ def weights():
     return PolicyNetwork(tiny_config().network).weights()
 
 
+def new_rollout_stream(config, fleet):
+    """A stream without lag that starts with version 0."""
+    cpu = torch.device("cpu")
+    return RolloutStream(config, fleet, 0, 0, num_batches=10**6, device=cpu, counters=fleet.counters)
+
+
 @pytest.fixture
 def new_fleet():
     """Creates fleets and stops them after the test."""
@@ -78,8 +89,7 @@ def new_stream():
     streams = []
 
     def new(config, fleet):
-        cpu = torch.device("cpu")
-        streams.append(RolloutStream(config, fleet, 0, 0, num_batches=10**6, device=cpu, counters=fleet.counters))
+        streams.append(new_rollout_stream(config, fleet))
         return streams[-1]
 
     yield new
@@ -87,16 +97,28 @@ def new_stream():
         stream.close()
 
 
-@pytest.fixture
-def running(new_fleet, new_stream, weights):
-    """(fleet, stream) that has delivered its first batch."""
+@dataclass(frozen=True)
+class Running:
+    """A fleet and its stream, which has delivered the batch of version 0."""
+
+    fleet: Fleet
+    stream: RolloutStream
+    versions: Iterator[int]  # those that have not been published
+
+
+@pytest.fixture(scope="class")
+def running(weights):
+    """One fleet for several tests: each actor takes three seconds of processor time to start."""
     config = tiny_config(actor_timeout=10.0)
-    fleet = new_fleet(config)
-    assert fleet.wait_until_placed(DEADLINE, never) == ACTORS
-    stream = new_stream(config, fleet)
-    stream.publish(weights, 0)
-    stream.next_batch(limited())
-    return fleet, stream
+    with contextlib.ExitStack() as stack:
+        fleet = Fleet(config, 0, RunCounters(), None)
+        stack.callback(fleet.stop)
+        assert fleet.wait_until_placed(DEADLINE, never) == ACTORS
+        stream = new_rollout_stream(config, fleet)
+        stack.callback(stream.close)
+        stream.publish(weights, 0)
+        stream.next_batch(limited())
+        yield Running(fleet, stream, itertools.count(1))
 
 
 def limited():
@@ -124,62 +146,84 @@ def wait_for_all(fleet):
     wait_until(lambda: len(fleet.ready()) == len(fleet.members))
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "ray.kill"])
-def test_killed_actor_is_replaced_and_the_cause_logged(running, weights, how, caplog):
-    fleet, stream = running
-    location, handle = fleet.members[0].location, fleet.members[0].handle
-    stream.publish(weights, 1)  # now it collects
-    if how == "SIGKILL":
-        psutil.Process(location.process_id).kill()
-    else:
-        ray.kill(handle)
-    stream.next_batch(limited())
-    for _ in batches(stream, weights, range(2, 5)):
-        pass
-    assert fleet.counters.actor_restarts == 1 and fleet.members[0].identity.incarnation == 1
-    assert fleet.counters.lost_rollouts <= 1 and fleet.counters.actors_hung == 0
-    (record,) = (record for record in caplog.records if record.levelno == logging.WARNING)
-    line = record.getMessage()
-    assert line.startswith(f"actor 0 (incarnation 0) on {location} failed and is replaced: The actor")
-    assert f"process {location.process_id}" in line and "\n" not in line and "log of the process: " in record.details
+def increases(counters, before):
+    """What was counted since `before`, without zeros."""
+    counted = {name: value - getattr(before, name) for name, value in asdict(counters).items()}
+    return {name: value for name, value in counted.items() if value and name != "actors_ready"}
+
+
+def warnings_of_the_fleet(caplog):
+    """Ray may still log something about the actors of the test before."""
+    name = learner.rollouts.fleet.logger.name
+    return [record for record in caplog.records if record.name == name and record.levelno == logging.WARNING]
+
+
+def train_until_all_collect(running, weights):
     deadline = time.monotonic() + DEADLINE
-    for sources in batches(stream, weights, range(5, 10**6)):
-        if {source.actor_id for source in sources.values()} == {0, 1}:
-            break
+    for sources in batches(running.stream, weights, running.versions):
+        if {source.actor_id for source in sources.values()} == set(range(ACTORS)):
+            return
         assert time.monotonic() < deadline
-    assert fleet.members[0].location.process_id != location.process_id
 
 
-def test_stopped_actor_is_counted_as_hung_once_and_its_process_ends(running, weights):
-    fleet, stream = running
-    process = psutil.Process(fleet.members[1].location.process_id)
-    process.send_signal(signal.SIGSTOP)
-    for _ in batches(stream, weights, range(1, 4)):
-        pass
-    counters = fleet.counters
-    assert (counters.actor_restarts, counters.actors_hung, counters.lost_rollouts) == (1, 1, 1)
-    psutil.wait_procs([process], timeout=120)
-    assert not process.is_running()
+class TestRunningFleet:
+    @pytest.mark.parametrize("how", ["SIGKILL", "ray.kill"])
+    def test_killed_actor_is_replaced_and_the_cause_logged(self, running, weights, how, caplog):
+        fleet, stream, before = running.fleet, running.stream, copy.copy(running.fleet.counters)
+        member = fleet.members[0]
+        identity, location = member.identity, member.location
+        stream.publish(weights, next(running.versions))  # now it collects
+        if how == "SIGKILL":
+            psutil.Process(location.process_id).kill()
+        else:
+            ray.kill(member.handle)
+        stream.next_batch(limited())
+        for _ in batches(stream, weights, itertools.islice(running.versions, 3)):
+            pass
+        counted = increases(fleet.counters, before)
+        assert counted.pop("lost_rollouts", 0) <= 1 and counted == {"actor_restarts": 1}
+        assert member.identity.incarnation == identity.incarnation + 1
+        (record,) = warnings_of_the_fleet(caplog)
+        line = record.getMessage()
+        assert line.startswith(
+            f"actor 0 (incarnation {identity.incarnation}) on {location} failed and is replaced: The"
+        )
+        assert f"process {location.process_id}" in line and "\n" not in line
+        assert "log of the process: " in record.details
+        train_until_all_collect(running, weights)
+        assert member.location.process_id != location.process_id
 
+    def test_stopped_actor_is_counted_as_hung_once_and_its_process_ends(self, running, weights):
+        train_until_all_collect(running, weights)
+        before = copy.copy(running.fleet.counters)
+        process = psutil.Process(running.fleet.members[1].location.process_id)
+        process.send_signal(signal.SIGSTOP)
+        for _ in batches(running.stream, weights, itertools.islice(running.versions, 3)):
+            pass
+        counted = increases(running.fleet.counters, before)
+        assert counted == {"actor_restarts": 1, "actors_hung": 1, "lost_rollouts": 1}
+        psutil.wait_procs([process], timeout=120)
+        assert not process.is_running()
 
-def test_rollouts_of_other_weights_are_not_used(running, weights, monkeypatch):
-    fleet, stream = running
-    replaced = []
-    monkeypatch.setattr(fleet, "replace", lambda actor_id, error: replaced.append((actor_id, error)))
-    with monkeypatch.context() as other_weights:
-        other_weights.setattr(learner.rollouts.stream, "weights_sha256", lambda weights: "other")
-        stream.publish(weights, 1)
-    wait_until(lambda: len(replaced) >= ACTORS)
-    stream.publish(weights, 1)
-    assert all(isinstance(error, WrongWeights) for _, error in replaced)
-    assert len(stream.next_batch(limited()).sources) == ACTORS
-    assert fleet.counters.lost_rollouts == len(replaced)
+    def test_rollouts_of_other_weights_are_not_used(self, running, weights, monkeypatch):
+        fleet, stream, replaced = running.fleet, running.stream, []
+        train_until_all_collect(running, weights)
+        before, version = copy.copy(fleet.counters), next(running.versions)
+        monkeypatch.setattr(fleet, "replace", lambda actor_id, error: replaced.append((actor_id, error)))
+        with monkeypatch.context() as other_weights:
+            other_weights.setattr(learner.rollouts.stream, "weights_sha256", lambda weights: "other")
+            stream.publish(weights, version)
+        wait_until(lambda: len(replaced) >= ACTORS)
+        stream.publish(weights, version)
+        assert all(isinstance(error, WrongWeights) for _, error in replaced)
+        assert len(stream.next_batch(limited()).sources) == ACTORS
+        assert increases(fleet.counters, before) == {"lost_rollouts": len(replaced)}
 
 
 def test_actor_that_never_works_stops_the_run_with_its_traceback(new_fleet, new_stream, weights, monkeypatch):
     monkeypatch.setattr(learner.rollouts.fleet, "MAX_BACK_OFF", 0.1)
     monkeypatch.setattr(learner.rollouts.fleet, "MAX_FAILURES_AT_START", 3)
-    config = tiny_config()
+    config = tiny_config(num_actors=1)
     fleet = new_fleet(config)
     fleet.wait_until_placed(DEADLINE, never)
     stream = new_stream(config, fleet)
@@ -226,7 +270,7 @@ def test_native_crash_while_building_is_logged_with_its_stack(new_fleet, caplog)
     while fleet.counters.actor_restarts == 0:
         assert fleet.ready() == [] and time.monotonic() < deadline
         time.sleep(0.05)
-    logged = caplog.records[0].details
+    logged = warnings_of_the_fleet(caplog)[0].details
     assert "in build" in logged and "SIGSEGV" in logged and "log of the process: " in logged
 
 
@@ -242,7 +286,7 @@ def test_native_crash_before_an_actor_is_ready_is_logged_with_its_stack(new_flee
     monkeypatch.setattr(learner.rollouts.fleet, "RemoteRolloutActor", CrashingActor)
     fleet = new_fleet(tiny_config())
     wait_until(lambda: [fleet.ready(), fleet.counters.actor_restarts][1])
-    logged = caplog.records[0].details
+    logged = warnings_of_the_fleet(caplog)[0].details
     assert "SIGSEGV" in logged and "log of the process: " in logged
 
 
