@@ -19,9 +19,7 @@ def restore_checkpoints(run_dir, moved, learner):
     learner.resume()
 
 
-def test_training_goes_on_without_a_disk_writes_again_when_there_is_one_and_fails_if_the_end_is_lost(
-    start_learner, tiny, tmp_path, rows
-):
+def test_lost_disk_does_not_stop_training_but_a_lost_end_is_an_error(start_learner, tiny, tmp_path, rows):
     run_dir, moved = tmp_path / "run", tmp_path / "moved"
     checkpoints, metrics, updates = run_dir / "checkpoints", run_dir / "metrics.jsonl", 120
     process = start_learner(*tiny, "--run-dir", run_dir, "--no-evaluator", "--total-frames", TINY_BATCH * updates)

@@ -99,9 +99,9 @@ def test_pipe_gets_a_plain_line_per_update_the_final_score_and_no_noise(finished
     assert result.stderr == ""
 
 
-def test_overlap_mode_trains_on_rollouts_one_version_old(run_learner, tiny_pair, tmp_path, rows):
+def test_overlap_mode_trains_on_rollouts_one_version_old(run_learner, tiny, tmp_path, rows):
     result = run_learner(
-        *tiny_pair, "--run-dir", tmp_path / "run", "--mode", "overlap", "--total-frames", 256, "--no-evaluator"
+        *tiny, "--run-dir", tmp_path / "run", "--mode", "overlap", "--total-frames", 256, "--no-evaluator"
     )
     assert result.returncode == 0, result.stdout + result.stderr
     metrics = rows(tmp_path / "run" / "metrics.jsonl")

@@ -263,11 +263,11 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def finished(head, run_learner, tiny_pair, tmp_path_factory):
+def finished(head, run_learner, tiny, tmp_path_factory):
     environment, address, url = head
     run: Path = tmp_path_factory.mktemp("metrics") / "served"
     result = run_learner(
-        *(*tiny_pair, "--run-dir", run, "--address", address, "--total-frames", 640),
+        *(*tiny, "--run-dir", run, "--address", address, "--total-frames", 640),
         *("--eval-episodes-per-level", 2, "--held-out-levels", 2),
         **environment,
     )

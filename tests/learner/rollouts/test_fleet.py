@@ -236,11 +236,11 @@ def test_actor_that_never_works_stops_the_run_with_its_traceback(new_fleet, new_
 
 def test_failures_after_a_rollout_do_not_stop_the_run(new_fleet, new_stream, weights, monkeypatch):
     monkeypatch.setattr(learner.rollouts.fleet, "MAX_BACK_OFF", 0.1)
-    monkeypatch.setattr(learner.rollouts.fleet, "MAX_FAILURES_AT_START", 2)
+    monkeypatch.setattr(learner.rollouts.fleet, "MAX_FAILURES_AT_START", 1)
     config = tiny_config()
     fleet = new_fleet(config)
     wait_for_all(fleet)
-    for failures in range(1, 4):
+    for failures in range(1, 3):
         fleet.delivered(0)
         fleet.replace(0, WrongWeights("it broke"))
         wait_for_all(fleet)
