@@ -1,9 +1,11 @@
 """A run with what shells, notebooks and other projects leave in the environment, and one submitted as a Ray job."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -39,8 +41,10 @@ def test_run_needs_nothing_of_its_inherited_environment(run_learner, rows, tiny,
 
 
 @pytest.fixture
-def dashboard(tmp_path: Path) -> Iterator[str]:
+def dashboard() -> Iterator[str]:
     """The address of the dashboard of a cluster on this machine, to which jobs are submitted."""
+    # Short, because socket paths may have 107 bytes; not Ray's own, where the cluster would be found by others.
+    directory = tempfile.mkdtemp(prefix="heldout-", dir="/tmp")
     # Of this cluster alone: an agent whose port another cluster's agent holds accepts no jobs.
     gcs, port, agent, client = free_ports(4)
     start = (
@@ -48,7 +52,7 @@ def dashboard(tmp_path: Path) -> Iterator[str]:
         *("--dashboard-agent-listen-port", agent, "--ray-client-server-port", client),
     )
     head = subprocess.Popen(
-        [*RAY, *map(str, start), "--object-store-memory", str(400 << 20)],
+        [*RAY, *map(str, start), "--object-store-memory", str(400 << 20), "--temp-dir", directory],
         env={**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -67,6 +71,7 @@ def dashboard(tmp_path: Path) -> Iterator[str]:
     finally:
         head.send_signal(signal.SIGTERM)
         head.wait(60)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.mark.skipif(find_spec("aiohttp_cors") is None, reason="needs ray[default], which has the job API")
