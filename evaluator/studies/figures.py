@@ -30,7 +30,7 @@ def plots(summary: Summary) -> dict[str, bytes]:
 
 def curves_figure(summary: Summary) -> Figure:
     """Mean return against frames, one panel for each game, with bands over seeds."""
-    games, published = summary["games"], summary["variants"].get(PUBLISHED)
+    games = summary["games"]
     columns = min(4, len(games))
     rows = math.ceil(len(games) / columns)
     figure = _figure(max(5.0, 3.2 * columns), 2.4 * rows + 0.6)
@@ -38,10 +38,6 @@ def curves_figure(summary: Summary) -> Figure:
     for axes, game in zip(panels, games, strict=False):
         for variant, curves in summary["curves"].items():
             _draw(axes, curves["games"][game], _style(summary, variant), variant)
-        if published is not None:
-            own = published["games"][game]
-            seeds = list(own["seeds"].values())
-            axes.scatter([own["frames"][0]] * len(seeds), seeds, color=_GREY, marker="x", s=18, label=PUBLISHED)
         axes.set_title(game, loc="left", fontsize=10)
         _finish(axes, frames=True)
     for axes in panels[len(games) :]:
@@ -57,10 +53,6 @@ def iqm_figure(summary: Summary) -> Figure:
     axes = figure.subplots()
     for variant, curves in summary["curves"].items():
         _draw(axes, curves["iqm"], _style(summary, variant), variant)
-    if (published := summary["variants"].get(PUBLISHED)) is not None:
-        frames = max(game["frames"][1] for game in published["games"].values())
-        value, ends = published["iqm"]["value"], published["iqm"]["interval"]
-        axes.errorbar([frames], [value], _error(value, ends), color=_GREY, marker="x", capsize=3, label=PUBLISHED)
     axes.set_ylabel("IQM of normalized scores")
     _finish(axes, frames=True)
     _legend(figure, axes)

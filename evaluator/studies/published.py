@@ -6,7 +6,7 @@ A score is the mean of the last 100 training episodes of a worker on the trainin
 
 from common.config import Config
 from evaluator.levels.level_sets import Split
-from evaluator.output.published import published_runs
+from evaluator.output.published import PublishedRuns, published_runs
 
 NAME = "PPO (OpenAI)"
 # Our scores and theirs may be this far apart in frames.
@@ -29,5 +29,20 @@ def published_scores(config: Config, split: Split, frames: int) -> tuple[int, li
     if abs(nearest - frames) > _MAX_DISTANCE * nearest:
         points = ", ".join(f"{point / 1e6:g}M" for point in runs.frames)
         return f"the logs have {points} frames, none within {_MAX_DISTANCE:.0%} of {frames:,}; choose with --at"
+    return nearest, _scores(runs, split, nearest)
+
+
+def published_curve(config: Config, split: Split, frames: int) -> dict[int, list[float]]:
+    """The raw returns of the three published runs at every number of frames in the logs, up to about `frames`.
+
+    `config` is that of a run for which `published_scores` has an answer.
+    """
+    runs = published_runs(config)
+    assert runs is not None
+    points = [point for point in runs.frames if point <= frames * (1 + _MAX_DISTANCE)]
+    return {point: _scores(runs, split, point) for point in points}
+
+
+def _scores(runs: PublishedRuns, split: Split, frames: int) -> list[float]:
     table = runs.train if split == "train" else runs.test
-    return nearest, [float(score) for score in table[list(runs.frames).index(nearest)]]
+    return [float(score) for score in table[list(runs.frames).index(frames)]]

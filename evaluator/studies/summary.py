@@ -3,7 +3,7 @@
 A score is a run's mean return on the levels of one split; it is normalized before it is averaged over games.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from statistics import fmean
@@ -15,7 +15,7 @@ from common.cli import UsageError
 from evaluator.levels.level_sets import PLAYABLE_SPLITS, Split
 from evaluator.studies import statistics
 from evaluator.studies.published import NAME as PUBLISHED
-from evaluator.studies.published import published_scores
+from evaluator.studies.published import published_curve, published_scores
 from evaluator.studies.ranges import Ranges, normalized
 from evaluator.studies.runs import ScoredRun, by_variant, evaluation_differences
 from evaluator.studies.statistics import Interval, Scores
@@ -267,7 +267,10 @@ def _all_curves(selection: Selection, ranges: Ranges) -> dict[str, Any]:
             return {}
         if evaluation_differences(runs, selection.split, selection.at):
             return {}
-    return {variant: _curves(selection, variant, ranges) for variant in variants}
+    curves = {variant: _curves(selection, variant, ranges) for variant in variants}
+    if PUBLISHED in selection.scores:
+        curves[PUBLISHED] = _published_curves(selection, ranges)
+    return curves
 
 
 def _curve_rows(run: ScoredRun, split: Split) -> list[dict[str, Any]]:
@@ -276,40 +279,71 @@ def _curve_rows(run: ScoredRun, split: Split) -> list[dict[str, Any]]:
 
 def _curves(selection: Selection, variant: str, ranges: Ranges) -> dict[str, Any]:
     """Mean return of each game, and the IQM of all, against frames: over the seeds that the tables have."""
-    runs = {
-        game: [selection.runs[variant][game][seed] for seed in selection.scores[variant][game]]
+    split = selection.split
+    rows = {
+        game: [_curve_rows(selection.runs[variant][game][seed], split) for seed in selection.scores[variant][game]]
         for game in selection.games
     }
-    games = {game: _curve([own], selection, statistics.mean, None) for game, own in runs.items()}
-    return {"games": games, "iqm": _curve(list(runs.values()), selection, statistics.interquartile_mean, ranges)}
+
+    def returns(game: str, frames: int) -> list[float]:
+        return [_mean_at(own, split, frames) for own in rows[game]]
+
+    points = {game: _points(rows[game]) for game in selection.games}
+    return _curves_of(selection, ranges, points, _points([own for game in rows.values() for own in game]), returns)
 
 
-def _curve(
-    runs: Sequence[Sequence[ScoredRun]], selection: Selection, statistic: statistics.Statistic, ranges: Ranges | None
+def _published_curves(selection: Selection, ranges: Ranges) -> dict[str, Any]:
+    """The same curves of OpenAI's runs, at the points of their logs."""
+    variants = [own for variant, own in selection.runs.items() if variant in selection.scores]
+    tables = {
+        game: published_curve(next(iter(variants[0][game].values())).config, selection.split, selection.at)
+        for game in selection.games
+    }
+    points = list(tables[selection.games[0]])  # the same in the logs of all games
+    by_game = dict.fromkeys(selection.games, points)
+    return _curves_of(selection, ranges, by_game, points, lambda game, frames: tables[game][frames])
+
+
+def _curves_of(
+    selection: Selection,
+    ranges: Ranges,
+    points: Mapping[str, Sequence[int]],
+    common: Sequence[int],
+    returns: Callable[[str, int], list[float]],
 ) -> dict[str, Any]:
-    """A statistic of the runs of each game, at the frames at which one of them was scored; `ranges`: normalized."""
-    split = selection.split
-    every = [run for game in runs for run in game]
-    rows = {id(run): _curve_rows(run, split) for run in every}
-    begin = max(own[0]["frames"] for own in rows.values())
-    end = min(own[-1]["frames"] for own in rows.values())
-    points = sorted({row["frames"] for own in rows.values() for row in own if begin <= row["frames"] <= end})
+    """Curves from `returns`, the raw returns of a game's seeds: each game at its `points`, the IQM at `common`."""
+
+    def scores(frames: int) -> list[np.ndarray]:
+        return [
+            np.array([normalized(value, game, selection.mode, ranges) for value in returns(game, frames)])
+            for game in selection.games
+        ]
+
+    games = {
+        game: _curve(own, statistics.mean, [[np.array(returns(game, frames))] for frames in own])
+        for game, own in points.items()
+    }
+    return {"games": games, "iqm": _curve(common, statistics.interquartile_mean, [scores(frames) for frames in common])}
+
+
+def _curve(points: Sequence[int], statistic: statistics.Statistic, scores: Sequence[Scores]) -> dict[str, Any]:
+    """A statistic of the `scores` at each of `points`, with intervals over seeds."""
+    ends = [statistics.statistic_interval(statistic, own, -np.inf, np.inf) for own in scores]
+    return {
+        "frames": list(points),
+        "value": [float(statistic(own)) for own in scores],
+        "low": [None if own is None else own[0] for own in ends],
+        "high": [None if own is None else own[1] for own in ends],
+    }
+
+
+def _points(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[int]:
+    """The frames at which one of the runs was scored, between the first and the last that all have; at most 60."""
+    begin, end = max(own[0]["frames"] for own in runs), min(own[-1]["frames"] for own in runs)
+    points = sorted({row["frames"] for own in runs for row in own if begin <= row["frames"] <= end})
     if len(points) > _CURVE_POINTS:
         points = [points[i] for i in np.unique(np.linspace(0, len(points) - 1, _CURVE_POINTS).round().astype(int))]
-    values, lows, highs = [], [], []
-    for frames in points:
-        scores = []
-        for game in runs:
-            own = [_mean_at(rows[id(run)], split, frames) for run in game]
-            if ranges is not None:
-                own = [normalized(value, game[0].config.env_name, selection.mode, ranges) for value in own]
-            scores.append(np.array(own))
-        ends = statistics.statistic_interval(statistic, scores, -np.inf, np.inf)
-        value = float(statistic(scores))
-        values.append(value)
-        lows.append(None if ends is None else ends[0])
-        highs.append(None if ends is None else ends[1])
-    return {"frames": points, "value": values, "low": lows, "high": highs}
+    return points
 
 
 def _mean_at(rows: Sequence[dict[str, Any]], split: Split, frames: int) -> float:

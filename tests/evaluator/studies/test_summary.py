@@ -226,9 +226,20 @@ def test_published_runs_become_one_more_variant_where_settings_match(make_run, t
     summary = summary_of(tmp_path / "study", at=1_000_000, published=True)
     own = summary["variants"][PUBLISHED]["games"]["coinrun"]
     assert list(own["seeds"].values()) == [7.71, 7.26, 6.99] and own["frames"] == [1_000_000] * 2
-    assert not summary["comparisons"][0]["paired"] and PUBLISHED not in summary["curves"]
+    assert not summary["comparisons"][0]["paired"]
     (note,) = [note for note in summary["notes"] if note.startswith(PUBLISHED)]
     assert "--rescore --split all plays levels like theirs" in note  # the runs' levels have no look-alikes
+
+
+def test_published_runs_have_curves_up_to_the_frames_compared(make_run, tmp_path):
+    make_run("coinrun", 0, np.linspace(5, 8, 63))
+    curves = summary_of(tmp_path / "study", at=1_015_808, published=True)["curves"]
+    own = curves[PUBLISHED]["games"]["coinrun"]
+    assert own["frames"] == curves[PUBLISHED]["iqm"]["frames"] == [250_000, 500_000, 1_000_000]
+    assert own["value"][-1] == pytest.approx((7.71 + 7.26 + 6.99) / 3)
+    assert all(low < value < high for low, value, high in zip(own["low"], own["value"], own["high"], strict=True))
+    assert curves[PUBLISHED]["iqm"]["value"][-1] == pytest.approx((7.32 - 5) / 5, abs=0.001)
+    assert curves["default"]["games"]["coinrun"]["frames"][-1] == 1_015_808
 
 
 @pytest.mark.parametrize(
