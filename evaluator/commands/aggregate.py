@@ -11,7 +11,8 @@ from evaluator.output.text import print_table
 from evaluator.studies.figures import plots
 from evaluator.studies.page import render_page
 from evaluator.studies.runs import find_runs
-from evaluator.studies.summary import add_published, select, summarize
+from evaluator.studies.selection import add_published, select
+from evaluator.studies.summary import summarize
 
 Summary = dict[str, Any]
 

@@ -10,7 +10,8 @@ from evaluator.studies.published import NAME as PUBLISHED
 from evaluator.studies.published import published_scores
 from evaluator.studies.ranges import normalized
 from evaluator.studies.runs import by_variant, find_runs
-from evaluator.studies.summary import add_published, select, sentence, summarize
+from evaluator.studies.selection import add_published, select
+from evaluator.studies.summary import sentence, summarize
 
 
 @pytest.fixture

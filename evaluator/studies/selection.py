@@ -1,0 +1,153 @@
+"""Which scores a study compares: those of every run at the same frames, and what is left out and why."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from common.cli import UsageError
+from evaluator.levels.level_sets import PLAYABLE_SPLITS, Split
+from evaluator.studies.published import NAME as PUBLISHED
+from evaluator.studies.published import published_scores
+from evaluator.studies.ranges import Ranges, normalized
+from evaluator.studies.runs import ScoredRun, by_variant, evaluation_differences
+
+# A score that is further before the frames asked for is named.
+_NEAR = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One run's mean raw return at `frames`."""
+
+    value: float
+    frames: int
+
+
+# By variant, game and seed.
+Table = dict[str, dict[str, dict[int, Score]]]
+Grouped = Mapping[str, Mapping[str, Mapping[int, ScoredRun]]]
+
+
+@dataclass(slots=True)
+class Selection:
+    """The scores to summarize. `runs` has the run of every score; `notes` says what was left out and why."""
+
+    split: Split
+    at: int
+    mode: str
+    games: list[str]
+    scores: Table
+    runs: Grouped
+    notes: list[str] = field(default_factory=list)
+
+
+def select(
+    runs: Sequence[ScoredRun], split: Split | None, at: int | None, require_equal_evaluations: bool
+) -> Selection:
+    """The scores of all runs at the same frames.
+
+    Args:
+        split: the levels; None: test levels if every run has scores on them, else its other held-out levels.
+        at: frames; the newest evaluation at or before them counts. None: what all finished runs have reached, or all
+            runs if none is finished.
+        require_equal_evaluations: refuse runs of one game that were scored on other levels or with other episodes.
+
+    Raises:
+        UsageError: runs cannot be compared, or none reached `at`.
+    """
+    grouped = by_variant(runs)
+    notes: list[str] = []
+    scored = [run for run in runs if run.rows]
+    if not scored:
+        raise UsageError("no run has a score yet")
+    chosen = _split(scored, split)
+    scored = [run for run in scored if run.scored(chosen)]
+    reached = [run.scored(chosen)[-1]["frames"] for run in scored if run.is_finished]
+    frames = at if at is not None else min(reached or [run.scored(chosen)[-1]["frames"] for run in scored])
+    # A run's last evaluation may be before its last update; training is what counts for "beyond".
+    if all(run.frames < frames for run in runs):
+        raise UsageError(f"--at: {frames:,} frames are beyond what was trained, {max(run.frames for run in runs):,}")
+    table: Table = {}
+    for variant, by_game in grouped.items():
+        for game, seeds in by_game.items():
+            for seed, run in sorted(seeds.items()):
+                row = run.at(chosen, frames) if run.frames >= frames else None
+                if row is None:
+                    reason = f"trained {run.frames:,} frames" if run.frames < frames else f"no {chosen} score yet"
+                    notes.append(f"{run.run.path} is left out: {reason}")
+                    continue
+                if row["frames"] < _NEAR * frames:
+                    notes.append(f"{run.run.path}: its nearest score is of {row['frames']:,} frames")
+                table.setdefault(variant, {}).setdefault(game, {})[seed] = Score(row[chosen]["mean"], row["frames"])
+    games = _common_games(table, notes)
+    if require_equal_evaluations:
+        for game in games:
+            own = [grouped[variant][game][seed] for variant in table for seed in table[variant][game]]
+            if difference := evaluation_differences(own, chosen, frames):
+                raise UsageError(f"{game}: runs were scored differently: {difference}; --rescore scores all anew")
+    table = {variant: {game: own[game] for game in games} for variant, own in table.items()}
+    mode = runs[0].config.distribution_mode
+    return Selection(chosen, frames, mode, games, table, grouped, notes)
+
+
+def add_published(selection: Selection) -> None:
+    """Adds OpenAI's runs as one more variant where the settings match, or a note that says why not."""
+    found: dict[str, dict[int, Score]] = {}
+    for game in selection.games:
+        runs = [run for by_game in selection.runs.values() for run in by_game.get(game, {}).values()]
+        for run in runs:
+            answer = published_scores(run.config, selection.split, selection.at)
+            if isinstance(answer, str):
+                selection.notes.append(f"no published scores: {answer}")
+                return
+            frames, values = answer
+            found[game] = {seed: Score(value, frames) for seed, value in enumerate(values)}
+    selection.scores[PUBLISHED] = found
+    note = f"{PUBLISHED}: each run's last 100 episodes while it was trained, not a checkpoint on fixed levels"
+    if selection.split in ("validation", "test"):
+        note += (
+            "; on all levels, training levels and look-alikes included, which these runs' levels exclude: "
+            "--rescore --split all plays levels like theirs"
+        )
+    selection.notes.append(note)
+
+
+def normalized_scores(selection: Selection, variant: str, ranges: Ranges) -> list[np.ndarray]:
+    """The variant's normalized scores, one float64 `[seeds]` for each game of the selection."""
+    return [
+        np.array([normalized(score.value, game, selection.mode, ranges) for score in seeds.values()])
+        for game, seeds in selection.scores[variant].items()
+    ]
+
+
+def _split(runs: Sequence[ScoredRun], split: Split | None) -> Split:
+    """The split to use; UsageError if runs have no scores on it."""
+    candidates: tuple[Split, ...] = ("test", "validation") if split is None else (split,)
+    for candidate in candidates:
+        if all(run.scored(candidate) for run in runs):
+            return candidate
+    for candidate in candidates:
+        without = [run for run in runs if not run.scored(candidate)]
+    scored = sorted({name for row in without[0].rows for name in PLAYABLE_SPLITS if name in row})
+    raise UsageError(
+        f"{without[0].run.path} has no {candidates[-1]} scores, only {', '.join(scored)}; choose another --split, or "
+        "score all runs anew with --rescore"
+    )
+
+
+def _common_games(table: Table, notes: list[str]) -> list[str]:
+    """The games that every variant has; a note for each of the others."""
+    games = list(dict.fromkeys(game for own in table.values() for game in own))
+    common = [game for game in games if all(game in own for own in table.values())]
+    if not common:
+        first, *others = table.items()
+        other = next(item for item in others if not item[1].keys() & first[1].keys())
+        raise UsageError(
+            f"runs of different games cannot be compared: {first[0]} has {', '.join(first[1])}, {other[0]} has "
+            f"{', '.join(other[1])}"
+        )
+    for game in sorted(set(games) - set(common)):
+        missing = [variant for variant, own in table.items() if game not in own]
+        notes.append(f"{game} is left out: {', '.join(missing)} has no score of it at these frames")
+    return common
