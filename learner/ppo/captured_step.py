@@ -29,7 +29,8 @@ class CapturedStep:
                 gradient(self.batch, self.indices)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # By default a capture fails if another thread, like the one that uploads the next batch, waits for the GPU.
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.statistics = gradient(self.batch, self.indices)
             apply()
 

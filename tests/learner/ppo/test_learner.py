@@ -2,6 +2,8 @@
 
 import copy
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
@@ -459,6 +461,34 @@ def test_update_on_a_gpu_equals_the_cpu_update_with_every_option(lever):
         assert_same_move(there.weights(), on_cpu.weights(), before)
         for name, value in expected.items():
             assert statistics[name] == pytest.approx(value, rel=1e-2, abs=1e-4), name
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_a_step_is_captured_while_another_thread_uploads():
+    config = tiny_config(cuda_graphs=True)
+    learner = new_learner(config, device=torch.device("cuda"))
+    staged, other = (staged_batch(config, new_learner(config).policy, device=learner.device) for _ in range(2))
+    assert other.upload is not None
+    captured, uploads = threading.Event(), 0
+
+    def upload():
+        nonlocal uploads
+        while not captured.is_set():
+            other.start_upload()
+            other.upload.done.synchronize()  # must not be called while any thread captures in the default mode
+            uploads += 1
+
+    with ThreadPoolExecutor(1) as thread:
+        uploading = thread.submit(upload)
+        try:
+            conftest.wait_until(lambda: uploads or uploading.done())
+            before = learner.weights()
+            learner.update(staged, never)
+        finally:
+            captured.set()
+        uploading.result()
+    assert largest_difference(learner.weights(), before) > 0
 
 
 @pytest.mark.gpu
