@@ -29,7 +29,7 @@ class CapturedStep:
                 gradient(self.batch, self.indices)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        # By default a capture fails if another thread, like the one that uploads the next batch, waits for the GPU.
+        # Another thread uploads the next batch meanwhile; by default some of its calls could make the capture fail.
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.statistics = gradient(self.batch, self.indices)
             apply()
