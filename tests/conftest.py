@@ -37,6 +37,9 @@ TINY = [
 TINY_BATCH = 64
 # The same batch from two actors.
 TINY_PAIR = [*TINY, "--num-actors", "2", "--envs-per-actor", "2"]
+# Settings of the head of a `ray.cluster_utils.Cluster`, beside its resources. Any port of the agent: with its default,
+# Ray starts three seconds later while another Ray of this machine has it.
+HEAD: dict[str, Any] = {"include_dashboard": False, "dashboard_agent_listen_port": 0}
 # Before the command of a run without an end: while it waits for a fault, it leaves the cores to tests that have work.
 LOW_PRIORITY = ("nice", "-n", "10")
 

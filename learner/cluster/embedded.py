@@ -2,15 +2,18 @@
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import parameter, ray_constants
+from ray._private.node import Node
 
 from common.limits import available_cores
 from common.process import use_token_file
@@ -34,7 +37,12 @@ def start_embedded_ray(object_store_memory: int) -> None:
     """
     directory = directory_for_ray()
     provide_token()
-    with only_loopback(), working_directory(package_directories()[0].parent), only_for_the_learner():
+    with (
+        only_loopback(),
+        only_needed_processes(),
+        working_directory(package_directories()[0].parent),
+        only_for_the_learner(),
+    ):
         ray.init(
             address="local",
             num_cpus=available_cores(),  # Ray counts cores of the machine that this process may not use
@@ -165,6 +173,24 @@ def only_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextlib.contextmanager
+def only_needed_processes() -> Iterator[None]:
+    """Makes a Ray that starts inside start faster, and fewer processes.
+
+    One node needs no autoscaler, nobody opens the dashboard, and no log is sent to the driver: together these processes
+    take 1.6 s of processor time and 280 MB. The agent takes any free port: where another Ray of this host has the
+    default one, Ray tries for three seconds to get it before it starts. `ray.init` has no arguments for these.
+    """
+    before = parameter.RayParams, Node.start_api_server
+    settings: dict[str, Any] = {"no_monitor": True, "include_log_monitor": False, "dashboard_agent_listen_port": 0}
+    parameter.RayParams = functools.partial(parameter.RayParams, **settings)  # type: ignore[assignment, misc]
+    Node.start_api_server = lambda *_, **__: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        parameter.RayParams, Node.start_api_server = before  # type: ignore[misc, method-assign]
 
 
 def private_directory(parent: Path = Path("/tmp"), create: bool = True) -> Path:

@@ -11,7 +11,7 @@ from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from learner.cluster.remote_errors import cause_in_one_line, full_cause
-from tests.conftest import LOW_PRIORITY, wait_until
+from tests.conftest import HEAD, LOW_PRIORITY, wait_until
 
 NODE = {"num_cpus": 1, "object_store_memory": 200 << 20}
 # A cluster of `ray.cluster_utils` requires no token; it lives as long as the test.
@@ -23,7 +23,7 @@ def two_nodes():
     cluster = Cluster(
         initialize_head=True,
         connect=True,
-        head_node_args={**NODE, "include_dashboard": False},
+        head_node_args={**NODE, **HEAD},
     )
     cluster.add_node(**NODE)
     cluster.wait_for_nodes()

@@ -12,6 +12,7 @@ from ray.cluster_utils import Cluster
 from common.resolution import resolve
 from learner.cluster import connection
 from learner.cluster.target import ClusterTarget
+from tests.conftest import HEAD
 
 PROJECT = Path(__file__).parents[2]
 NODE = {"num_cpus": 1, "object_store_memory": 600 << 20}
@@ -27,7 +28,7 @@ def doctor(*args, **environment):
 
 @pytest.fixture(scope="module")
 def two_nodes():
-    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args={**NODE, **HEAD})
     cluster.add_node(**NODE)
     yield cluster
     ray.shutdown()

@@ -3,12 +3,14 @@
 import pytest
 from ray.cluster_utils import Cluster
 
+from tests.conftest import HEAD
+
 
 @pytest.fixture
 def no_cpus():
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 0, "object_store_memory": 200 << 20, "include_dashboard": False},
+        head_node_args={"num_cpus": 0, "object_store_memory": 200 << 20, **HEAD},
     )
     yield cluster
     cluster.shutdown()

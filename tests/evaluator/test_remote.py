@@ -16,6 +16,7 @@ from common.config import Config
 from common.messages import CheckpointNotice
 from common.process import prepare_ray_environment
 from common.storage.run_directory import RunDirectory
+from learner.cluster.embedded import only_needed_processes
 from learner.evaluator_handle import RemoteEvaluator
 from tests.conftest import wait_until
 
@@ -28,7 +29,8 @@ Save = Callable[[Path, int], Path]
 def cluster() -> Iterator[None]:
     """A local Ray whose only CPU is taken: the evaluator must not need one."""
     prepare_ray_environment()
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    with only_needed_processes():
+        ray.init(address="local", num_cpus=1, log_to_driver=False)
     occupant = Occupant.options(num_cpus=1).remote()  # type: ignore[attr-defined]
     ray.get(occupant.ready.remote(), timeout=DEADLINE)
     yield

@@ -1,24 +1,35 @@
-"""What only this user can reach of an embedded Ray."""
+"""What only this user can reach of an embedded Ray, and which processes it has."""
 
+import contextlib
 import errno
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
-from ray._private import ray_constants
+import ray
+from ray._private import parameter, ray_constants
+from ray._private.node import Node
 
 from learner.cluster.embedded import (
     MAX_DIRECTORY_LENGTH,
     directory_for_ray,
     only_loopback,
+    only_needed_processes,
     private_directory,
     private_token,
     provide_token,
+    start_embedded_ray,
     token_can_be_used,
 )
 from learner.cluster.target import ClusterError
+from tests.conftest import wait_until
+
+AGENT_PORT = ray_constants.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 
 
 def test_private_directory_is_created_for_its_user_alone_and_reused(tmp_path: Path) -> None:
@@ -48,6 +59,38 @@ def test_ray_listens_on_loopback_only_inside_the_context() -> None:
     with only_loopback():
         assert not ray_constants.ENABLE_RAY_CLUSTER
     assert before == ray_constants.ENABLE_RAY_CLUSTER
+
+
+def test_ray_outside_the_context_starts_all_its_processes() -> None:
+    before = parameter.RayParams, Node.start_api_server
+    with only_needed_processes():
+        assert parameter.RayParams().no_monitor
+    assert before == (parameter.RayParams, Node.start_api_server)
+    assert not parameter.RayParams().no_monitor
+
+
+@pytest.fixture
+def another_ray_has_the_agent_port() -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # another Ray has it indeed
+            stack.enter_context(socket.create_server(("127.0.0.1", AGENT_PORT)))
+        yield
+
+
+@pytest.mark.processes
+def test_embedded_ray_starts_only_what_it_needs_beside_another_ray(another_ray_has_the_agent_port) -> None:
+    start_embedded_ray(100 << 20)
+    try:
+        assert ray.get(ray.remote(lambda: 5).remote()) == 5
+        processes = psutil.Process().children(recursive=True)
+        programs = {Path(word).name for process in processes for word in process.cmdline() if word.endswith(".py")}
+        assert programs.isdisjoint({"monitor.py", "log_monitor.py", "dashboard.py"})
+        session = Path(ray._private.worker._global_node.get_session_dir_path())
+        (port,) = [int(path.read_text()) for path in session.glob("dashboard_agent_listen_port_*")]
+        assert port > 0 and port != AGENT_PORT  # -1: the agent tried for three seconds and got none
+    finally:
+        ray.shutdown()
+    wait_until(lambda: not any(process.is_running() for process in processes))
 
 
 @pytest.mark.parametrize("named", ["relative", "{tmp}/missing", "{tmp}/file", "/" + "x" * MAX_DIRECTORY_LENGTH])

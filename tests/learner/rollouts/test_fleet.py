@@ -27,6 +27,7 @@ from common.messages import ActorIdentity
 from common.policy_network import PolicyNetwork
 from common.process import prepare_ray_environment
 from common.versions import software
+from learner.cluster.embedded import only_needed_processes
 from learner.rollouts.counters import RunCounters
 from learner.rollouts.failures import NoRollouts, WrongWeights
 from learner.rollouts.fleet import Fleet, FleetError
@@ -43,7 +44,8 @@ DEADLINE = 180.0
 @pytest.fixture(scope="module", autouse=True)
 def embedded_ray():
     prepare_ray_environment()
-    ray.init(address="local", num_cpus=ACTORS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    with only_needed_processes():
+        ray.init(address="local", num_cpus=ACTORS, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 
