@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from common.cli import OneLineParser
+
 Row = Mapping[str, Any]
 # A format string that is filled with a row's values, or a function of the row.
 Column = str | Callable[[Row], str]
@@ -27,9 +29,9 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
     """Keeps the line breaks of the description and adds each flag's default to its help."""
 
 
-def make_parser(description: str | None) -> argparse.ArgumentParser:
+def make_parser(description: str | None) -> OneLineParser:
     """A parser whose description is a module's docstring."""
-    return argparse.ArgumentParser(description=description, formatter_class=_HelpFormatter)
+    return OneLineParser(description=description, formatter_class=_HelpFormatter)
 
 
 def make_console(stderr: bool = True) -> Console:

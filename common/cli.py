@@ -1,13 +1,14 @@
-"""What all command lines share: one-line errors with exit code 2, and argparse types for numbers."""
+"""What all command lines share: one-line errors with exit code 2 that say what to do, and argparse types."""
 
 import argparse
+import difflib
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from common.games import MAX_LEVEL_SEED
 
@@ -56,12 +57,47 @@ def _library_failure(error: Exception) -> str | None:
     return f"libraries cannot be imported: {reason}; install them (make setup, or pip install -c constraints.txt .)"
 
 
+def closest(word: str, choices: Sequence[str]) -> str | None:
+    """The choice that `word` is probably a misspelling of, if any."""
+    return next(iter(difflib.get_close_matches(word, choices, n=1, cutoff=0.7)), None)
+
+
+def suggestion(word: str, choices: Sequence[str]) -> str:
+    """What to type instead of `word`: `did you mean 'easy'?` or `choose from lab, easy, hard`."""
+    near = closest(word, choices)
+    return f"choose from {', '.join(choices)}" if near is None else f"did you mean {near!r}?"
+
+
 class OneLineParser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are `PROG: message` on stderr, without the usage text."""
+    """An ArgumentParser whose errors are `PROG: message` on stderr, without the usage text, and say what to do."""
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message.removeprefix('argument ')}", file=sys.stderr)
         sys.exit(USAGE_EXIT_CODE)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            word = unknown[0].split("=")[0]
+            if not word.startswith("-"):
+                self.error(f"unexpected argument {word!r}; --help lists what is expected")
+            near = closest(word, self._flags())
+            hint = "--help lists the flags" if near is None else f"did you mean {near}?"
+            self.error(f"{word}: unknown flag; {hint}")
+        return options
+
+    def _flags(self) -> list[str]:
+        """Every flag, also those of the commands."""
+        flags = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                flags += [name for parser in action.choices.values() for name in parser._option_string_actions]
+        return flags
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            raise argparse.ArgumentError(action, f"unknown value {str(value)!r}; {suggestion(str(value), choices)}")
 
 
 def directory(text: str) -> Path:

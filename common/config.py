@@ -4,14 +4,13 @@
 """
 
 import dataclasses
-import difflib
 import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from common.cli import UsageError
+from common.cli import UsageError, suggestion
 from common.games import DISTRIBUTION_MODES, GAMES, MAX_LEVEL_SEED, Game
 
 # What the user may ask for instead of a value: `common.resolution` chooses.
@@ -378,9 +377,7 @@ def check_setting(field: dataclasses.Field, value: Any) -> None:
         raise ConfigError(f"{name}: expected {expected}, got {value!r}")
     if kind is str:
         if value == AUTO or value not in choices:
-            near = difflib.get_close_matches(value, choices, n=1, cutoff=0.7)
-            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(choices)}"
-            raise ConfigError(f"{name}: unknown value {value!r}; {hint}")
+            raise ConfigError(f"{name}: unknown value {value!r}; {suggestion(value, choices)}")
         return
     at_least, at_most, above = (field.metadata[bound] for bound in ("at_least", "at_most", "above"))
     if kind is float and not math.isfinite(value):

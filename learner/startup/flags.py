@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from common.cli import OneLineParser, directory, number, parse_whole_number, whole_number
+from common.cli import OneLineParser, directory, number, parse_whole_number, suggestion, whole_number
 from common.config import DEFAULTS, PRESETS, SETTINGS, choices_of, flag
 
 
@@ -23,7 +23,11 @@ class CommandLine:
 
 def parse(argv: list[str] | None) -> CommandLine:
     """Parses the flags; a wrong flag ends the process with one line and exit code 2."""
-    parsed = vars(_parser().parse_args(argv))
+    parser = _parser()
+    if argv and not argv[0].startswith("-"):
+        hint = suggestion(argv[0], ("doctor", "study"))
+        parser.error(f"unknown command {argv[0]!r} (without a command it trains); {hint}")
+    parsed = vars(parser.parse_args(argv))
     parsed |= parsed.pop("num_actors", {})
     where = {name: parsed.pop(name, None) for name in ("preset", "run_dir", "resume", "address")}
     allow_unauthenticated = parsed.pop("allow_unauthenticated", False)

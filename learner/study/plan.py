@@ -9,7 +9,6 @@ A plan can grow by games, seeds and variants; what is in it never changes.
 """
 
 import contextlib
-import difflib
 import io
 import itertools
 import json
@@ -19,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from common.cli import UsageError
+from common.cli import UsageError, closest, suggestion
 from common.config import SETTINGS, Config, ConfigError, choices_of, flag
 from common.games import GAMES
 from common.limits import available_cores
@@ -189,9 +188,7 @@ def require_same(directory: Path, stored: Plan, plan: Plan) -> None:
 def _require_games(games: Sequence[str]) -> None:
     for game in games:
         if game not in GAMES:
-            near = difflib.get_close_matches(game, GAMES, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(GAMES)} or all"
-            raise UsageError(f"--games: unknown game {game!r}; {hint}")
+            raise UsageError(f"--games: unknown game {game!r}; {suggestion(game, (*GAMES, 'all'))}")
     if len(set(games)) < len(games):
         raise UsageError(f"--games: a game is named twice: {','.join(games)}")
 
@@ -209,8 +206,8 @@ def _require_flags(study: Study) -> None:
             raise UsageError(f"--vary: {flag(name)} is set by the study; {SET_BY_STUDY[name]}")
         if name not in SETTINGS or not SETTINGS[name].metadata["has_flag"]:
             known = [other for other, field in SETTINGS.items() if field.metadata["has_flag"]]
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {flag(near[0])}?" if near else "python -m learner --help lists the flags"
+            near = closest(name, known)
+            hint = "python -m learner --help lists the flags" if near is None else f"did you mean {flag(near)}?"
             raise UsageError(f"--vary: the learner has no flag {flag(name)}; {hint}")
         if name in named:
             raise UsageError(f"--vary: {flag(name)} is also given after --; leave it out there")

@@ -93,13 +93,22 @@ def stored_run(tmp_path):
         (["--mode", "sync", "--importance-weight-cap", "2"], "--importance-weight-cap: has no effect"),
         (["--mode", "overlap", "--importance-weight-cap", ".5"], "--importance-weight-cap: must be at least 1, got"),
         (["--objective", "vtrace"], "--objective: unknown value 'vtrace'; choose from auto, standard, decoupled"),
-        (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
+        (["--no-such-flag"], "--no-such-flag: unknown flag; --help lists the flags"),
+        (["--num-actor", "4"], "--num-actor: unknown flag; did you mean --num-actors?"),
+        (["--mode", "sync", "4"], "unexpected argument '4'; --help lists what is expected"),
     ],
 )
 def test_wrong_setting_is_named_with_the_remedy(refused, tmp_path, args, said):
     run_dir = tmp_path / "run"
     assert said in refused("--run-dir", run_dir, *args)
     assert not run_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "remedy"), [("docter", "did you mean 'doctor'?"), ("train", "choose from doctor, study")]
+)
+def test_unknown_command_is_named_with_the_remedy(refused, word, remedy):
+    assert f"unknown command {word!r} (without a command it trains); {remedy}" in refused(word)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

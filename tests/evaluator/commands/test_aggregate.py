@@ -146,7 +146,7 @@ def test_rescore_without_a_checkpoint_is_refused(study, capsys):
         (["--at", "-1"], "--at: expected"),
         (["--split", "train"], "has no train scores, only test; choose another --split"),
         (["--episodes-per-level", "5"], "--episodes-per-level has no effect without --rescore"),
-        (["--ranges", "cobbe"], "--ranges: invalid choice: 'cobbe'"),
+        (["--ranges", "cobbe"], "--ranges: unknown value 'cobbe'; choose from openai, paper"),
         (["nowhere"], "evaluator: nowhere does not exist"),
     ],
 )
