@@ -10,7 +10,6 @@ run: docs/results/lab/levels.csv, each level's rate at the last three checkpoint
 returns are not all or nothing: `normal`, and `skewed`, gamma-distributed levels (shape 4) with exponential episodes.
 """
 
-import argparse
 import csv
 import json
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.report import make_console
-from common.cli import at_least_one
+from common.cli import OneLineParser, at_least_one
 from evaluator.output.text import make_table
 from evaluator.scores.intervals import Bounds, Limits, difference_bounds, mean_bounds, paired_bounds
 
@@ -123,7 +122,7 @@ def _real_rates() -> tuple[np.ndarray, np.ndarray]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table on stderr and JSON on stdout."""
-    parser = argparse.ArgumentParser(prog="benchmarks.coverage", description=__doc__.split("\n\n")[0])
+    parser = OneLineParser(prog="benchmarks.coverage", description=__doc__.split("\n\n")[0])
     text = "simulated data sets with 20 levels; a tenth of it with 200 (default: 20000)"
     parser.add_argument("--data-sets", type=at_least_one, default=20_000, metavar="N", help=text)
     options = parser.parse_args(arguments)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from common.cli import OneLineParser
 from common.games import DISTRIBUTION_MODES, GAMES, Game
 from common.process import prepare_process
 from common.resolution import resolve
@@ -24,7 +25,7 @@ _NUM_KEPT = 40
 
 def main() -> None:
     """Prints one line of the table per game and mode."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env-name", nargs="+", choices=GAMES, default=list(GAMES), metavar="GAME")
     parser.add_argument("--distribution-mode", nargs="+", choices=DISTRIBUTION_MODES, default=DISTRIBUTION_MODES)
     parser.add_argument("--held-out-levels", type=int, default=200, metavar="N", help="levels of each held-out split")
