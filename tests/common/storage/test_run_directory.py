@@ -118,7 +118,7 @@ def test_stored_setting_of_another_type_is_refused(config, name, value):
         config_from_dict({**dataclasses.asdict(config), name: value}, "somewhere")
 
 
-def test_rows_that_no_evaluator_wrote_are_passed_over(tmp_path):
+def test_rows_that_no_evaluator_wrote_are_ignored(tmp_path):
     run = RunDirectory(tmp_path)
     for text in ('{"policy_version": "x"}', '{"frames": 3}', "[1]", "7", '{"policy_version": 1, "frames": null}'):
         for path in (run.evaluations, run.metrics):
