@@ -75,9 +75,9 @@ def _run(options: argparse.Namespace) -> int:
 def _train(directory: Path, plan: Plan, program: Sequence[str], jobs: int) -> int:
     finished = [run for run in plan.runs if run_files.is_finished(RunDirectory(run.directory(directory)))]
     left = [run for run in plan.runs if run not in finished]
-    progress = StudyProgress(directory, plan, finished, Console(highlight=False))
-    progress.note(f"study {directory.absolute()}: {len(plan.runs)} runs, {len(finished)} finished, {len(left)} to do")
     jobs = max(1, min(jobs, len(left)))
+    progress = StudyProgress(directory, plan, finished, jobs, Console(highlight=False))
+    progress.note(f"study {directory.absolute()}: {len(plan.runs)} runs, {len(finished)} finished, {len(left)} to do")
     if jobs > 1:
         cores = cores_of_each(jobs)
         share = (

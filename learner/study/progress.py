@@ -20,18 +20,23 @@ _REFRESH_SECONDS = 2.0
 
 
 class StudyProgress:
-    """Counts the runs of `plan` and prints what happens to them. Used by one thread."""
+    """Counts the runs of `plan`, of which up to `jobs` run at a time, and prints what happens to them. Used by one
+    thread.
+    """
 
-    def __init__(self, directory: Path, plan: Plan, finished: Sequence[PlannedRun], console: Console):
+    def __init__(self, directory: Path, plan: Plan, finished: Sequence[PlannedRun], jobs: int, console: Console):
         self._directory = directory
+        self._jobs = jobs
         self._plan = plan
         self._console = console
         self._finished = {run.name for run in finished}
         self._running: dict[str, PlannedRun] = {}
+        self._begun_at: dict[str, int] = {}  # frames that a run had when its learner was started
         self._failed: dict[str, str] = {}
         self._live = Live(console=console, auto_refresh=False) if is_live_terminal(console) else None
         self._refreshed = 0.0
-        self._last_fps: float | None = None  # of the run that ended last, for those that have just begun
+        # Of the runs that were finished here, start and last score included: what the runs to come will take.
+        self._frames, self._seconds = 0, 0.0
 
     def start(self) -> None:
         """Begins the live display if it can be drawn."""
@@ -51,13 +56,16 @@ class StudyProgress:
 
     def started(self, run: PlannedRun) -> None:
         self._running[run.name] = run
+        self._begun_at[run.name] = self._status(run).frames
         self.note(f"started   {run.name}")
 
     def finished(self, run: PlannedRun, seconds: float) -> None:
-        self._last_fps = self._status(run).fps or self._last_fps
+        now = self._status(run)
+        self._frames += now.frames - self._begun_at.pop(run.name, 0)
+        self._seconds += seconds
         self._running.pop(run.name, None)
         self._finished.add(run.name)
-        self.note(f"finished  {run.name} in {format_duration(seconds)}; {self._summary()}")
+        self.note(f"finished  {run.name} in {format_duration(seconds)}, {_speed(now.fps)}; {self._summary()}")
 
     def stopped(self, run: PlannedRun, reason: str) -> None:
         self._running.pop(run.name, None)
@@ -91,16 +99,20 @@ class StudyProgress:
         return run_files.status(RunDirectory(run.directory(self._directory)))
 
     def _summary(self) -> str:
-        """Runs done, running and failed, frames/s and time left of the whole study."""
-        running = {name: self._status(run) for name, run in self._running.items()}
-        speed = sum(now.fps or 0.0 for now in running.values())
-        done = self._finished | self._failed.keys()
-        left = sum(run.frames for run in self._plan.runs if run.name not in done)
-        left -= sum(now.frames for now in running.values())
-        expected = sum(now.fps or self._last_fps or 0.0 for now in running.values()) or self._last_fps or 0.0
-        return (
-            f"{len(self._finished)} of {len(self._plan.runs)} done, {len(running)} running, "
-            f"{len(self._failed)} failed, {_speed(speed)}, left {time_left(left, expected)}"
+        """Runs done, running and failed, frames/s of those that are running, and time left of the whole study."""
+        running = [self._status(run) for run in self._running.values()]
+        speed = sum(now.fps or 0.0 for now in running)
+        to_do = [run for run in self._plan.runs if run.name not in self._finished | self._failed.keys()]
+        left = sum(run.frames for run in to_do) - sum(now.frames for now in running)
+        of_each = self._frames / self._seconds if self._seconds else 0.0
+        return ", ".join(
+            [
+                f"{len(self._finished)} of {len(self._plan.runs)} done",
+                f"{len(running)} running",
+                f"{len(self._failed)} failed",
+                *([_speed(speed)] if speed else []),
+                f"left {time_left(left, of_each * min(self._jobs, len(to_do)) or speed)}",
+            ]
         )
 
 
