@@ -5,7 +5,7 @@ Scores are normalized (ranges.py): one float64 array `[n_g]` for each of G games
 the unit: an interval is about other seeds, on the same levels. With x the scores of all N = sum n_g runs:
 
     mean                         (1/G) sum_g (1/n_g) sum_i x_gi
-    IQM                          mean of x without its floor(N/4) smallest and floor(N/4) largest values
+    IQM                          2 integral of Q from 1/4 to 3/4, Q the step function of sorted x: its middle half
     optimality gap               (1/G) sum_g (1/n_g) sum_i max(0, 1 - x_gi)
     probability of improvement   P(X > Y) = (1/G) sum_g (1/(n_g m_g)) sum_ij [x_gi > y_gj] + [x_gi = y_gj] / 2
     performance profile          F(tau) = (1/G) sum_g (1/n_g) sum_i [x_gi > tau]
@@ -18,7 +18,7 @@ multiplied by
     t(.975, df) / 1.96 * sqrt(1 / (1 - G/N)),   df = N - G (of an unpaired difference: of both sides together)
 
 which is 1 for many runs, 1.22 for 10 seeds of one game, 1.44 for 4 games with 3 seeds, 2.69 for one game with 3 seeds.
-With the factor, intervals of the mean cover 94 to 95 % in simulations of 3 to 10 seeds, those of the IQM 92 to 97 %.
+With the factor, intervals of the mean cover 94 to 95 % in simulations of 3 to 10 seeds, those of the IQM 93 to 98 %.
 Where a game has one seed, there is no interval over seeds.
 """
 
@@ -43,10 +43,14 @@ def mean(scores: Scores) -> np.ndarray:
 
 
 def interquartile_mean(scores: Scores) -> np.ndarray:
-    """The mean of the middle half of all runs; floor(N/4) are left out at each end, as in rliable."""
+    """The mean of the middle half of all runs; one on a border of that half counts in part.
+
+    rliable leaves out floor(N/4) whole runs at each end: the same if 4 divides N, but otherwise more than half is left,
+    of 7 runs 71 % and of 21 runs 52 %, so that variants with different numbers of runs cannot be compared.
+    """
     pooled = np.sort(np.concatenate(scores, axis=-1), axis=-1)
-    cut = pooled.shape[-1] // 4
-    return np.asarray(pooled[..., cut : pooled.shape[-1] - cut].mean(axis=-1))
+    borders = np.linspace(0.0, 1.0, pooled.shape[-1] + 1)
+    return np.asarray(pooled @ (2 * np.diff(np.clip(borders, 0.25, 0.75))))
 
 
 def optimality_gap(scores: Scores) -> np.ndarray:

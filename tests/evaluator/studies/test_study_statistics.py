@@ -28,10 +28,28 @@ def test_statistics_of_two_games_are_those_computed_by_hand():
 
 @pytest.mark.parametrize(
     ("values", "expected"),
-    [([1.0], 1.0), ([1.0, 5.0], 3.0), ([0.0, 1.0, 50.0], 17.0), ([0, 1, 2, 99], 1.5), ([9, 0, 1, 2, -7], 1.0)],
+    [
+        ([1.0], 1.0),
+        ([1.0, 5.0], 3.0),
+        ([0, 1, 2, 99], 1.5),
+        # Of 3 runs the middle half is one and a half: the outer two count a quarter each.
+        ([0.0, 1.0, 50.0], (0.25 * 0 + 1 + 0.25 * 50) / 1.5),
+        # Of 5 it is two and a half.
+        ([9, 0, 1, 2, -7], (0.75 * 0 + 1 + 0.75 * 2) / 2.5),
+    ],
 )
-def test_interquartile_mean_leaves_out_a_quarter_rounded_down_at_each_end(values, expected):
+def test_interquartile_mean_is_of_the_middle_half_also_if_its_borders_divide_a_run(values, expected):
     assert statistics.interquartile_mean(scores(values)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("number", range(1, 12))
+def test_interquartile_mean_does_not_depend_on_how_often_all_runs_are_repeated(number):
+    values = np.random.default_rng(number).gamma(1.0, size=number)
+    once = statistics.interquartile_mean([values])
+    assert statistics.interquartile_mean([values, values, values]) == pytest.approx(once)
+    # Of four copies no border divides a run, so that whole runs can be left out.
+    four = np.sort(np.tile(values, 4))
+    assert four[number:-number].mean() == pytest.approx(once)
 
 
 def test_interquartile_mean_ignores_outliers_and_equals_the_mean_of_a_symmetric_sample():
