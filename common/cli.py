@@ -75,6 +75,7 @@ class OneLineParser(argparse.ArgumentParser):
         print(f"{self.prog}: {message.removeprefix('argument ')}", file=sys.stderr)
         sys.exit(USAGE_EXIT_CODE)
 
+    # argparse's stub declares three overloads; this signature accepts all of them.
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:

@@ -21,7 +21,7 @@ from common.messages import WEIGHTS_BYTES, rollout_bytes
 from common.process import prepare_ray_environment, set_ray_authentication, unexpected_ray_variables
 from common.versions import package_directories
 from learner.cluster import authentication
-from learner.cluster.embedded import logs_of_embedded_ray, start_embedded_ray
+from learner.cluster.embedded import logs_of_embedded_ray, replaced, start_embedded_ray
 from learner.cluster.limit_checks import open_files_check, processes_check, sizes_check
 from learner.cluster.machine_checks import mib, shared_memory_check
 from learner.cluster.surroundings_checks import loopback_check
@@ -115,12 +115,8 @@ def messages_of_ray_in_the_log() -> Iterator[None]:
         first, *more = [line for text in data["lines"] for line in text.splitlines()] or [""]
         logger.info("Ray: %s", first, extra={"details": "\n".join(more)})
 
-    printing = ray._private.worker.print_to_stdstream
-    ray._private.worker.print_to_stdstream = log
-    try:
+    with replaced(ray._private.worker, "print_to_stdstream", log):
         yield
-    finally:
-        ray._private.worker.print_to_stdstream = printing
 
 
 def disconnect() -> None:

@@ -167,30 +167,35 @@ def only_loopback() -> Iterator[None]:
 
     Ray does the same on macOS and Windows, where it supports no clusters.
     """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
+    with replaced(ray_constants, "ENABLE_RAY_CLUSTER", False):
         yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextlib.contextmanager
 def only_needed_processes() -> Iterator[None]:
-    """Makes a Ray that starts inside start faster, and fewer processes.
+    """Makes a Ray that starts inside its `with` block run without autoscaler, log monitor and dashboard.
 
-    One node needs no autoscaler, nobody opens the dashboard, and no log is sent to the driver: together these processes
-    take 1.6 s of processor time and 280 MB. The agent takes any free port: where another Ray of this host has the
-    default one, Ray tries for three seconds to get it before it starts. `ray.init` has no arguments for these.
+    One node needs no autoscaler, no log is sent to the driver, and nobody opens the dashboard. The agent takes any free
+    port: if another Ray on this host has the default port, Ray retries for three seconds before it starts. `ray.init`
+    has no arguments for these.
     """
-    before = parameter.RayParams, Node.start_api_server
     settings: dict[str, Any] = {"no_monitor": True, "include_log_monitor": False, "dashboard_agent_listen_port": 0}
-    parameter.RayParams = functools.partial(parameter.RayParams, **settings)  # type: ignore[assignment, misc]
-    Node.start_api_server = lambda *_, **__: None  # type: ignore[method-assign]
+    with (
+        replaced(parameter, "RayParams", functools.partial(parameter.RayParams, **settings)),
+        replaced(Node, "start_api_server", lambda *_, **__: None),  # the dashboard, and nothing else that we use
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def replaced(owner: object, name: str, value: object) -> Iterator[None]:
+    """Replaces an attribute of Ray's inside its `with` block; AttributeError if this version of Ray has no such one."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        parameter.RayParams, Node.start_api_server = before  # type: ignore[misc, method-assign]
+        setattr(owner, name, before)
 
 
 def private_directory(parent: Path = Path("/tmp"), create: bool = True) -> Path:

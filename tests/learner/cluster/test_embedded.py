@@ -61,7 +61,7 @@ def test_ray_listens_on_loopback_only_inside_the_context() -> None:
     assert before == ray_constants.ENABLE_RAY_CLUSTER
 
 
-def test_ray_outside_the_context_starts_all_its_processes() -> None:
+def test_ray_is_changed_only_inside_the_context() -> None:
     before = parameter.RayParams, Node.start_api_server
     with only_needed_processes():
         assert parameter.RayParams().no_monitor
