@@ -88,7 +88,9 @@ def on_cluster(directory: Path, outcomes: list[Outcome]) -> None:
 
     def new_cluster() -> Any:  # Ray's own annotations are incomplete
         deadline = {"gcs_rpc_server_reconnect_timeout_s": HEAD_SECONDS}
-        head_args = {**node_args, "include_dashboard": False, "_system_config": deadline}
+        # Any port of the agent: with its default, Ray starts three seconds later beside another Ray.
+        quiet = {"include_dashboard": False, "dashboard_agent_listen_port": 0}
+        head_args = {**node_args, **quiet, "_system_config": deadline}
         return Cluster(initialize_head=True, head_node_args=head_args)
 
     cluster = new_cluster()
