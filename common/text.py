@@ -33,3 +33,15 @@ def format_score(score: Mapping[str, Any] | None) -> str:
 def format_number(value: float | None, spec: str = ".2f") -> str:
     """`value` in the format `spec`; `-` for None."""
     return MISSING if value is None else format(value, spec)
+
+
+def format_numbers(numbers: Sequence[int]) -> str:
+    """`2 to 4, 7, 8` for the ascending 2, 3, 4, 7, 8."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    parts = ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run) for run in runs)
+    return ", ".join(part for run in parts for part in run)

@@ -11,6 +11,7 @@ from ray.actor import ActorHandle
 from actors.remote import Location, RemoteRolloutActor
 from common.config import Config
 from common.messages import ActorIdentity, ActorState, Rollout
+from common.text import format_numbers
 from common.versions import differences, software
 from learner.cluster.remote_errors import cause_in_one_line, full_cause, log_of_an_ended_process
 from learner.rollouts.counters import RunCounters
@@ -66,6 +67,12 @@ class Member:
     @property
     def is_ready(self) -> bool:
         return self.handle is not None and self.starting is None
+
+    def why_not_ready(self) -> str:
+        """In a few words."""
+        reason = f"failed: {self.last_failure}" if self.last_failure else "not started"
+        is_unplaced = self.location is None and self.starting is not None
+        return f"{reason}; Ray has not placed or started the process" if is_unplaced else reason
 
 
 class Fleet:
@@ -157,8 +164,7 @@ class Fleet:
                 self._continue_start(member, member.starting)
         ready = [member.actor_id for member in self.members if member.is_ready]
         damage = damage_of_this_node() if len(ready) < len(self.members) else None
-        for member in self.members:
-            self._report_missing(member, damage)
+        self._report_missing(damage)
         if damage is not None and not ready:
             raise NoRollouts(f"no actor is left; {damage}")
         return ready
@@ -251,31 +257,43 @@ class Fleet:
         self._end(member)
         member.start_at = time.monotonic() + MAX_BACK_OFF
 
-    def _report_missing(self, member: Member, damage: str | None) -> None:
-        """Logs once that an actor has been missing for a minute, or that it stays missing because of `damage`, and sets
-        its `last_error`.
+    def _report_missing(self, damage: str | None) -> None:
+        """Logs once that actors have been missing for a minute, or that they stay missing because of `damage`: one
+        warning for all with the same reason, which becomes their `last_error`.
 
         In an elastic fleet an actor that never failed only waits for room.
         """
-        if member.is_ready:
-            member.missing_since, member.is_reported = time.monotonic(), False
+        now = time.monotonic()
+        unreported: list[Member] = []
+        for member in self.members:
+            if member.is_ready:
+                member.missing_since, member.is_reported = now, False
+            elif not member.is_reported and (member.last_failure is not None or not self.is_elastic):
+                unreported.append(member)
+
+        def missing_for(seconds: float) -> list[Member]:
+            """Those that failed need not wait if there is damage."""
+            return [m for m in unreported if now - m.missing_since >= seconds or (damage and m.last_failure)]
+
+        if not missing_for(MISSING_SECONDS):
             return
-        seconds = time.monotonic() - member.missing_since
-        is_late = seconds >= MISSING_SECONDS or (damage is not None and member.last_failure is not None)
-        if member.is_reported or not is_late or (self.is_elastic and member.last_failure is None):
-            return
-        member.is_reported = True
-        if member.last_error is not None:  # a warning was logged
-            return
-        reason = f"it failed: {member.last_failure}" if member.last_failure else "it has not started"
-        if member.location is None and member.starting is not None:
-            reason += "; Ray has not placed or started its process"
-        crash = log_of_an_ended_process(time.time() - seconds) if damage is None and member.location is None else ""
-        if crash:
-            reason += "; learner.log has what a process that ended left"
-        reason = damage or reason
-        member.last_error = f"actor {member.actor_id} has been missing for {seconds:.0f} s: {reason}"
-        logger.warning(member.last_error, extra={"details": crash.strip()})
+        same_reason: dict[str, list[Member]] = {}
+        for member in missing_for(0.9 * MISSING_SECONDS):  # with those that went missing a moment later
+            member.is_reported = True
+            if member.last_error is None:  # else a warning was logged
+                same_reason.setdefault(damage or member.why_not_ready(), []).append(member)
+        for reason, members in same_reason.items():
+            seconds = now - members[0].missing_since
+            are_unplaced = damage is None and members[0].location is None
+            crash = log_of_an_ended_process(time.time() - seconds).strip() if are_unplaced else ""
+            numbers = format_numbers([member.actor_id for member in members])
+            have = f"actor {numbers} has" if len(members) == 1 else f"actors {numbers} have"
+            message = f"{have} been missing for {seconds:.0f} s: {reason}"
+            if crash:
+                message += "; learner.log has what a process that ended left"
+            for member in members:
+                member.last_error = message
+            logger.warning(message, extra={"details": crash})
 
     def _end(self, member: Member) -> None:
         if member.handle is not None:

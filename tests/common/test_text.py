@@ -1,6 +1,6 @@
 import pytest
 
-from common.text import format_duration, format_interval, format_number, format_score
+from common.text import format_duration, format_interval, format_number, format_numbers, format_score
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,10 @@ def test_interval_is_shown_from_low_to_high() -> None:
 def test_missing_values_are_shown_as_a_dash() -> None:
     assert format_score(None) == format_interval(None) == format_number(None) == "-"
     assert format_number(2.5) == "2.50" and format_number(3, "d") == "3"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"), [([3], "3"), ([2, 3], "2, 3"), ([0, 2, 3, 4, 7], "0, 2 to 4, 7"), ([], "")]
+)
+def test_consecutive_numbers_are_shown_as_a_range(numbers: list[int], text: str) -> None:
+    assert format_numbers(numbers) == text

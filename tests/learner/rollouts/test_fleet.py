@@ -5,6 +5,7 @@ import copy
 import ctypes
 import itertools
 import logging
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -303,26 +304,42 @@ def test_actor_that_keeps_failing_is_reported_as_missing_with_the_reason(new_fle
     for member in fleet.members:  # as if none had been reported before the first failure
         member.is_reported, member.last_error = False, None
     fleet.ready()
-    assert "has been missing for" in fleet.last_error and "it failed: The actor is dead" in fleet.last_error
+    assert "missing for" in fleet.last_error and ": failed: The actor is dead" in fleet.last_error
     assert "\n" not in fleet.last_error and fleet.last_error in caplog.messages
 
 
 def test_actor_that_ray_cannot_start_is_reported_once_and_no_longer_when_it_works(new_fleet, monkeypatch, caplog):
-    monkeypatch.setattr(learner.rollouts.fleet, "MISSING_SECONDS", 1.0)
-    fleet = new_fleet(tiny_config(num_actors=ACTORS + 1, envs_per_actor=2))  # the machine has room for one fewer
+    fleet = new_fleet(tiny_config(num_actors=ACTORS + 1))  # the machine has room for one fewer
     deadline = time.monotonic() + DEADLINE
-    while len(fleet.ready()) < ACTORS or fleet.last_error is None:
+    while len(fleet.ready()) < ACTORS:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    monkeypatch.setattr(learner.rollouts.fleet, "MISSING_SECONDS", 0.0)
+    for _ in range(2):
+        fleet.ready()
     (missing,) = [member for member in fleet.members if not member.is_ready]
-    expected = f"actor {missing.actor_id} has been missing for 1 s: it has not started; Ray has not placed or started"
-    assert [text for text in caplog.messages if text.startswith(expected)] == [missing.last_error]
+    (warning,) = [text for text in caplog.messages if "missing for" in text]
+    assert warning.startswith(f"actor {missing.actor_id} has been missing for ") and warning == missing.last_error
+    assert warning.endswith(": not started; Ray has not placed or started the process")
     fleet.relocate(next(iter(fleet.ready())))  # makes room
     while not missing.is_ready:
         fleet.ready()
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert missing.last_error is None
+
+
+def test_missing_actors_with_the_same_reason_are_reported_in_one_warning(new_fleet, monkeypatch, caplog):
+    fleet = new_fleet(tiny_config(num_actors=8))  # more than the machine has room for
+    wait_until(lambda: len(fleet.ready()) == ACTORS)
+    monkeypatch.setattr(learner.rollouts.fleet, "MISSING_SECONDS", 0.0)
+    fleet.ready()
+    missing = [member for member in fleet.members if not member.is_ready]
+    (warning,) = [text for text in caplog.messages if "missing for" in text]
+    assert {member.last_error for member in missing} == {warning} == {fleet.last_error}
+    assert re.match(r"actors \d[\d to,]* have been missing for \d+ s: not started; Ray has not placed", warning)
+    fleet.ready()
+    assert len([text for text in caplog.messages if "missing for" in text]) == 1
 
 
 def test_deleted_files_of_ray_are_the_reason_and_without_an_actor_the_run_ends(new_fleet):
