@@ -245,4 +245,9 @@ def _continuation(prepared: ResumedRun, state: RunState) -> str:
             "environments continue; not bit for bit, because the checkpoint lacks the weights that rollouts in flight "
             "were collected with: it was written with another --mode, --max-policy-lag or --repeatable"
         )
+    if config.min_actors < config.num_actors:
+        return (
+            f"environments continue; bit for bit only while all {config.num_actors} actors are ready, because the "
+            f"number of actors varies (--num-actors {config.min_actors}:{config.num_actors})"
+        )
     return "it continues bit for bit if the machine, the software and the settings are the same"

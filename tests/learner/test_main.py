@@ -36,4 +36,5 @@ def test_reason_is_given_where_a_run_does_not_continue_bit_for_bit():
     for weights in ((), (4,)):  # written in sync mode, or with a smaller lag
         assert "the checkpoint lacks the weights" in continuation(5, weights, **LAG_2)
     assert "environments of 1 of 2 actors continue" in continuation(5, (3, 4), actors=(1,), **LAG_2)
+    assert "only while all 2 actors are ready" in continuation(5, min_actors=1)
     assert "environments start anew" in continuation(5, (3, 4), num_actors=4, **LAG_2)
