@@ -1,11 +1,11 @@
-"""`python -m learner`: main.py in a child of a small parent process, see supervision.py; or a study of many runs."""
+"""`python -m learner`: main.py in a child of a small parent (startup/supervision.py), or a study of many runs."""
 
 import sys
 from typing import NoReturn
 
 from common.cli import USAGE_EXIT_CODE, UsageError, import_module, require_current_directory
 from common.output import print_error, run_as_process
-from learner.supervision import Supervisor, fork_training
+from learner.startup.supervision import Supervisor, fork_training
 
 INTERRUPTED_EXIT_CODE = 130
 

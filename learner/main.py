@@ -28,8 +28,8 @@ from learner.run_state import RunState
 from learner.startup import flags
 from learner.startup.flags import CommandLine
 from learner.startup.preparation import PreparedRun, ResumedRun, prepare_run, require_memory
+from learner.startup.supervision import Supervisor
 from learner.stopping import StopRequested, StopSignals
-from learner.supervision import Supervisor
 from learner.training import Diverged, RunDirectoryFailed, Training
 
 logger = logging.getLogger("learner")

@@ -9,8 +9,8 @@ import torch
 
 from common.config import Config
 from common.messages import ActorState, Weights
-from learner.episodes import TrainingEpisodes
 from learner.rollouts.counters import RunCounters
+from learner.rollouts.episodes import TrainingEpisodes
 from learner.rollouts.staging import StagedBatch
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from learner.episodes import RECENT_EPISODES, TrainingEpisodes
+from learner.rollouts.episodes import RECENT_EPISODES, TrainingEpisodes
 from learner.rollouts.staging import RolloutSource
 
 LIMIT = 100  # of the game, in steps

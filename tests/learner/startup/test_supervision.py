@@ -12,8 +12,10 @@ import pytest
 
 from learner.stopping import SIGNALS
 
-PROJECT = Path(__file__).parents[2]
-PREAMBLE = "import os, signal, sys, time; from pathlib import Path; from learner.supervision import fork_training\n"
+PROJECT = Path(__file__).parents[3]
+PREAMBLE = (
+    "import os, signal, sys, time; from pathlib import Path; from learner.startup.supervision import fork_training\n"
+)
 
 
 started = []
