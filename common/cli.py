@@ -82,12 +82,15 @@ class OneLineParser(argparse.ArgumentParser):
             word = unknown[0].split("=")[0]
             if not word.startswith("-"):
                 self.error(f"unexpected argument {word!r}; --help lists what is expected")
-            near = closest(word, self._flags())
-            hint = "--help lists the flags" if near is None else f"did you mean {near}?"
-            self.error(f"{word}: unknown flag; {hint}")
+            self.error(f"{word}: unknown flag; {self.remedy(word)}")
         return options
 
-    def _flags(self) -> list[str]:
+    def remedy(self, unknown: str) -> str:
+        """What to type instead of an unknown flag."""
+        near = closest(unknown, self.flags())
+        return "--help lists the flags" if near is None else f"did you mean {near}?"
+
+    def flags(self) -> list[str]:
         """Every flag, also those of the commands."""
         flags = list(self._option_string_actions)
         for action in self._actions:

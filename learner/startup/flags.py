@@ -34,7 +34,12 @@ def parse(argv: list[str] | None) -> CommandLine:
     return CommandLine(overrides=parsed, allow_unauthenticated=allow_unauthenticated, **where)
 
 
-def _parser() -> argparse.ArgumentParser:
+def learner_flags() -> list[str]:
+    """Every flag of `python -m learner`, with its dashes."""
+    return _parser().flags()
+
+
+def _parser() -> OneLineParser:
     parser = OneLineParser(
         prog="learner",
         usage="python -m learner [flags]\n       python -m learner doctor [flags]\n       "

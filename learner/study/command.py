@@ -17,6 +17,7 @@ from common.output import harmless_output, print_error
 from common.process import set_file_modes
 from common.storage.file_lock import FileIsLocked, FileLock
 from common.storage.run_directory import RunDirectory
+from learner.startup.flags import learner_flags
 from learner.study import run_files
 from learner.study.plan import (
     DEFAULT_SEEDS,
@@ -131,6 +132,11 @@ def _lock(directory: Path) -> FileLock:
         raise UsageError(f"{directory} cannot be used: {error.strerror}") from error
 
 
+class _StudyParser(OneLineParser):
+    def remedy(self, unknown: str) -> str:
+        return "flags of the learner come after --" if unknown in learner_flags() else super().remedy(unknown)
+
+
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line: what follows `--` are the learner's flags. Exits with one line and code 2 if it is wrong."""
     own = list(argv)
@@ -138,7 +144,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if "--" in own:
         place = own.index("--")
         own, flags = own[:place], tuple(own[place + 1 :])
-    parser = OneLineParser(
+    parser = _StudyParser(
         prog="learner study",
         usage="python -m learner study DIR --games GAME,... [flags] -- LEARNER FLAGS",
         description="Trains every game with every variant and seed, each an ordinary run of python -m learner in "
@@ -160,9 +166,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--list", action="store_true", help="write the plan and print one command a line, train nothing")
     only.add_argument("--status", action="store_true", help="show how far each run is, read from its files")
-    options, unknown = parser.parse_known_args(own)
-    if unknown:
-        parser.error(f"unknown argument {unknown[0]!r}; flags of the learner come after --")
+    options = parser.parse_args(own)
     options.flags = flags
     if options.vary is not None:
         names = [name for name, _ in options.vary]
