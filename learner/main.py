@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 
 from common.config import ConfigError
+from common.limits import available_cores
 from common.output import harmless_output, make_console
 from common.process import prepare_process, restored_afterwards, set_file_modes
 from evaluator.levels.level_sets import draw_level_sets
@@ -194,6 +195,8 @@ def _announce(
             progress.note(prepared.preset_change)
         if prepared.procgen_change is not None:
             progress.note(prepared.procgen_change)
+    if config.learner_threads > (cores := available_cores()):
+        logger.warning("--learner-threads %d is more than the %d available cores", config.learner_threads, cores)
     if config.objective == "standard" and config.max_policy_lag:
         # The figures are counted from vwxyzjn/cleanba, static/cleanba/sync_or_not_sync.csv.
         logger.warning(

@@ -1,12 +1,14 @@
 """What a resumed run says about how exactly it continues."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from learner.main import _continuation
+from common.storage.run_directory import RunDirectory
+from learner.main import _announce, _continuation
 from learner.run_state import RunState
-from learner.startup.preparation import ResumedRun
+from learner.startup.preparation import NewRun, ResumedRun
 from tests.conftest import tiny_config
 
 EXACT = "it continues bit for bit if the machine, the software and the settings are the same"
@@ -38,3 +40,11 @@ def test_reason_is_given_where_a_run_does_not_continue_bit_for_bit():
     assert "environments of 1 of 2 actors continue" in continuation(5, (3, 4), actors=(1,), **LAG_2)
     assert "only while all 2 actors are ready" in continuation(5, min_actors=1)
     assert "environments start anew" in continuation(5, (3, 4), num_actors=4, **LAG_2)
+
+
+@pytest.mark.parametrize(("threads", "warnings"), [(1, 0), (10_000, 1)])
+def test_more_threads_than_cores_are_warned_of(threads, warnings, caplog):
+    config = tiny_config(learner_threads=threads)
+    prepared = NewRun(config, {}, RunDirectory(Path("run")))
+    _announce(prepared, None, None, SimpleNamespace(note=lambda text: None), "embedded local Ray")
+    assert sum("--learner-threads 10000 is more than the" in text for text in caplog.messages) == warnings
