@@ -1,7 +1,6 @@
 """A killed run goes on as if nothing had happened, bit for bit; `--resume auto` is all a restarting loop needs."""
 
 import contextlib
-import json
 import signal
 import subprocess
 import threading
@@ -14,6 +13,7 @@ import pytest
 
 from common.resolution import resolve
 from common.storage.checkpoints import list_checkpoints, load_checkpoint
+from common.storage.jsonl import read_jsonl
 from common.storage.run_directory import RunDirectory
 from learner.startup.flags import parse
 from tests.conftest import (
@@ -81,9 +81,9 @@ def uninterrupted(run_learner, tmp_path_factory):
     return run_dir
 
 
-def assert_bit_equal_runs(run_dir, other, rows):
+def assert_bit_equal_runs(run_dir, other):
     """Both have the same rows and end with the same checkpoint: policy, optimizer, generators and environments."""
-    ours, theirs = (rows(path / "metrics.jsonl") for path in (run_dir, other))
+    ours, theirs = (read_jsonl(path / "metrics.jsonl") for path in (run_dir, other))
     assert [without_times(row) for row in ours] == [without_times(row) for row in theirs]
     (our_last, their_last) = (list_checkpoints(path / "checkpoints")[-1] for path in (run_dir, other))
     assert our_last.name == their_last.name == f"{len(ours):08d}"
@@ -95,10 +95,17 @@ def assert_bit_equal_runs(run_dir, other, rows):
 def test_suspension_and_sigkill_change_no_bit_of_a_run(
     start_learner, run_learner, uninterrupted, tmp_path, rows, left_behind
 ):
-    """All processes are suspended for longer than --actor-timeout; later the learner is killed, and resumed."""
+    """All processes are suspended for longer than --actor-timeout; later the learner is killed. One command with
+    `--resume auto` starts the run, resumes it, and says that it is finished.
+    """
     run_dir = tmp_path / "run"
     metrics = run_dir / "metrics.jsonl"
-    process = start_learner(*LONG_SETTINGS, "--run-dir", run_dir, "--actor-timeout", 15)
+    # Between config.json and the first checkpoint a kill leaves a directory from which nothing can be continued.
+    overrides = parse(LONG_SETTINGS).overrides
+    RunDirectory(run_dir).create()
+    RunDirectory(run_dir).write_config(resolve("lab", overrides), {}, overrides)
+    command = [*LONG_SETTINGS, "--actor-timeout", "15", "--resume", "auto", "--run-dir", run_dir]
+    process = start_learner(*command)
     wait_for_rows(process, run_dir, 1)
     everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for one in everyone:
@@ -113,44 +120,19 @@ def test_suspension_and_sigkill_change_no_bit_of_a_run(
     newest = rows(metrics)[-1]
     assert newest["actor_restarts"] == newest["lost_rollouts"] == 0
     assert [path.name for path in list_checkpoints(run_dir / "checkpoints")] == ["00000000"]
-    result = run_learner("--resume", run_dir)
+    with open(metrics, "ab") as torn:
+        torn.write(b'{"policy_version": 999, "torn')
+    (run_dir / "checkpoints" / ".00000099.1.tmp").mkdir()
+    result = run_learner(*command)
     assert result.returncode == 0, result.stderr
     assert "it continues bit for bit" in result.stdout
     resumed_at = int(result.stdout.split("resumed at policy_version ")[1].split(",")[0])
     assert newest["policy_version"] - 1 <= resumed_at < LONG_UPDATES
-    assert len(rows(metrics)) == LONG_UPDATES
-    assert_bit_equal_runs(run_dir, uninterrupted, rows)
-
-
-def test_resume_auto_starts_and_finishes_a_run_with_one_command(
-    start_learner, run_learner, tiny, tmp_path, left_behind
-):
-    run_dir, updates = tmp_path / "run", 40
-    # Between config.json and the first checkpoint a kill leaves a directory from which nothing can be continued.
-    settings = [*tiny, "--no-evaluator", "--total-frames", str(updates * TINY_BATCH)]
-    overrides = parse(settings).overrides
-    RunDirectory(run_dir).create()
-    RunDirectory(run_dir).write_config(resolve("lab", overrides), {}, overrides)
-    command = [*settings, "--resume", "auto", "--run-dir", run_dir]
-    process = start_learner(*command)
-    wait_for_rows(process, run_dir, 5)
-    left_behind += kill(process)
-    with open(run_dir / "metrics.jsonl", "ab") as metrics:
-        metrics.write(b'{"policy_version": 999, "torn')
-    (run_dir / "checkpoints" / ".00000099.1.tmp").mkdir()
-    process = start_learner(*command)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, out + err
-    assert "resumed at policy_version " in out
-    versions = [
-        json.loads(line)["policy_version"]
-        for line in (run_dir / "metrics.jsonl").read_text().splitlines()
-        if line.endswith("}")
-    ]
-    assert versions == list(range(1, updates + 1))
+    assert [row["policy_version"] for row in read_jsonl(metrics)] == list(range(1, LONG_UPDATES + 1))
     assert not list((run_dir / "checkpoints").glob(".*"))
+    assert_bit_equal_runs(run_dir, uninterrupted)
     again = run_learner(*command)
-    assert again.returncode == 0 and f"resumed at policy_version {updates}" in again.stdout
+    assert again.returncode == 0 and f"resumed at policy_version {LONG_UPDATES}" in again.stdout
 
 
 OVERLAP = ["--mode", "overlap", "--max-policy-lag", "2"]
@@ -197,7 +179,7 @@ def test_overlap_mode_repeats_and_resumes_bit_for_bit_whatever_the_speed_of_an_a
     metrics = rows(whole / "metrics.jsonl")
     assert [row["policy_lag"] for row in metrics] == [0, 1, *[2] * (UPDATES - 2)]
     assert metrics[0]["max_importance_weight"] == 1 < metrics[-1]["max_importance_weight"]
-    assert_bit_equal_runs(run_dir, whole, rows)
+    assert_bit_equal_runs(run_dir, whole)
 
 
 def test_overlap_run_with_the_newest_weights_says_that_its_resume_is_not_bit_exact(
