@@ -35,7 +35,7 @@ def format_number(value: float | None, spec: str = ".2f") -> str:
     return MISSING if value is None else format(value, spec)
 
 
-def format_numbers(numbers: Sequence[int]) -> str:
+def format_ranges(numbers: Sequence[int]) -> str:
     """`2 to 4, 7, 8` for the ascending 2, 3, 4, 7, 8."""
     runs: list[list[int]] = []
     for number in numbers:

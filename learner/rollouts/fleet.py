@@ -11,7 +11,7 @@ from ray.actor import ActorHandle
 from actors.remote import Location, RemoteRolloutActor
 from common.config import Config
 from common.messages import ActorIdentity, ActorState, Rollout
-from common.text import format_numbers
+from common.text import format_ranges
 from common.versions import differences, software
 from learner.cluster.remote_errors import cause_in_one_line, full_cause, log_of_an_ended_process
 from learner.rollouts.counters import RunCounters
@@ -286,7 +286,7 @@ class Fleet:
             seconds = now - members[0].missing_since
             are_unplaced = damage is None and members[0].location is None
             crash = log_of_an_ended_process(time.time() - seconds).strip() if are_unplaced else ""
-            numbers = format_numbers([member.actor_id for member in members])
+            numbers = format_ranges([member.actor_id for member in members])
             have = f"actor {numbers} has" if len(members) == 1 else f"actors {numbers} have"
             message = f"{have} been missing for {seconds:.0f} s: {reason}"
             if crash:

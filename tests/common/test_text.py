@@ -1,6 +1,6 @@
 import pytest
 
-from common.text import format_duration, format_interval, format_number, format_numbers, format_score
+from common.text import format_duration, format_interval, format_number, format_ranges, format_score
 
 
 @pytest.mark.parametrize(
@@ -38,4 +38,4 @@ def test_missing_values_are_shown_as_a_dash() -> None:
     ("numbers", "text"), [([3], "3"), ([2, 3], "2, 3"), ([0, 2, 3, 4, 7], "0, 2 to 4, 7"), ([], "")]
 )
 def test_consecutive_numbers_are_shown_as_a_range(numbers: list[int], text: str) -> None:
-    assert format_numbers(numbers) == text
+    assert format_ranges(numbers) == text
