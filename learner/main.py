@@ -197,6 +197,9 @@ def _announce(
             progress.note(prepared.procgen_change)
     if config.learner_threads > (cores := available_cores()):
         logger.warning("--learner-threads %d is more than the %d available cores", config.learner_threads, cores)
+    minibatch = config.batch_size // config.num_minibatches
+    if "micro_batch" in prepared.requested and config.micro_batch > minibatch:
+        logger.warning("--micro-batch %d is more than a minibatch has, %d samples", config.micro_batch, minibatch)
     if config.objective == "standard" and config.max_policy_lag:
         # The figures are counted from vwxyzjn/cleanba, static/cleanba/sync_or_not_sync.csv.
         logger.warning(

@@ -42,9 +42,17 @@ def test_reason_is_given_where_a_run_does_not_continue_bit_for_bit():
     assert "environments start anew" in continuation(5, (3, 4), num_actors=4, **LAG_2)
 
 
-@pytest.mark.parametrize(("threads", "warnings"), [(1, 0), (10_000, 1)])
-def test_more_threads_than_cores_are_warned_of(threads, warnings, caplog):
-    config = tiny_config(learner_threads=threads)
-    prepared = NewRun(config, {}, RunDirectory(Path("run")))
+@pytest.mark.parametrize(
+    ("settings", "warnings"),
+    [
+        ({}, []),
+        ({"learner_threads": 1, "micro_batch": 32}, []),
+        ({"learner_threads": 10_000}, ["--learner-threads 10000 is more than the"]),
+        ({"micro_batch": 33}, ["--micro-batch 33 is more than a minibatch has, 32 samples"]),
+    ],
+)
+def test_setting_beyond_what_there_is_gives_a_warning(settings, warnings, caplog):
+    prepared = NewRun(tiny_config(**settings), dict(settings), RunDirectory(Path("run")))
     _announce(prepared, None, None, SimpleNamespace(note=lambda text: None), "embedded local Ray")
-    assert sum("--learner-threads 10000 is more than the" in text for text in caplog.messages) == warnings
+    assert len(caplog.messages) == len(warnings)
+    assert all(text.startswith(start) for text, start in zip(caplog.messages, warnings, strict=True))
