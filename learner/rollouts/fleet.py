@@ -263,27 +263,18 @@ class Fleet:
 
         In an elastic fleet an actor that never failed only waits for room.
         """
-        now = time.monotonic()
-        unreported: list[Member] = []
         for member in self.members:
             if member.is_ready:
-                member.missing_since, member.is_reported = now, False
-            elif not member.is_reported and (member.last_failure is not None or not self.is_elastic):
-                unreported.append(member)
-
-        def missing_for(seconds: float) -> list[Member]:
-            """Those that failed need not wait if there is damage."""
-            return [m for m in unreported if now - m.missing_since >= seconds or (damage and m.last_failure)]
-
-        if not missing_for(MISSING_SECONDS):
+                member.missing_since, member.is_reported = time.monotonic(), False
+        if not self._newly_missing(MISSING_SECONDS, damage):
             return
-        same_reason: dict[str, list[Member]] = {}
-        for member in missing_for(0.9 * MISSING_SECONDS):  # with those that went missing a moment later
+        by_reason: dict[str, list[Member]] = {}
+        for member in self._newly_missing(0.9 * MISSING_SECONDS, damage):  # with those that followed a moment later
             member.is_reported = True
             if member.last_error is None:  # else a warning was logged
-                same_reason.setdefault(damage or member.why_not_ready(), []).append(member)
-        for reason, members in same_reason.items():
-            seconds = now - members[0].missing_since
+                by_reason.setdefault(damage or member.why_not_ready(), []).append(member)
+        for reason, members in by_reason.items():
+            seconds = time.monotonic() - members[0].missing_since
             are_unplaced = damage is None and members[0].location is None
             crash = log_of_an_ended_process(time.time() - seconds).strip() if are_unplaced else ""
             numbers = format_ranges([member.actor_id for member in members])
@@ -294,6 +285,17 @@ class Fleet:
             for member in members:
                 member.last_error = message
             logger.warning(message, extra={"details": crash})
+
+    def _newly_missing(self, seconds: float, damage: str | None) -> list[Member]:
+        """Those not reported yet that have been missing for `seconds` or, with `damage`, failed."""
+        late = time.monotonic() - seconds
+        return [
+            member
+            for member in self.members
+            if not (member.is_ready or member.is_reported)
+            and (member.last_failure is not None or not self.is_elastic)
+            and (member.missing_since <= late or (damage is not None and member.last_failure is not None))
+        ]
 
     def _end(self, member: Member) -> None:
         if member.handle is not None:
