@@ -6,6 +6,7 @@ Fixtures come by themselves; import the functions: `from tests.conftest import w
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -81,6 +82,16 @@ def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(socket.create_server(("", 0))) for _ in range(count)]
         return [listener.getsockname()[1] for listener in listeners]
+
+
+def build_preload(source: Path, directory: Path) -> Path:
+    """Compiles a C file into a library for LD_PRELOAD; skips the test where there is no compiler."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    library = directory / f"{source.stem}.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    return library
 
 
 def num_lines(path: Path) -> int:

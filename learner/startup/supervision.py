@@ -55,7 +55,8 @@ def fork_training() -> Supervisor:
     """Returns in the child. The parent waits for the child and exits as it did, or with 1 if it ended silently."""
     open_closed_descriptors()  # a pipe must not take the place of a standard stream
     reader, writer = os.pipe()  # not inherited by the programs that the child starts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it were ignored, the kernel would discard the child's exit code
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*SIGNALS, signal.SIGTSTP, signal.SIGCHLD})
     parent = os.getpid()
     child = os.fork()
     if child == 0:
@@ -68,14 +69,15 @@ def fork_training() -> Supervisor:
         return Supervisor(writer)
     os.close(writer)
     watched = _Child(child, reader)
-    watched.forward_signals()
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    _, status = os.waitpid(child, 0)
-    sys.exit(watched.exit_code(status))
+    sys.exit(watched.exit_code(watched.wait()))
 
 
 class _Child:
-    """The parent's side."""
+    """The parent's side. Signals are blocked and taken by `sigwait`.
+
+    With handlers, one that comes between two waits, or immediately before the first, would be handled only after the
+    child's end.
+    """
 
     def __init__(self, pid: int, reader: int):
         os.set_blocking(reader, False)
@@ -87,11 +89,19 @@ class _Child:
         self._received: Counter[int] = Counter()  # signals that the child says it received
         self._sent: Counter[int] = Counter()  # of these, the ones that we know of
 
-    def forward_signals(self) -> None:
-        """Installs handlers that pass the signals on."""
-        for signum in handled_signals():
-            signal.signal(signum, self._forward)
-        signal.signal(signal.SIGTSTP, self._suspend)
+    def wait(self) -> int:
+        """Passes signals on until the child has ended; returns its status as `os.waitpid` does."""
+        awaited = {*handled_signals(), signal.SIGTSTP, signal.SIGCHLD}
+        while True:
+            signum = signal.sigwait(awaited)
+            if signum == signal.SIGTSTP:
+                self._suspend()
+            elif signum != signal.SIGCHLD:
+                self._forward(signum)
+            else:
+                pid, status = os.waitpid(self._pid, os.WNOHANG)
+                if pid == self._pid:  # it has ended, not only been stopped or continued
+                    return status
 
     def exit_code(self, status: int) -> int:
         """The exit code for a child that ended with `status`, after saying why it ended if it did not."""
@@ -100,6 +110,7 @@ class _Child:
         if -code in SIGNALS:  # a second signal ends training immediately: end in the same way
             signal.signal(-code, signal.SIG_DFL)
             os.kill(os.getpid(), -code)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {-code})
         if code >= 0 and (self._is_exiting or self._run is None):
             return code
         message = self._describe(code)
@@ -120,7 +131,7 @@ class _Child:
         next_step = f"continue with --resume {self._run}" if can_resume else "training had not begun"
         return f"the training process {what}; {next_step}"
 
-    def _forward(self, signum: int, frame: object) -> None:
+    def _forward(self, signum: int) -> None:
         """Sends the signal to the child unless whoever sent it has sent it to the child as well."""
         time.sleep(_GROUP_SECONDS)
         self._read()
@@ -131,7 +142,7 @@ class _Child:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid, signum)
 
-    def _suspend(self, signum: int, frame: object) -> None:
+    def _suspend(self) -> None:
         """Ctrl-Z stops both, `fg` and `bg` continue both."""
         os.kill(self._pid, signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGSTOP)

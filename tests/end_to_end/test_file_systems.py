@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from common.storage.run_directory import RunDirectory
 from common.storage.tensorboard import shown_tags
+from tests.conftest import build_preload
 
 PROJECT = Path(__file__).parents[2]
 WARNING = "lacks features that runs use"
@@ -19,13 +19,7 @@ WARNING = "lacks features that runs use"
 @pytest.fixture(scope="module")
 def preload(tmp_path_factory):
     """A library that takes the features away below the directory that FEWER_FEATURES names."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler")
-    library = tmp_path_factory.mktemp("preload") / "fewer_features.so"
-    source = Path(__file__).with_name("fewer_features.c")
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-    return library
+    return build_preload(Path(__file__).with_name("fewer_features.c"), tmp_path_factory.mktemp("preload"))
 
 
 def test_run_without_links_and_locks_is_scored_and_resumed(preload, run_learner, tiny, tmp_path):

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from learner.stopping import SIGNALS
+from tests.conftest import build_preload
 
 PROJECT = Path(__file__).parents[3]
 PREAMBLE = (
@@ -29,9 +30,9 @@ def nothing_is_left_running():
             process.kill()  # the kernel ends its child
 
 
-def start(code, **options):
+def start(code, before="", **options):
     process = subprocess.Popen(
-        [sys.executable, "-c", PREAMBLE + "supervisor = fork_training()\n" + code],
+        [sys.executable, "-c", PREAMBLE + before + "supervisor = fork_training()\n" + code],
         cwd=PROJECT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -98,6 +99,39 @@ def test_signal_reaches_the_child_once(signum):
     psutil.Process(process.pid).send_signal(signum)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (128 + signum, "1\n", "")
+
+
+def test_signal_immediately_before_the_parent_waits_reaches_the_child(tmp_path):
+    library = build_preload(Path(__file__).with_name("signal_before_waiting.c"), tmp_path)
+    process = start(
+        "while not seen: time.sleep(0.02)\nprint(seen); supervisor.tell_exiting(); sys.exit(143)",
+        before="seen = []\nsignal.signal(15, lambda n, f: seen.append(n))\n",  # the signal may come very early
+        env={**os.environ, "LD_PRELOAD": str(library)},
+    )
+    assert process.communicate(timeout=30) == ("[15]\n", "") and process.returncode == 143
+
+
+def test_exit_code_is_kept_where_ended_children_are_ignored():
+    """As from a parent that ignores SIGCHLD, for which the kernel would discard exit codes."""
+    process = start(
+        "supervisor.tell_exiting(); sys.exit(5)", preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    )
+    assert process.communicate(timeout=30) == ("", "") and process.returncode == 5
+
+
+def test_suspended_and_continued_child_is_not_taken_for_an_ended_one():
+    process = start(
+        "print('ready', flush=True); sys.stdin.readline(); supervisor.tell_exiting(); sys.exit(3)",
+        stdin=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == "ready\n"
+    (child,) = psutil.Process(process.pid).children()
+    for _ in range(3):
+        child.suspend()
+        time.sleep(0.05)
+        child.resume()
+        time.sleep(0.05)
+    assert process.communicate("go on\n", timeout=30) == ("", "") and process.returncode == 3
 
 
 def test_signal_to_the_whole_group_as_from_a_terminal_reaches_the_child_once():
