@@ -53,7 +53,10 @@ FLAGS = ["--games", "leaper", "--seeds", "3"]
 
 @pytest.fixture
 def study(tmp_path):
-    """Starts a study with the small program in `mode`; it writes one file into `seen` for each learner."""
+    """Starts a study with the small program in `mode`; it writes one file into `seen` for each learner.
+
+    Ended children are ignored, as some parents leave it: exit codes must be read nevertheless.
+    """
     finished, seen, mode = RunDirectory(tmp_path / "finished"), tmp_path / "seen", tmp_path / "mode"
     finished.path.mkdir()
     seen.mkdir()
@@ -72,7 +75,7 @@ def study(tmp_path):
         process = subprocess.Popen(
             [sys.executable, "-c", code, str(tmp_path / "study"), *arguments],
             cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            start_new_session=True,
+            start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
         )  # fmt: skip
         started.append(process)
         return process
