@@ -1,18 +1,17 @@
-"""Who can join a cluster and read a run: a real Ray head with a token, strangers, and an embedded Ray.
+"""Who can reach and read a run: an embedded Ray, a run directory, and a cluster without authentication.
 
-What we rely on in Ray's own authentication is checked by `drills/ray_upgrade.py`.
+A cluster with a token is tested in test_token_cluster.py, what we rely on in Ray's own authentication by
+`drills/ray_upgrade.py`.
 """
 
 import contextlib
 import os
-import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -20,116 +19,18 @@ import pytest
 
 from common.storage.run_directory import RunDirectory
 from learner.cluster.authentication import LOOPBACK
-from learner.cluster.authentication_probe import CLIENT_TIMEOUTS
-from tests.conftest import assert_signal_ends_training_after_a_checkpoint, free_ports, wait_until
-
-PROJECT = Path(__file__).parents[2]
-RAY = [sys.executable, "-m", "ray.scripts.scripts"]
-# Ray retries many times after a refusal; one attempt is enough here.
-IMPATIENCE = {**CLIENT_TIMEOUTS, "RAY_NUM_REDIS_GET_RETRIES": "1"}
-# Ray replaces a node address of 127.0.0.1 by the host's own one; 127.0.0.2 stays.
-HOST = "127.0.0.2"
-WRONG_TOKEN = "0123456789abcdef" * 4
-
-
-@dataclass(frozen=True)
-class Head:
-    """A running `ray start --head` and what is needed to reach it."""
-
-    address: str
-    home: Path  # of its user, with the token
-    token: str
-    temp_dir: Path
-
-
-def environment(home: Path, **more: str) -> dict[str, str]:
-    """This process's environment without Ray's variables, for a user whose home is `home`."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return {**inherited, "HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", **more}
-
-
-def end(process: subprocess.Popen[str]) -> None:
-    """Ends a process and its descendants."""
-    try:
-        tree = psutil.Process(process.pid).children(recursive=True)
-    except psutil.Error:
-        tree = []
-    process.terminate()
-    try:
-        process.wait(60)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    for child in tree:
-        with contextlib.suppress(psutil.Error):
-            child.kill()
-
-
-def store_token(home: Path, token: str) -> None:
-    """Stores `token` where Ray and the learner look for it."""
-    (home / ".ray").mkdir(parents=True, mode=0o700)
-    path = home / ".ray" / "auth_token"
-    path.touch(mode=0o600)
-    path.write_text(token)
-
-
-@pytest.fixture(scope="module")
-def temp_dir() -> Iterator[Path]:
-    """Short, since a socket's path may have at most 107 characters; private, since Ray's own directories are not."""
-    path = Path(tempfile.mkdtemp(prefix="hs-", dir="/tmp"))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def head(temp_dir: Path) -> Iterator[Head]:
-    """A head that requires a token."""
-    home, token = temp_dir / "home", secrets.token_hex(32)
-    store_token(home, token)
-    port, client, agent = free_ports(3)
-    with open(temp_dir / "head.log", "w") as log:
-        process = subprocess.Popen(
-            [
-                *(*RAY, "start", "--head", "--block", "--node-ip-address", HOST, "--port", str(port)),
-                *("--include-dashboard", "false", "--ray-client-server-port", str(client)),
-                *("--dashboard-agent-listen-port", str(agent)),
-                *("--temp-dir", str(temp_dir / "ray"), "--num-cpus", "2", "--object-store-memory", str(200 << 20)),
-            ],
-            env=environment(home, RAY_AUTH_MODE="token"),
-            cwd=PROJECT,
-            stdout=log,
-            stderr=log,
-            text=True,
-        )
-    try:
-        log_file = temp_dir / "head.log"
-        wait_until(lambda: "Ray runtime started" in log_file.read_text(), process, output=log_file)
-        yield Head(f"{HOST}:{port}", home, token, temp_dir / "ray")
-    finally:
-        end(process)
-
-
-@pytest.fixture(scope="module", params=["without a token", "with a wrong token"])
-def stranger(request: pytest.FixtureRequest, temp_dir: Path) -> dict[str, str]:
-    """The environment of a user who must not be admitted."""
-    home = temp_dir / request.param.replace(" ", "-")
-    if request.param == "without a token":
-        home.mkdir()
-        return environment(home, RAY_AUTH_MODE="disabled", **IMPATIENCE)
-    store_token(home, WRONG_TOKEN)
-    return environment(home, RAY_AUTH_MODE="token", **IMPATIENCE)
-
-
-def run(*command: object, env: dict[str, str], timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(word) for word in command],
-        env=env,
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        stdin=subprocess.DEVNULL,
-    )
+from tests.conftest import assert_signal_ends_training_after_a_checkpoint, wait_until
+from tests.end_to_end.ray_heads import (
+    HOST,
+    PROJECT,
+    RAY,
+    WRONG_TOKEN,
+    end,
+    environment,
+    readable_by_others,
+    run,
+    store_token,
+)
 
 
 def listening(process: psutil.Process) -> set[tuple[str, int]]:
@@ -142,13 +43,6 @@ def listening(process: psutil.Process) -> set[tuple[str, int]]:
     return found
 
 
-def readable_by_others(directory: Path) -> list[str]:
-    """Files and directories that group or others could read, write or enter; links have no mode."""
-    paths = [directory, *directory.rglob("*")]
-    assert len(paths) > 10
-    return [f"{p} {p.lstat().st_mode & 0o777:o}" for p in paths if not p.is_symlink() and p.lstat().st_mode & 0o077]
-
-
 def command_lines(process: psutil.Process) -> str:
     """The command lines that everyone on the host sees in `ps`."""
     lines = []
@@ -156,53 +50,6 @@ def command_lines(process: psutil.Process) -> str:
         with contextlib.suppress(psutil.Error):
             lines.append(" ".join(each.cmdline()))
     return "\n".join(lines)
-
-
-def test_learner_that_is_refused_says_why_in_one_line(head: Head, stranger: dict[str, str], tmp_path: Path) -> None:
-    env = {name: value for name, value in stranger.items() if name != "RAY_AUTH_MODE"}
-    command = (sys.executable, "-m", "learner", "--address", head.address, "--run-dir", tmp_path / "run")
-    refused = run(*command, env=env)
-    assert refused.returncode == 2
-    assert len(refused.stderr.splitlines()) == 1
-    missing = "requires a token, but none was found in" in refused.stderr
-    assert missing or "requires a token and refused the one in" in refused.stderr
-    assert missing != (Path(env["HOME"]) / ".ray").exists()
-    assert WRONG_TOKEN not in refused.stderr + refused.stdout
-    assert not (tmp_path / "run").exists()
-
-
-def test_run_in_a_cluster_exposes_neither_its_token_nor_its_files(head: Head, tiny: list[str], tmp_path: Path) -> None:
-    """The head runs under another umask; the evaluator's files are private nevertheless."""
-    for name in ("RAY_AUTH_MODE", "RAY_ADDRESS"):
-        assert name not in environment(head.home)
-    directory = tmp_path / "run"
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "learner", *tiny, "--total-frames", "640", "--eval-episodes-per-level", "1"),
-            *("--address", head.address, "--run-dir", str(directory)),
-        ],
-        env=environment(head.home),
-        cwd=PROJECT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        wait_until((directory / "metrics.jsonl").exists, process)
-        seen = " ".join(psutil.Process(process.pid).cmdline())
-        output, _ = process.communicate(timeout=240)
-    finally:
-        end(process)
-    assert process.returncode == 0, output
-    assert "token authentication" in output
-
-    assert "learner" in seen and head.token not in seen
-    assert head.token not in output
-    written = [path for place in (directory, head.temp_dir) for path in place.rglob("*") if path.is_file()]
-    assert any("gcs_server" in path.name for path in written) and any(path.suffix == ".gif" for path in written)
-    assert [path for path in written if head.token.encode() in path.read_bytes()] == []
-    assert head.token not in (head.temp_dir.parent / "head.log").read_text()
-    assert readable_by_others(directory) == []
 
 
 def test_embedded_run_is_reachable_and_readable_only_by_its_user_and_ends_by_ctrl_c(tiny, tmp_path: Path) -> None:

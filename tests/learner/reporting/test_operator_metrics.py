@@ -1,27 +1,12 @@
-"""Metrics on Ray's Prometheus endpoint equal the run's rows, and their errors never reach training."""
+"""What is told to Ray's Prometheus endpoint, and that its errors never reach training.
 
-import importlib.util
-import os
-import secrets
-import subprocess
-import sys
-import tempfile
-import urllib.request
-from dataclasses import dataclass
-from pathlib import Path
+What the endpoint serves is tested in end_to_end/test_token_cluster.py.
+"""
 
 import pytest
 
 from learner.reporting import operator_metrics
 from learner.reporting.operator_metrics import COUNTERS, GAUGES, REFRESH_SECONDS, OperatorMetrics
-from tests.conftest import free_ports, wait_until
-
-SERIES = sum(len(metric.label_values) for metric in (*GAUGES.values(), *COUNTERS.values()))
-AGENT_NEEDS = ("prometheus_client", "opentelemetry", "opencensus", "aiohttp_cors")
-needs_agent = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in AGENT_NEEDS),
-    reason="Ray serves metrics only with the extra `cluster` (ray[default])",
-)
 
 
 def row(**values):
@@ -193,138 +178,3 @@ def test_rays_classes_accept_all_metrics_without_a_running_ray():
     metrics.scored({"policy_version": 1, "train": {"mean": 1.0, "interval": [0.0, 2.0]}})
     metrics.set_status(-1, False, False)
     assert metrics.last_error is None
-
-
-@pytest.fixture(scope="module")
-def head(tmp_path_factory):
-    """`ray start --head` with its agent: (environment of processes that join, address, URL of the metrics)."""
-    token = tmp_path_factory.mktemp("token") / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    port, metrics_port, agent, client = free_ports(4)
-    address, url = f"127.0.0.1:{port}", f"http://127.0.0.1:{metrics_port}/metrics"
-    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
-    # Short, because socket paths may have 107 bytes; removed with everything that Ray leaves in it.
-    with tempfile.TemporaryDirectory(prefix="heldout-", ignore_cleanup_errors=True) as directory:
-        with open(Path(directory, "head.log"), "w") as log:
-            process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"),
-                    *(f"--port={port}", f"--metrics-export-port={metrics_port}"),
-                    *("--include-dashboard=false", f"--dashboard-agent-listen-port={agent}"),
-                    *(f"--ray-client-server-port={client}", f"--object-store-memory={250 << 20}"),
-                    f"--temp-dir={directory}",
-                ],
-                env=without_ray_address(environment),
-                stdout=log,
-                stderr=log,
-            )
-        try:
-            wait_until(lambda: read(url) is not None, process, output=Path(directory, "head.log"))
-            yield environment, address, url
-        finally:
-            process.terminate()
-            process.wait(timeout=120)
-
-
-def without_ray_address(environment):
-    kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return {**kept, **environment}
-
-
-def read(url):
-    """The endpoint's text, or None while it does not answer."""
-    try:
-        return urllib.request.urlopen(url, timeout=5).read().decode()
-    except OSError:
-        return None
-
-
-def served(url, run):
-    """[(name, labels, value)] of one run, and the types by name."""
-    from prometheus_client.parser import text_string_to_metric_families
-
-    samples, types = [], {}
-    for family in text_string_to_metric_families(read(url) or ""):
-        for sample in family.samples:
-            if sample.name.startswith("ray_heldout_") and sample.labels["run"] == run:
-                samples.append((sample.name, sample.labels, sample.value))
-                types[sample.name] = family.type
-    return samples, types
-
-
-@dataclass(frozen=True)
-class Served:
-    """A finished run of ten updates and what the endpoint said about it at its end."""
-
-    run: Path
-    samples: list[tuple[str, dict[str, str], float]]
-    types: dict[str, str]
-
-
-@pytest.fixture(scope="module")
-def finished(head, run_learner, tiny, tmp_path_factory):
-    environment, address, url = head
-    run: Path = tmp_path_factory.mktemp("metrics") / "served"
-    result = run_learner(
-        *(*tiny, "--run-dir", run, "--address", address, "--total-frames", 640),
-        *("--eval-episodes-per-level", 2, "--held-out-levels", 2),
-        **environment,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    # Ray sends once more when the learner disconnects; gauges stay for 20 s.
-    return Served(run, *served(url, run.name))
-
-
-@pytest.mark.processes
-@needs_agent
-def test_endpoint_serves_the_numbers_of_the_run_directory(finished, rows):
-    run, samples, types = finished.run, finished.samples, finished.types
-    values = {(name, labels.get("split") or labels.get("reason")): value for name, labels, value in samples}
-    updates, (*_, score) = rows(run / "metrics.jsonl"), rows(run / "evaluations.jsonl")
-    newest = updates[-1]
-    absent = {name for name, metric in GAUGES.items() if metric.field is not None and newest[metric.field] is None}
-    assert absent <= {"heldout_episode_return", "heldout_episode_length"}  # where no episode has ended yet
-    assert len(samples) == len(values) == SERIES - len(absent)
-    counters = {f"ray_{name}_total": "counter" for name in COUNTERS}
-    assert types == {f"ray_{name}": "gauge" for name in GAUGES if name not in absent} | counters
-    assert newest["frames"] == 640 and score["policy_version"] == 10
-    for name, metric in {**GAUGES, **{f"{name}_total": metric for name, metric in COUNTERS.items()}}.items():
-        if metric.field is not None and name not in absent:
-            assert values[f"ray_{name}", None] == newest[metric.field], name
-    for name in ("waiting", "training", "publishing", "collecting", "transfer", "staging"):
-        total = sum(row[f"seconds_{name}"] for row in updates)
-        assert values[f"ray_heldout_{name}_seconds_total", None] == pytest.approx(total)
-    assert values["ray_heldout_episodes_total", None] == sum(row["episodes"] for row in updates)
-    assert values["ray_heldout_checkpoint_policy_version", None] == 10
-    assert values["ray_heldout_disk_problem", None] == values["ray_heldout_evaluator_problem", None] == 0
-    assert values["ray_heldout_scored_policy_version", None] == 10
-    assert values["ray_heldout_generalization_gap", None] == score["generalization_gap"]
-    for split in ("train", "held_out"):
-        assert values["ray_heldout_score", split] == score[split]["mean"]
-        assert values["ray_heldout_score_interval_low", split] == score[split]["interval"][0]
-        assert values["ray_heldout_score_interval_high", split] == score[split]["interval"][1]
-
-
-@pytest.mark.processes
-@needs_agent
-def test_resumed_run_continues_without_a_jump_and_labels_are_few(head, finished, run_learner, rows):
-    environment, address, url = head
-    run = finished.run
-    more = ("--resume", run, "--address", address, "--total-frames", 1024, "--no-evaluator")
-    result = run_learner(*more, **environment)
-    assert result.returncode == 0, result.stdout + result.stderr
-    samples, _ = served(url, run.name)
-    frames = sorted(value for name, _, value in samples if name == "ray_heldout_frames_total")
-    assert frames == [384, 640]
-    assert sum(frames) == rows(run / "metrics.jsonl")[-1]["frames"]
-    # Set by Ray, with one value per process or cluster.
-    by_ray = {"Component", "NodeAddress", "SessionName", "Version", "WorkerId"}
-    ours = {
-        name
-        for _, labels, _ in (*finished.samples, *samples)
-        for name in labels
-        if name not in by_ray and not name.startswith("otel_scope_")
-    }
-    assert ours == {"run", "reason", "split"}
-    assert len({labels["WorkerId"] for _, labels, _ in samples}) == 2
