@@ -87,10 +87,10 @@ def on_cluster(directory: Path, outcomes: list[Outcome]) -> None:
     node_args = {"num_cpus": 1, "object_store_memory": OBJECT_STORE}
 
     def new_cluster() -> Any:  # Ray's own annotations are incomplete
-        deadline = {"gcs_rpc_server_reconnect_timeout_s": HEAD_SECONDS}
+        config = {"gcs_rpc_server_reconnect_timeout_s": HEAD_SECONDS, "prestart_worker_first_driver": False}
         # Any port of the agent: with its default, Ray starts three seconds later beside another Ray.
         quiet = {"include_dashboard": False, "dashboard_agent_listen_port": 0}
-        head_args = {**node_args, **quiet, "_system_config": deadline}
+        head_args = {**node_args, **quiet, "_system_config": config}
         return Cluster(initialize_head=True, head_node_args=head_args)
 
     cluster = new_cluster()

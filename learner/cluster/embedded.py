@@ -27,6 +27,11 @@ from learner.stopping import only_for_the_learner
 # A socket's path may have at most 107 characters, and Ray's longest name below its directory is this one.
 MAX_DIRECTORY_LENGTH = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 
+SYSTEM_CONFIG = {
+    "enable_metrics_collection": False,  # nobody reads the metrics here, and their port requires no token
+    "prestart_worker_first_driver": False,  # a worker per core before one is needed, of which the rest stay idle
+}
+
 
 def start_embedded_ray(object_store_memory: int) -> None:
     """Starts Ray with an object store of `object_store_memory` bytes.
@@ -48,8 +53,7 @@ def start_embedded_ray(object_store_memory: int) -> None:
             num_cpus=available_cores(),  # Ray counts cores of the machine that this process may not use
             object_store_memory=object_store_memory,
             include_dashboard=False,
-            # Nobody reads the metrics here, and their port requires no token.
-            _system_config={"enable_metrics_collection": False},
+            _system_config=SYSTEM_CONFIG,
             _temp_dir=None if directory is None else str(directory / "ray"),
             log_to_driver=False,
             logging_level=logging.ERROR,

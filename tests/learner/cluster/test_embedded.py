@@ -77,12 +77,20 @@ def another_ray_has_the_agent_port() -> Iterator[None]:
         yield
 
 
+class Echo:
+    def echo(self, value: int) -> int:
+        return value
+
+
 @pytest.mark.processes
 def test_embedded_ray_starts_only_what_it_needs_beside_another_ray(another_ray_has_the_agent_port) -> None:
     start_embedded_ray(100 << 20)
     try:
-        assert ray.get(ray.remote(lambda: 5).remote()) == 5
+        actor = ray.remote(Echo).remote()
+        assert ray.get(actor.echo.remote(5)) == 5
         processes = psutil.Process().children(recursive=True)
+        commands = [process.cmdline() for process in processes if process.name() != "raylet"]
+        assert not [words for words in commands if "ray::IDLE" in words[0] or "default_worker.py" in " ".join(words)]
         programs = {Path(word).name for process in processes for word in process.cmdline() if word.endswith(".py")}
         assert programs.isdisjoint({"monitor.py", "log_monitor.py", "dashboard.py"})
         session = Path(ray._private.worker._global_node.get_session_dir_path())
