@@ -1,4 +1,5 @@
 import copy
+import functools
 import io
 from collections import defaultdict
 
@@ -23,6 +24,7 @@ def policy(checkpoint: Checkpoint) -> PolicyNetwork:
     return load_policy(checkpoint)
 
 
+@functools.cache
 def played(policy: PolicyNetwork, greedy: bool) -> dict[int, list[tuple[np.ndarray, int]]]:
     """Frames and actions of two scored episodes that share the batch with another level."""
     steps = defaultdict(list)
