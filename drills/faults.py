@@ -58,7 +58,7 @@ class Size:
         ]
 
 
-SHORT_UPDATES = Size(4, 32, 2, 1, checkpoint_interval=5, actor_timeout=10)
+SHORT_UPDATES = Size(4, 32, 2, 1, checkpoint_interval=10, actor_timeout=10)
 # More than a hundred times what a resume point costs, so that one is written after every update. No checkpoints, from
 # which such a run would otherwise continue.
 LONG_UPDATES = Size(8, 64, 2, 2, checkpoint_interval=10**6, actor_timeout=120)

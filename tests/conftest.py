@@ -38,13 +38,14 @@ TINY = [
 TINY_BATCH = 64
 # The same batch from two actors.
 TINY_PAIR = [*TINY, "--num-actors", "2", "--envs-per-actor", "2"]
+# Of a cluster's head: Ray starts no workers that nobody needs. Each takes a second of processor time.
+NO_IDLE_WORKERS = {"prestart_worker_first_driver": False}
 # Settings of the head of a `ray.cluster_utils.Cluster`, beside its resources. Any port of the agent: with its default,
-# Ray starts three seconds later while another Ray of this machine has it. No workers that nobody needs: each takes a
-# second of processor time.
+# Ray starts three seconds later while another Ray of this machine has it.
 HEAD: dict[str, Any] = {
     "include_dashboard": False,
     "dashboard_agent_listen_port": 0,
-    "_system_config": {"prestart_worker_first_driver": False},
+    "_system_config": NO_IDLE_WORKERS,
 }
 # Before the command of a run without an end: while it waits for a fault, it leaves the cores to tests that have work.
 LOW_PRIORITY = ("nice", "-n", "10")

@@ -22,6 +22,7 @@ from learner.cluster.authentication import LOOPBACK
 from tests.conftest import assert_signal_ends_training_after_a_checkpoint, wait_until
 from tests.end_to_end.ray_heads import (
     HOST,
+    NO_IDLE_WORKERS_ENVIRONMENT,
     PROJECT,
     RAY,
     WRONG_TOKEN,
@@ -135,7 +136,7 @@ def test_learner_refuses_a_cluster_open_to_its_network_unless_allowed(
                 *("--port", "6379", "--include-dashboard", "false", "--temp-dir", str(temp / "ray")),
                 *("--num-cpus", "2", "--object-store-memory", str(200 << 20)),
             ],
-            env=environment(home, RAY_AUTH_MODE="disabled"),
+            env=environment(home, RAY_AUTH_MODE="disabled", **NO_IDLE_WORKERS_ENVIRONMENT),
             cwd=PROJECT,
             stdout=log,
             stderr=log,

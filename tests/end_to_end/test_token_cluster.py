@@ -22,6 +22,7 @@ from tests.conftest import free_ports, wait_until
 from tests.end_to_end.ray_heads import (
     HOST,
     IMPATIENCE,
+    NO_IDLE_WORKERS_ENVIRONMENT,
     PROJECT,
     RAY,
     WRONG_TOKEN,
@@ -73,7 +74,7 @@ def head(temp_dir: Path) -> Iterator[Head]:
                 *("--dashboard-agent-listen-port", str(agent), "--metrics-export-port", str(metrics)),
                 *("--temp-dir", str(temp_dir / "ray"), "--num-cpus", "2", "--object-store-memory", str(200 << 20)),
             ],
-            env=environment(home, RAY_AUTH_MODE="token", RAY_prestart_worker_first_driver="0"),
+            env=environment(home, RAY_AUTH_MODE="token", **NO_IDLE_WORKERS_ENVIRONMENT),
             cwd=PROJECT,
             stdout=log,
             stderr=log,

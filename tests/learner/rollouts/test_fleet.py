@@ -34,7 +34,7 @@ from learner.rollouts.failures import NoRollouts, WrongWeights
 from learner.rollouts.fleet import Fleet, FleetError
 from learner.rollouts.stream import RolloutStream
 from tests import conftest
-from tests.conftest import wait_until
+from tests.conftest import NO_IDLE_WORKERS, wait_until
 
 # Some tests start ten actors one after another; on a busy machine each takes many seconds.
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(400)]
@@ -46,7 +46,9 @@ DEADLINE = 180.0
 def embedded_ray():
     prepare_ray_environment()
     with only_needed_processes():
-        ray.init(address="local", num_cpus=ACTORS, log_to_driver=False, logging_level="ERROR")
+        ray.init(
+            address="local", num_cpus=ACTORS, log_to_driver=False, logging_level="ERROR", _system_config=NO_IDLE_WORKERS
+        )
     yield
     ray.shutdown()
 
@@ -222,6 +224,50 @@ class TestRunningFleet:
         assert len(stream.next_batch(limited()).sources) == ACTORS
         assert increases(fleet.counters, before) == {"lost_rollouts": len(replaced)}
 
+    def test_failures_after_a_rollout_do_not_stop_the_run(self, running, weights, monkeypatch):
+        monkeypatch.setattr(learner.rollouts.fleet, "MAX_BACK_OFF", 0.1)
+        monkeypatch.setattr(learner.rollouts.fleet, "MAX_FAILURES_AT_START", 1)
+        fleet = running.fleet
+        wait_for_all(fleet)
+        incarnation = fleet.members[0].identity.incarnation
+        for failures in range(1, 3):
+            fleet.delivered(0)
+            fleet.replace(0, WrongWeights("it broke"))
+            wait_for_all(fleet)
+            assert fleet.members[0].identity.incarnation == incarnation + failures
+        train_until_all_collect(running, weights)
+
+    def test_node_with_other_software_that_joins_later_does_not_end_the_run(self, running, weights, monkeypatch):
+        monkeypatch.setattr(learner.rollouts.fleet, "MAX_BACK_OFF", 0.5)
+        fleet = running.fleet
+        wait_for_all(fleet)
+        same, fleet.software = fleet.software, {"heldout's code": "other"}
+        fleet.replace(1, WrongWeights("its node was lost"))
+        wait_until(lambda: [fleet.ready(), fleet.last_error][1] is not None)
+        assert "the learner has other" in fleet.last_error
+        fleet.software = same  # as if the next one were placed on another node
+        wait_for_all(fleet)
+        assert fleet.last_error is None
+        train_until_all_collect(running, weights)
+
+    def test_deleted_files_of_ray_are_the_reason_and_without_an_actor_the_run_ends(self, running):
+        fleet = running.fleet
+        wait_for_all(fleet)
+        socket = Path(global_worker.node.raylet_socket_name)
+        aside = socket.rename(socket.with_name("aside"))
+        try:
+            fleet.replace(0, WrongWeights("it ended"))
+            assert fleet.ready() == [1]
+            assert fleet.last_error.startswith("actor 0 has been missing for 0 s: Ray's sockets in ")
+            assert "no actor can be started on this host" in fleet.last_error
+            fleet.replace(1, WrongWeights("it ended"))
+            with pytest.raises(NoRollouts, match=r"no actor is left; Ray's sockets in .* are gone"):
+                fleet.ready()
+        finally:
+            aside.rename(socket)
+        wait_for_all(fleet)
+        assert fleet.last_error is None
+
 
 def test_actor_that_never_works_stops_the_run_with_its_traceback(new_fleet, new_stream, weights, monkeypatch):
     monkeypatch.setattr(learner.rollouts.fleet, "MAX_BACK_OFF", 0.1)
@@ -235,20 +281,6 @@ def test_actor_that_never_works_stops_the_run_with_its_traceback(new_fleet, new_
         stream.next_batch(limited())
     assert "Traceback" in error.value.details or "load_state_dict" in error.value.details
     assert "value_head" in error.value.details
-
-
-def test_failures_after_a_rollout_do_not_stop_the_run(new_fleet, new_stream, weights, monkeypatch):
-    monkeypatch.setattr(learner.rollouts.fleet, "MAX_BACK_OFF", 0.1)
-    monkeypatch.setattr(learner.rollouts.fleet, "MAX_FAILURES_AT_START", 1)
-    config = tiny_config()
-    fleet = new_fleet(config)
-    wait_for_all(fleet)
-    for failures in range(1, 3):
-        fleet.delivered(0)
-        fleet.replace(0, WrongWeights("it broke"))
-        wait_for_all(fleet)
-        assert fleet.members[0].identity.incarnation == failures
-    assert len(list(batches(new_stream(config, fleet), weights, [0]))) == 1
 
 
 @pytest.fixture
@@ -342,25 +374,6 @@ def test_missing_actors_with_the_same_reason_are_reported_in_one_warning(new_fle
     assert len([text for text in caplog.messages if "missing for" in text]) == 1
 
 
-def test_deleted_files_of_ray_are_the_reason_and_without_an_actor_the_run_ends(new_fleet):
-    fleet = new_fleet(tiny_config())
-    assert fleet.wait_until_placed(DEADLINE, never) == ACTORS
-    socket = Path(global_worker.node.raylet_socket_name)
-    aside = socket.rename(socket.with_name("aside"))
-    try:
-        fleet.replace(0, WrongWeights("it ended"))
-        assert fleet.ready() == [1]
-        assert fleet.last_error.startswith("actor 0 has been missing for 0 s: Ray's sockets in ")
-        assert "no actor can be started on this host" in fleet.last_error
-        fleet.replace(1, WrongWeights("it ended"))
-        with pytest.raises(NoRollouts, match=r"no actor is left; Ray's sockets in .* are gone"):
-            fleet.ready()
-    finally:
-        aside.rename(socket)
-    wait_for_all(fleet)
-    assert fleet.last_error is None
-
-
 @pytest.mark.usefixtures("crashing_actors")  # which would crash if they were asked to build
 def test_node_with_other_software_is_refused_with_both_versions(new_fleet, monkeypatch):
     theirs = {**software(), "torch": "1.2.3"}
@@ -370,22 +383,6 @@ def test_node_with_other_software_is_refused_with_both_versions(new_fleet, monke
         fleet.wait_until_placed(DEADLINE, never)
     assert software()["torch"] in str(error.value) and "\n" not in str(error.value)
     assert fleet.counters.actor_restarts == 0
-
-
-def test_node_with_other_software_that_joins_later_does_not_end_the_run(new_fleet, new_stream, weights, monkeypatch):
-    monkeypatch.setattr(learner.rollouts.fleet, "MAX_BACK_OFF", 0.5)
-    config = tiny_config()
-    fleet = new_fleet(config)
-    wait_for_all(fleet)
-    fleet.delivered(0)  # the run has begun
-    same, fleet.software = fleet.software, {"heldout's code": "other"}
-    fleet.replace(1, WrongWeights("its node was lost"))
-    wait_until(lambda: [fleet.ready(), fleet.last_error][1] is not None)
-    assert "the learner has other" in fleet.last_error
-    fleet.software = same  # as if the next one were placed on another node
-    wait_for_all(fleet)
-    assert fleet.last_error is None
-    assert len(list(batches(new_stream(config, fleet), weights, [0]))) == 1
 
 
 def test_actors_of_a_resumed_run_continue_exactly(new_fleet, weights):
