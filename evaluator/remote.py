@@ -11,7 +11,7 @@ from common.config import Config
 from common.messages import CheckpointNotice
 from common.process import end_with_parent, prepare_matplotlib, prepare_process
 from common.storage.run_directory import RunDirectory
-from evaluator.log_file import LogFile
+from evaluator.output.log_file import LogFile
 
 if TYPE_CHECKING:
     from evaluator.service import EvaluationService

@@ -18,7 +18,7 @@ from common.messages import CheckpointNotice
 from common.process import set_file_modes
 from common.storage.run_directory import RunDirectory
 from evaluator import service as service_module
-from evaluator.log_file import LogFile
+from evaluator.output.log_file import LogFile
 from evaluator.scores.evaluation import evaluate
 from evaluator.service import EvaluationFailed, EvaluationService
 from tests.conftest import wait_until
