@@ -174,14 +174,14 @@ def read(url: str) -> str | None:
         return None
 
 
-def samples_of(run: str, text: str | None) -> tuple[list[tuple[str, dict[str, str], float]], dict[str, str]]:
+def samples_of(run_name: str, text: str | None) -> tuple[list[tuple[str, dict[str, str], float]], dict[str, str]]:
     """[(name, labels, value)] of one run in the endpoint's text, and the types by name."""
     from prometheus_client.parser import text_string_to_metric_families
 
     samples, types = [], {}
     for family in text_string_to_metric_families(text or ""):
         for sample in family.samples:
-            if sample.name.startswith("ray_heldout_") and sample.labels["run"] == run:
+            if sample.name.startswith("ray_heldout_") and sample.labels["run"] == run_name:
                 samples.append((sample.name, sample.labels, sample.value))
                 types[sample.name] = family.type
     return samples, types
@@ -189,10 +189,10 @@ def samples_of(run: str, text: str | None) -> tuple[list[tuple[str, dict[str, st
 
 @needs_agent
 def test_endpoint_serves_the_numbers_of_the_run_directory(finished: Finished, rows) -> None:
-    run = finished.path
-    samples, types = samples_of(run.name, finished.metrics)
+    path = finished.path
+    samples, types = samples_of(path.name, finished.metrics)
     values = {(name, labels.get("split") or labels.get("reason")): value for name, labels, value in samples}
-    updates, (*_, score) = rows(run / "metrics.jsonl"), rows(run / "evaluations.jsonl")
+    updates, (*_, score) = rows(path / "metrics.jsonl"), rows(path / "evaluations.jsonl")
     newest = updates[-1]
     absent = {name for name, metric in GAUGES.items() if metric.field is not None and newest[metric.field] is None}
     assert absent <= {"heldout_episode_return", "heldout_episode_length"}  # where no episode has ended yet
