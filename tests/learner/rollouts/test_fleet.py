@@ -224,49 +224,57 @@ class TestRunningFleet:
         assert len(stream.next_batch(limited()).sources) == ACTORS
         assert increases(fleet.counters, before) == {"lost_rollouts": len(replaced)}
 
-    def test_failures_after_a_rollout_do_not_stop_the_run(self, running, weights, monkeypatch):
+
+@pytest.fixture(scope="class")
+def idle_fleet():
+    """A fleet whose actors are ready and, unlike a running one, that no stream's thread calls."""
+    fleet = Fleet(tiny_config(), 0, RunCounters(), None)
+    wait_for_all(fleet)
+    yield fleet
+    fleet.stop()
+
+
+class TestIdleFleet:
+    def test_failures_after_a_rollout_do_not_stop_the_run(self, idle_fleet, new_stream, weights, monkeypatch):
         monkeypatch.setattr(learner.rollouts.fleet, "MAX_BACK_OFF", 0.1)
         monkeypatch.setattr(learner.rollouts.fleet, "MAX_FAILURES_AT_START", 1)
-        fleet = running.fleet
-        wait_for_all(fleet)
-        incarnation = fleet.members[0].identity.incarnation
+        incarnation = idle_fleet.members[0].identity.incarnation
         for failures in range(1, 3):
-            fleet.delivered(0)
-            fleet.replace(0, WrongWeights("it broke"))
-            wait_for_all(fleet)
-            assert fleet.members[0].identity.incarnation == incarnation + failures
-        train_until_all_collect(running, weights)
+            idle_fleet.delivered(0)
+            idle_fleet.replace(0, WrongWeights("it broke"))
+            wait_for_all(idle_fleet)
+            assert idle_fleet.members[0].identity.incarnation == incarnation + failures
+        assert len(list(batches(new_stream(tiny_config(), idle_fleet), weights, [0]))) == 1
 
-    def test_node_with_other_software_that_joins_later_does_not_end_the_run(self, running, weights, monkeypatch):
+    def test_node_with_other_software_that_joins_later_does_not_end_the_run(
+        self, idle_fleet, new_stream, weights, monkeypatch
+    ):
         monkeypatch.setattr(learner.rollouts.fleet, "MAX_BACK_OFF", 0.5)
-        fleet = running.fleet
-        wait_for_all(fleet)
-        same, fleet.software = fleet.software, {"heldout's code": "other"}
-        fleet.replace(1, WrongWeights("its node was lost"))
-        wait_until(lambda: [fleet.ready(), fleet.last_error][1] is not None)
-        assert "the learner has other" in fleet.last_error
-        fleet.software = same  # as if the next one were placed on another node
-        wait_for_all(fleet)
-        assert fleet.last_error is None
-        train_until_all_collect(running, weights)
+        idle_fleet.delivered(0)  # the run has begun
+        same, idle_fleet.software = idle_fleet.software, {"heldout's code": "other"}
+        idle_fleet.replace(1, WrongWeights("its node was lost"))
+        wait_until(lambda: [idle_fleet.ready(), idle_fleet.last_error][1] is not None)
+        assert "the learner has other" in idle_fleet.last_error
+        idle_fleet.software = same  # as if the next one were placed on another node
+        wait_for_all(idle_fleet)
+        assert idle_fleet.last_error is None
+        assert len(list(batches(new_stream(tiny_config(), idle_fleet), weights, [0]))) == 1
 
-    def test_deleted_files_of_ray_are_the_reason_and_without_an_actor_the_run_ends(self, running):
-        fleet = running.fleet
-        wait_for_all(fleet)
+    def test_deleted_files_of_ray_are_the_reason_and_without_an_actor_the_run_ends(self, idle_fleet):
         socket = Path(global_worker.node.raylet_socket_name)
         aside = socket.rename(socket.with_name("aside"))
         try:
-            fleet.replace(0, WrongWeights("it ended"))
-            assert fleet.ready() == [1]
-            assert fleet.last_error.startswith("actor 0 has been missing for 0 s: Ray's sockets in ")
-            assert "no actor can be started on this host" in fleet.last_error
-            fleet.replace(1, WrongWeights("it ended"))
+            idle_fleet.replace(0, WrongWeights("it ended"))
+            assert idle_fleet.ready() == [1]
+            assert idle_fleet.last_error.startswith("actor 0 has been missing for 0 s: Ray's sockets in ")
+            assert "no actor can be started on this host" in idle_fleet.last_error
+            idle_fleet.replace(1, WrongWeights("it ended"))
             with pytest.raises(NoRollouts, match=r"no actor is left; Ray's sockets in .* are gone"):
-                fleet.ready()
+                idle_fleet.ready()
         finally:
             aside.rename(socket)
-        wait_for_all(fleet)
-        assert fleet.last_error is None
+        wait_for_all(idle_fleet)
+        assert idle_fleet.last_error is None
 
 
 def test_actor_that_never_works_stops_the_run_with_its_traceback(new_fleet, new_stream, weights, monkeypatch):
