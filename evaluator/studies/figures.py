@@ -16,6 +16,7 @@ from evaluator.studies.published import NAME as PUBLISHED
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINES = ("-", "--", ":", "-.")  # more variants than colors differ in their lines
 _GREY = "#777777"
+_LEGEND_POINTS = 8
 
 Summary = dict[str, Any]
 
@@ -140,5 +141,17 @@ def _finish(axes: Any, frames: bool = False) -> None:
 
 
 def _legend(figure: Figure, axes: Any) -> None:
+    """Above the plot, in as many columns as fit; the figure grows by what the legend needs."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)), frameon=False, fontsize=8)
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    for columns in range(min(4, len(labels)), 0, -1):
+        legend = figure.legend(
+            handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=_LEGEND_POINTS
+        )
+        missing = legend.get_window_extent(renderer).width - figure.bbox.width
+        if missing <= 0 or columns == 1:
+            break
+        legend.remove()
+    figure.set_figwidth(figure.get_figwidth() + max(0.0, missing) / figure.dpi)
+    rows = math.ceil(len(labels) / columns)
+    figure.set_figheight(figure.get_figheight() + (rows - 1) * _LEGEND_POINTS * 1.5 / 72)
