@@ -4,6 +4,7 @@ import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -46,6 +47,20 @@ def run(*command: object, env: dict[str, str], timeout: float = 240) -> subproce
         timeout=timeout,
         stdin=subprocess.DEVNULL,
     )
+
+
+def start_head(
+    log: Path, temp_dir: Path, env: dict[str, str], *flags: object, prefix: Sequence[str] = ()
+) -> subprocess.Popen[str]:
+    """`ray start --head --block` at HOST with two CPUs and Ray's files in `temp_dir`; its output goes to `log`."""
+    command = [
+        *(*prefix, *RAY, "start", "--head", "--block", "--node-ip-address", HOST, "--include-dashboard", "false"),
+        *("--temp-dir", str(temp_dir), "--num-cpus", "2", "--object-store-memory", str(200 << 20), *map(str, flags)),
+    ]
+    with open(log, "w") as output:
+        return subprocess.Popen(
+            command, env={**env, **NO_IDLE_WORKERS_ENVIRONMENT}, cwd=PROJECT, stdout=output, stderr=output, text=True
+        )
 
 
 def end(process: subprocess.Popen[str]) -> None:

@@ -22,14 +22,13 @@ from learner.cluster.authentication import LOOPBACK
 from tests.conftest import assert_signal_ends_training_after_a_checkpoint, wait_until
 from tests.end_to_end.ray_heads import (
     HOST,
-    NO_IDLE_WORKERS_ENVIRONMENT,
     PROJECT,
-    RAY,
     WRONG_TOKEN,
     end,
     environment,
     readable_by_others,
     run,
+    start_head,
     store_token,
 )
 
@@ -129,19 +128,8 @@ def test_learner_refuses_a_cluster_open_to_its_network_unless_allowed(
     home = tmp_path / "home"
     store_token(home, WRONG_TOKEN)  # our having a token does not make the cluster require one
     temp = Path(tempfile.mkdtemp(prefix="hs-", dir="/tmp"))
-    with open(temp / "head.log", "w") as log:
-        process = subprocess.Popen(
-            [
-                *(*isolated_network, *RAY, "start", "--head", "--block", "--node-ip-address", HOST),
-                *("--port", "6379", "--include-dashboard", "false", "--temp-dir", str(temp / "ray")),
-                *("--num-cpus", "2", "--object-store-memory", str(200 << 20)),
-            ],
-            env=environment(home, RAY_AUTH_MODE="disabled", **NO_IDLE_WORKERS_ENVIRONMENT),
-            cwd=PROJECT,
-            stdout=log,
-            stderr=log,
-            text=True,
-        )
+    env = environment(home, RAY_AUTH_MODE="disabled")
+    process = start_head(temp / "head.log", temp / "ray", env, "--port", 6379, prefix=isolated_network)
     learner = (
         *(*isolated_network, sys.executable, "-m", "learner", *tiny, "--total-frames", "64", "--no-evaluator"),
         *("--address", f"{HOST}:6379", "--run-dir", tmp_path / "run"),

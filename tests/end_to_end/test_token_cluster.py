@@ -22,14 +22,13 @@ from tests.conftest import free_ports, wait_until
 from tests.end_to_end.ray_heads import (
     HOST,
     IMPATIENCE,
-    NO_IDLE_WORKERS_ENVIRONMENT,
     PROJECT,
-    RAY,
     WRONG_TOKEN,
     end,
     environment,
     readable_by_others,
     run,
+    start_head,
     store_token,
 )
 
@@ -66,22 +65,12 @@ def head(temp_dir: Path) -> Iterator[Head]:
     home, token = temp_dir / "home", secrets.token_hex(32)
     store_token(home, token)
     port, client, agent, metrics = free_ports(4)
-    with open(temp_dir / "head.log", "w") as log:
-        process = subprocess.Popen(
-            [
-                *(*RAY, "start", "--head", "--block", "--node-ip-address", HOST, "--port", str(port)),
-                *("--include-dashboard", "false", "--ray-client-server-port", str(client)),
-                *("--dashboard-agent-listen-port", str(agent), "--metrics-export-port", str(metrics)),
-                *("--temp-dir", str(temp_dir / "ray"), "--num-cpus", "2", "--object-store-memory", str(200 << 20)),
-            ],
-            env=environment(home, RAY_AUTH_MODE="token", **NO_IDLE_WORKERS_ENVIRONMENT),
-            cwd=PROJECT,
-            stdout=log,
-            stderr=log,
-            text=True,
-        )
+    log_file = temp_dir / "head.log"
+    process = start_head(
+        *(log_file, temp_dir / "ray", environment(home, RAY_AUTH_MODE="token"), "--port", port),
+        *("--ray-client-server-port", client, "--dashboard-agent-listen-port", agent, "--metrics-export-port", metrics),
+    )
     try:
-        log_file = temp_dir / "head.log"
         wait_until(lambda: "Ray runtime started" in log_file.read_text(), process, output=log_file)
         url = f"http://{HOST}:{metrics}/metrics"
         if HAS_AGENT:
