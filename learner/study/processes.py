@@ -50,10 +50,11 @@ class StudySignals:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StudySignals":
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it were ignored, the kernel would discard exit codes
         self._previous = handled_signals()
         for signum in self._previous:
             signal.signal(signum, lambda number, frame: self.received.append(number))
+        # If it were ignored, the kernel would discard exit codes.
+        self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return self
 
     def __exit__(self, *_: object) -> None:
