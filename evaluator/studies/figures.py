@@ -143,12 +143,11 @@ def _finish(axes: Any, frames: bool = False) -> None:
 def _legend(figure: Figure, axes: Any) -> None:
     """Above the plot, in as many columns as fit; the figure grows by what the legend needs."""
     handles, labels = axes.get_legend_handles_labels()
-    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     for columns in range(min(4, len(labels)), 0, -1):
         legend = figure.legend(
             handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=_LEGEND_POINTS
         )
-        missing = legend.get_window_extent(renderer).width - figure.bbox.width
+        missing = legend.get_window_extent().width - figure.bbox.width
         if missing <= 0 or columns == 1:
             break
         legend.remove()
