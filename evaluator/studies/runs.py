@@ -4,6 +4,7 @@ Nothing but run directories is needed: they may be copies, unfinished, or not ma
 """
 
 import json
+import re
 import statistics
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -95,7 +96,7 @@ class ScoredRun:
 
 
 def find_runs(paths: Sequence[Path]) -> list[ScoredRun]:
-    """The runs at or below `paths`, in the order of their paths.
+    """The runs at or below `paths`, in the order of `paths` and of the names below each, numbers by their value.
 
     Raises:
         UsageError: a path does not exist or has no run below it, or a run cannot be read.
@@ -168,9 +169,15 @@ def _run_directories(path: Path, seen: set[Path]) -> Iterator[Path]:
     if RunDirectory(path).config.exists():
         yield path
         return
-    for child in sorted(path.iterdir()):
+    for child in sorted(path.iterdir(), key=_numeric_order):
         if child.is_dir() and not child.name.startswith("."):
             yield from _run_directories(child, seen)
+
+
+def _numeric_order(path: Path) -> list[str | int]:
+    """The name with its numbers as numbers: max-policy-lag=4 comes before max-policy-lag=16, seed-2 before seed-10."""
+    words = re.split(r"(\d+)", path.name)  # text and numbers alternate, beginning with text
+    return [int(word) if index % 2 else word for index, word in enumerate(words)]
 
 
 def _read(run: RunDirectory) -> ScoredRun:

@@ -177,6 +177,13 @@ def test_variants_are_settings_that_somebody_asked_for_and_that_differ(make_run,
     assert list(by_variant(runs[:1])) == ["default"]
 
 
+def test_variants_are_in_the_order_of_their_numbers(make_run, tmp_path):
+    for lag in (1, 4, 16):
+        make_run("coinrun", 0, [5, 6], mode="overlap", max_policy_lag=lag)
+    lags = [f"max-policy-lag={lag}" for lag in (1, 4, 16)]
+    assert list(by_variant(find_runs([tmp_path / "study"]))) == lags
+
+
 def test_study_that_varies_how_runs_are_carried_out_has_these_variants(make_run, tmp_path):
     make_run("coinrun", 0, [5, 6], num_actors=1)
     make_run("coinrun", 0, [5, 6], num_actors=2)
