@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from common.config import Config
 from common.messages import CheckpointNotice
 from evaluator.remote import RemoteEvaluatorActor
-from learner.cluster.remote_errors import cause_in_one_line
+from learner.cluster.remote_errors import cause_in_one_line, full_cause
 from learner.rollouts.deadlines import AwakeClock
 
 logger = logging.getLogger(__name__)
@@ -148,9 +148,9 @@ class RemoteEvaluator:
         self.restarts += 1
         what = "hung" if isinstance(error, GetTimeoutError) else "died"
         self.last_error = f"the evaluator {what} and was restarted: {cause_in_one_line(error)}"
-        logger.warning(self.last_error, exc_info=error)
+        logger.warning(self.last_error, extra={"details": full_cause(error)})
 
     def _give_up(self, error: RayError) -> None:
         self.is_off = True
         self.last_error = f"the evaluator stopped: {cause_in_one_line(error)}"
-        logger.error(self.last_error, exc_info=error)
+        logger.error(self.last_error, extra={"details": full_cause(error)})

@@ -32,8 +32,12 @@ def cause_in_one_line(error: BaseException) -> str:
 
 
 def full_cause(error: BaseException) -> str:
-    """The remote traceback or Ray's whole message; for a dead actor also its process's log: the path and the end."""
-    text = _COLOR.sub("", str(error)) or type(error).__name__
+    """The remote traceback or Ray's whole message; for a dead actor also its process's log: the path and the end.
+
+    "" if that says no more than `cause_in_one_line`.
+    """
+    text = _COLOR.sub("", str(error))
+    text = "" if text == cause_in_one_line(error) else text
     if isinstance(error, RayActorError) and error.actor_id and not error.actor_init_failed:
         text += _worker_log(error.actor_id)
     return text

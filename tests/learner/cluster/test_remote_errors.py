@@ -76,6 +76,10 @@ def test_full_cause_is_the_whole_text_without_colors() -> None:
     assert EXIT in full_cause(died_actor(EXIT)) and "pid: 12" in full_cause(died_actor(EXIT))
 
 
+def test_full_cause_does_not_repeat_a_single_line() -> None:
+    assert full_cause(GetTimeoutError("no rollout within 10 s")) == full_cause(GetTimeoutError()) == ""
+
+
 @pytest.fixture
 def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Ray's directory of logs."""
