@@ -9,7 +9,7 @@ Runs of `python -m learner` take turns, so that a slowdown of the machine affect
     predicted   1 / (seconds per frame without a limit + (bytes per frame + beside) / link), with the measured bytes
     on the wire bytes through the learner's port divided by frames; includes start-up, headers and Ray's own messages
 
-A second part, without a network, measures the codec on one core with frames of several games, played at random.
+A second part, without a network, measures the compression on one core with frames of several games, played at random.
 
 It needs root and Debian's iproute2. Run nothing else on the machine.
 """
@@ -50,19 +50,19 @@ SETTINGS = [
     *("--num-minibatches", "2", "--update-epochs", "1", "--no-evaluator", "--checkpoint-interval", "1000"),
 ]
 GAMES = ("coinrun", "starpilot", "bigfish", "maze", "jumper", "fruitbot")
-CODEC_REPEATS = 5
+COMPRESSION_REPEATS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One way to run: the frames' codec, through the limited link or not, and the number of timed updates."""
+    """One way to run: the frames' compression, through the limited link or not, and the number of timed updates."""
 
-    codec: str
+    compression: str
     limited: bool
     updates: int  # a fast case needs more updates than one that waits for the link
 
     def __str__(self) -> str:
-        return f"{self.codec}, {'limited' if self.limited else 'no limit'}"
+        return f"{self.compression}, {'limited' if self.limited else 'no limit'}"
 
 
 CASES = [Case("none", False, 6), Case("zstd", False, 6), Case("none", True, 2), Case("zstd", True, 6)]
@@ -74,7 +74,7 @@ def run_learner(network: Network, case: Case, bytes_per_second: float) -> dict[s
     network.limit(host, bytes_per_second if case.limited else None)
     with tempfile.TemporaryDirectory() as directory:
         run_dir = Path(directory) / "run"
-        command = (sys.executable, "-m", "learner", *SETTINGS, "--compression", case.codec, "--run-dir", run_dir)
+        command = (sys.executable, "-m", "learner", *SETTINGS, "--compression", case.compression, "--run-dir", run_dir)
         sent_before = network.bytes_to(host)
         host.run(
             *(*command, "--address", cluster_address(host), "--total-frames", BATCH * (1 + case.updates)), timeout=300
@@ -101,8 +101,9 @@ def measure_link(bytes_per_second: float, rounds: int, console: Console) -> list
     rows: list[dict[str, Any]] = []
     for case, runs in results.items():
         medians = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+        kind = {"compression": case.compression, "limited": case.limited}
         every = [round(run["frames_per_second"], 2) for run in runs]
-        rows.append({"codec": case.codec, "limited": case.limited, **medians, "frames_per_second_of_rounds": every})
+        rows.append({**kind, **medians, "frames_per_second_of_rounds": every})
     return rows
 
 
@@ -115,13 +116,13 @@ def bytes_beside_frames() -> float:
 
 def predict(rows: list[dict[str, Any]], bytes_per_second: float, beside: float) -> None:
     """Adds to each limited row what the link alone allows, the prediction, and the ratios to raw frames."""
-    free = {row["codec"]: row["frames_per_second"] for row in rows if not row["limited"]}
-    limited = {row["codec"]: row for row in rows if row["limited"]}
+    free = {row["compression"]: row["frames_per_second"] for row in rows if not row["limited"]}
+    limited = {row["compression"]: row for row in rows if row["limited"]}
     raw = limited["none"]
-    for codec, row in limited.items():
+    for compression, row in limited.items():
         seconds_on_link = (row["bytes_per_frame"] + beside) / bytes_per_second
         row["link_frames_per_second"] = 1 / seconds_on_link
-        row["predicted_frames_per_second"] = 1 / (1 / free[codec] + seconds_on_link)
+        row["predicted_frames_per_second"] = 1 / (1 / free[compression] + seconds_on_link)
         row["measured_over_predicted"] = row["frames_per_second"] / row["predicted_frames_per_second"]
         row["times_raw"] = row["frames_per_second"] / raw["frames_per_second"]
         row["predicted_times_raw"] = row["predicted_frames_per_second"] / raw["predicted_frames_per_second"]
@@ -138,17 +139,17 @@ def random_play(game: str) -> np.ndarray:
     return frames
 
 
-def measure_codec(game: str) -> dict[str, Any]:
+def measure_compression(game: str) -> dict[str, Any]:
     """zstd with random play of a game: ratio, and MB of raw frames per second on one core (medians)."""
     frames = random_play(game)
     packed = compress_frames(frames)
     assert np.array_equal(decompress_frames(packed), frames)
     megabytes = frames.nbytes / 1e6
-    compress_seconds = median_seconds(lambda: compress_frames(frames), CODEC_REPEATS)
-    decompress_seconds = median_seconds(lambda: decompress_frames(packed), CODEC_REPEATS)
+    compress_seconds = median_seconds(lambda: compress_frames(frames), COMPRESSION_REPEATS)
+    decompress_seconds = median_seconds(lambda: decompress_frames(packed), COMPRESSION_REPEATS)
     return {
         "game": game,
-        "codec": "zstd",
+        "compression": "zstd",
         "ratio": frames.nbytes / packed.nbytes,
         "bytes_per_frame": packed.nbytes / (frames.shape[0] * frames.shape[1]),
         "compress_megabytes_per_second": megabytes / compress_seconds,
@@ -157,7 +158,7 @@ def measure_codec(game: str) -> dict[str, Any]:
 
 
 LINK_COLUMNS: dict[str, Column] = {
-    "codec": "{codec!s}",
+    "compression": "{compression!s}",
     "link": lambda row: "limited" if row["limited"] else "free",
     "frames/s": "{frames_per_second:,.0f}",
     "bytes/frame": "{bytes_per_frame:,.0f}",
@@ -170,9 +171,9 @@ LINK_COLUMNS: dict[str, Column] = {
     "times raw": "{times_raw:.2f}",
     "predicted times raw": "{predicted_times_raw:.2f}",
 }
-CODEC_COLUMNS: dict[str, Column] = {
+COMPRESSION_COLUMNS: dict[str, Column] = {
     "game": "{game!s}",
-    "codec": "{codec!s}",
+    "compression": "{compression!s}",
     "ratio": "{ratio:.1f}",
     "bytes/frame": "{bytes_per_frame:,.0f}",
     "compress MB/s": "{compress_megabytes_per_second:,.0f}",
@@ -194,7 +195,7 @@ def main() -> int:
     console = make_console()
     limit = arguments.megabytes_per_second * 1e6
     try:
-        codecs, beside = [measure_codec(game) for game in GAMES], bytes_beside_frames()
+        compressions, beside = [measure_compression(game) for game in GAMES], bytes_beside_frames()
         link = measure_link(limit, arguments.rounds, console)
     except HostsError as error:
         console.print(str(error))
@@ -208,12 +209,12 @@ def main() -> int:
         "link_bytes_per_second": limit,
         "bytes_beside_frames": beside,
         "link": link,
-        "codecs": codecs,
+        "compressions": compressions,
     }
     title = f"link of {limit / 1e6:g} MB/s to the learner, medians of {arguments.rounds} rounds"
     show_table(console, title, link, LINK_COLUMNS)
     console.print(f"beside: {beside:,.0f} bytes per frame")
-    show_table(console, "codec on one core, random play, MB/s of raw frames", codecs, CODEC_COLUMNS)
+    show_table(console, "compression on one core, random play, MB/s of raw frames", compressions, COMPRESSION_COLUMNS)
     print(json.dumps(result, indent=2))
     return 0
 

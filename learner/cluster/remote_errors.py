@@ -28,7 +28,8 @@ def cause_in_one_line(error: BaseException) -> str:
     elif isinstance(error, ActorDiedError):
         # A general sentence, indented lines with the actor's ids, and the reason.
         line = next((line for line in lines[1:] if not line.startswith("\t")), line)
-    return line.strip()[:MAX_LENGTH]
+    line = line.strip()
+    return line if len(line) <= MAX_LENGTH else f"{line[: MAX_LENGTH - 1]}…"
 
 
 def full_cause(error: BaseException) -> str:
