@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def home_directory() -> Path | None:
-    """HOME, or without HOME the directory in the passwd database; None if there is neither or it is no absolute path.
+    """HOME, or without HOME the directory in the passwd database; None without both or if it is not an absolute path.
 
     `Path.home` makes the root of an empty HOME, and a path below the current directory of a relative one. The directory
     need not exist.

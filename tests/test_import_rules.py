@@ -1,4 +1,4 @@
-"""The rules of who may import whom (docs/architecture.md), read from the source by `ast`."""
+"""The rules of which packages may import which (docs/architecture.md), read from the source by `ast`."""
 
 import ast
 from pathlib import Path
@@ -71,7 +71,7 @@ def violations(path: str, source: str) -> list[str]:
     if name == "__init__.py" and source:
         found.append("__init__.py is not empty")
     if name in NAMELESS:
-        found.append("has no name of its own")
+        found.append("has no meaningful name")
     return found
 
 
@@ -98,7 +98,7 @@ def test_file_keeps_the_rules(path: Path) -> None:
         ("actors/cluster.py", "from ray import remote", "imports ray"),
         ("learner/ppo/learner.py", "from . import gae", "relative import"),
         ("learner/__init__.py", "from learner.ppo.learner import update", "__init__.py is not empty"),
-        ("common/utils.py", "", "has no name of its own"),
+        ("common/utils.py", "", "has no meaningful name"),
         ("learner/rollouts/fleet.py", "import os\nos.environ['A'] = 'b'", "changes the environment"),
         ("learner/rollouts/fleet.py", "import os\nos.environ.setdefault('A', 'b')", "changes the environment"),
         ("learner/rollouts/fleet.py", "import os\nos.putenv('A', 'b')", "changes the environment"),

@@ -9,7 +9,7 @@ same rewards and ends at the same steps. Where the sequences reach nothing, the 
   (differs by up to 28);
 - `same_layout` if it is drawn differently, for example with another background.
 
-Ends at once: with any one of the 15 actions repeated, the episode ends within `FEW_STEPS` steps without reward.
+Ends immediately: with any one of the 15 actions repeated, the episode ends within `FEW_STEPS` steps without reward.
 """
 
 from collections import defaultdict

@@ -48,7 +48,7 @@ def log_of_an_ended_process(since: float) -> str:
     """The path and the end of the newest log on this node in which a process of Ray that has ended left something after
     `since`, which is a time.time(); "" if there is none.
 
-    A process that dies before it is an actor's, perhaps while Python starts, has no error of its own in Ray.
+    A process that dies before it is an actor's, perhaps while Python starts, raises no error in Ray.
     """
     try:
         directory = _logs_directory()

@@ -132,7 +132,7 @@ class _Child:
         return f"the training process {what}; {next_step}"
 
     def _forward(self, signum: int) -> None:
-        """Sends the signal to the child unless whoever sent it has sent it to the child as well."""
+        """Sends the signal to the child unless its sender has sent it to the child as well."""
         time.sleep(_GROUP_SECONDS)
         self._read()
         if self._received[signum] > self._sent[signum]:
@@ -149,7 +149,7 @@ class _Child:
         os.kill(self._pid, signal.SIGCONT)
 
     def _read(self) -> None:
-        """Reads what the child has told so far."""
+        """Reads what the child has reported so far."""
         with contextlib.suppress(BlockingIOError):
             while part := os.read(self._reader, 1 << 16):
                 self._unread += part

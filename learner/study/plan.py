@@ -135,7 +135,7 @@ def read_plan(directory: Path) -> Plan | None:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, UsageError):
             raise
-        raise UsageError(f"{path} cannot be read: it is no plan of a study ({error!r})") from error
+        raise UsageError(f"{path} cannot be read: not a study plan ({error!r})") from error
 
 
 def write_plan(directory: Path, plan: Plan, program: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """Runs the learners of a study: N at a time, each an ordinary `python -m learner`, ended in order by a signal.
 
-One thread. A learner is started in a session of its own, so that Ctrl-C in the terminal reaches it once, from here. It
+One thread. Each learner is started in its own session, so that Ctrl-C in the terminal reaches it once, from here. It
 is also told to end if this process is killed. With several at a time each gets its share of the cores by its CPU
 affinity, from which a learner chooses its actors, its threads and the size of its Ray.
 """
@@ -63,7 +63,7 @@ class StudySignals:
 
     @property
     def ends_immediately(self) -> bool:
-        """Whether a person asked a second time; systems repeat their signals by themselves."""
+        """Whether a person asked a second time; systems may repeat their signals."""
         return len(self.received) > 1 and sum(number in SENT_BY_PEOPLE for number in self.received) > 1
 
 

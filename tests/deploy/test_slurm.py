@@ -248,7 +248,7 @@ PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 
 
 class Slurm:
-    """A Slurm of two nodes, both this host, with a munge of its own."""
+    """A Slurm of two nodes, both this host, with its own munge."""
 
     def __init__(self, directory: Path):
         from ray.util import get_node_ip_address
@@ -362,7 +362,7 @@ def assert_checkpoint_is_newest(run: Path, rows: Callable[[Path], list[dict[str,
 
 
 @pytest.mark.processes
-def test_run_over_two_nodes_continues_after_the_time_limit_and_scancel_leaves_a_checkpoint(
+def test_run_over_two_nodes_survives_its_time_limit_and_scancel(
     slurm: Slurm, tiny_pair: list[str], tmp_path: Path, rows: Callable[[Path], list[dict[str, Any]]]
 ) -> None:
     run, output = tmp_path / "run", tmp_path / "output"
@@ -387,7 +387,7 @@ def test_run_over_two_nodes_continues_after_the_time_limit_and_scancel_leaves_a_
 
 
 @pytest.mark.processes
-def test_array_tasks_on_one_host_do_not_collide_and_scancel_leaves_their_checkpoints(
+def test_array_tasks_on_one_host_do_not_collide_and_scancel_keeps_checkpoints(
     slurm: Slurm, tiny: list[str], tmp_path: Path, rows: Callable[[Path], list[dict[str, Any]]]
 ) -> None:
     study = tmp_path / "study"

@@ -162,7 +162,7 @@ def slow_actor(process: subprocess.Popen):
         thread.join()
 
 
-def test_overlap_mode_repeats_and_resumes_bit_for_bit_whatever_the_speed_of_an_actor(
+def test_overlap_mode_repeats_and_resumes_bit_for_bit_at_any_actor_speed(
     start_learner, run_learner, tmp_path, rows, left_behind
 ):
     whole, run_dir = tmp_path / "whole", tmp_path / "run"

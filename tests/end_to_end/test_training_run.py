@@ -62,7 +62,7 @@ def test_levels_csv_has_a_row_for_every_scored_level(finished, rows):
     with open(finished[1] / "levels.csv", newline="") as file:
         levels = list(csv.DictReader(file))
     evaluations = rows(finished[1] / "evaluations.jsonl")
-    # The untrained policy is no candidate for the best: it is not scored on validation levels.
+    # The untrained policy cannot be the best: it is not scored on validation levels.
     assert len(levels) == 6 * len(evaluations) - 2
     assert {(row["split"], row["level"]) for row in levels} == {
         ("train", "0"),

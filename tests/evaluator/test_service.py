@@ -84,7 +84,7 @@ def test_baseline_is_scored_first_then_the_newest_checkpoint(
     assert os.readlink(run.best) == "00000030"
 
 
-def test_slow_start_that_finds_the_newest_before_the_notices_counts_each_skipped_version_once(
+def test_slow_start_counts_each_skipped_version_once(
     run: RunDirectory, config: Config, save: Save, gate: threading.Event
 ) -> None:
     paths = [save(run.checkpoints, version) for version in (0, 10, 20, 30)]

@@ -73,7 +73,7 @@ def through_a_file(state):
 
 
 @pytest.mark.parametrize("max_policy_lag", [0, 2])
-def test_run_gives_the_same_bits_at_any_speed_of_its_actors_and_when_it_is_resumed(max_policy_lag):
+def test_run_gives_the_same_bits_at_any_actor_speed_and_when_resumed(max_policy_lag):
     mode = "overlap" if max_policy_lag else "sync"
     config = tiny_config(mode=mode, max_policy_lag=max_policy_lag, reward_transform="running_return", **SMALL)
     whole = train(config, seed=1)

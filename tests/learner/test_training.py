@@ -204,7 +204,7 @@ def test_resumed_run_announces_its_checkpoint_and_does_not_write_it_again(tmp_pa
     assert harness.evaluator.notified == [3, 4, 5]
 
 
-def test_resumed_run_first_publishes_the_older_weights_that_its_batches_are_collected_with(tmp_path):
+def test_resumed_run_first_publishes_the_older_weights_of_its_batches(tmp_path):
     harness = Harness(tmp_path, resumed_from=tmp_path / "checkpoints" / "00000003", version=3)
     harness.state.weights = {version: {"w": np.full(1, version, np.float32)} for version in (1, 2)}
     harness.training.run_to_end()

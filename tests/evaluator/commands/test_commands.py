@@ -142,7 +142,7 @@ def test_compare_shows_no_difference_between_equal_policies(
     assert main(["compare", *paths, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     low, high = result["validation"]["interval"]
-    assert result["validation"]["difference"] == 0 and low == -high < 0  # equal so far, which is no certainty
+    assert result["validation"]["difference"] == 0 and low == -high < 0  # equal so far, which is not certainty
     assert (result["train"]["about"], result["validation"]["about"]) == ("these levels", "all levels")
     assert main(["compare", *paths]) == 0
     assert "no difference was seen" in capsys.readouterr().out

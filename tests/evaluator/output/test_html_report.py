@@ -213,7 +213,7 @@ def test_page_shows_scores_levels_videos_and_settings(run: RunDirectory) -> None
         assert words in text
 
 
-def test_page_names_settings_of_an_older_preset_and_compares_with_the_published_runs(tmp_path: Path) -> None:
+def test_page_names_settings_of_an_older_preset_and_compares_with_published_runs(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     older = resolve("easy", {"vf_coef": 0.5})
     run.write_config(older, {})

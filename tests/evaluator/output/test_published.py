@@ -25,7 +25,7 @@ def compare(frames: int, training_episodes: float | None = 6.5) -> dict[str, Any
     return comparison
 
 
-def test_training_episodes_are_compared_with_training_episodes_and_levels_with_levels() -> None:
+def test_training_episodes_and_levels_are_each_compared_with_their_kind() -> None:
     comparison = compare(1_000_000)
     # CoinRun easy at 1M: 7.96, 7.83, 7.22 on training levels, 7.71, 7.26, 6.99 on all levels.
     assert comparison["train"] == {"mean": pytest.approx(7.67), "runs": [7.96, 7.83, 7.22]}

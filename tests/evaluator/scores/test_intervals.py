@@ -122,7 +122,7 @@ def test_training_interval_is_about_episodes_only() -> None:
     assert high - low > 2 * 1.96 * levels.std() / math.sqrt(30)
 
 
-def test_known_levels_narrow_the_training_interval_and_similar_levels_do_not_widen_it() -> None:
+def test_known_levels_narrow_the_training_interval() -> None:
     pooled = interval(successes(*[1] * 30, *[0] * 30, of=1), False)  # 60 independent episodes, half of them won
     stratified = interval(successes(*[3] * 8, *[2, 1] * 2, *[0] * 8, of=3), True)
     assert stratified[1] - stratified[0] < 0.7 * (pooled[1] - pooled[0])

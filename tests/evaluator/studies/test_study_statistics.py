@@ -52,7 +52,7 @@ def test_interquartile_mean_does_not_depend_on_how_often_all_runs_are_repeated(n
     assert four[number:-number].mean() == pytest.approx(once)
 
 
-def test_interquartile_mean_ignores_outliers_and_equals_the_mean_of_a_symmetric_sample():
+def test_interquartile_mean_ignores_outliers_and_is_the_mean_of_a_symmetric_sample():
     symmetric = np.linspace(-1, 1, 41)
     assert statistics.interquartile_mean([symmetric]) == pytest.approx(0)
     assert statistics.interquartile_mean([np.append(symmetric, 1e9)]) < 0.1

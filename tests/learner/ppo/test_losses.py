@@ -78,7 +78,7 @@ def test_decoupled_objective_equals_numbers_worked_by_hand():
     assert policy_objective(new, proximal, weights, advantages, 0.25).item() == pytest.approx(-5.25, abs=1e-5)
 
 
-def test_decoupled_objective_of_the_policy_that_acted_is_the_standard_one_bit_for_bit():
+def test_decoupled_objective_without_lag_is_the_standard_one_bit_for_bit():
     new, behavior, advantages = normal(1, 500, scale=0.4), normal(2, 500, scale=0.4), normal(3, 500)
     weights = importance_weights(behavior, behavior.clone(), cap=1.0)
     assert torch.equal(weights, torch.ones(500))

@@ -109,7 +109,7 @@ def test_newest_best_every_nth_and_with_backfill_unscored_checkpoints_are_kept(r
     assert not list(run.checkpoints.glob(".*"))
 
 
-def test_slow_evaluator_keeps_the_unscored_baseline_and_what_it_was_notified_of_last(run):
+def test_slow_evaluator_keeps_the_unscored_baseline_and_the_last_notice(run):
     writer = new_writer(run, keep_checkpoints=1)
     for version in range(0, 50, 10):  # five checkpoints before the evaluator has scored one
         writer.put(snapshot(version))
@@ -145,7 +145,7 @@ def test_two_newest_resume_points_are_kept_and_none_is_announced(run, monkeypatc
     assert writer.close(30)
 
 
-def test_waiting_checkpoint_is_written_before_a_resume_point_and_the_cost_is_recorded(run):
+def test_waiting_checkpoint_is_written_before_a_resume_point_with_its_cost(run):
     writer = new_writer(run)
     assert writer.resume_point_is_due()
     writer.put_resume_point(Snapshot(1, 64, {"w": np.zeros(1, np.float32)}, {}, copy_seconds=60.0))
