@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import sys
 from typing import Any
 
 from common.cli import UsageError
 from common.process import prepare_process
-from common.storage.checkpoints import Checkpoint
+from common.storage.checkpoints import Checkpoint, checkpoint_name
+from common.storage.run_directory import RunDirectory
 from evaluator.commands.files import open_checkpoint, require_new_path, run_of, write_new_file
 from evaluator.output.scoreboard import LEVEL_CHOICES, LevelHistory
 from evaluator.output.video import encode_gif, record_episode
@@ -20,7 +22,9 @@ def run(options: argparse.Namespace) -> None:
     require_new_path(options.output)
     checkpoint = open_checkpoint(options.path)
     config = checkpoint.config
-    level = _scored_level(checkpoint, options) if options.level is None else options.level
+    level = options.level
+    if level is None:
+        checkpoint, level = _scored_level(checkpoint, options)
     prepare_process(num_threads=1, sees_gpu=False)
     video = record_episode(
         load_policy(checkpoint),
@@ -41,16 +45,30 @@ def run(options: argparse.Namespace) -> None:
     print(f"{options.output}: level {level}, {video.length} steps, episode return {video.episode_return:g}, {outcome}")
 
 
-def _scored_level(checkpoint: Checkpoint, options: argparse.Namespace) -> int:
-    """The level that --which names among the scored levels of --split."""
+def _scored_level(checkpoint: Checkpoint, options: argparse.Namespace) -> tuple[Checkpoint, int]:
+    """The level that --which names among the scored levels of --split, and the checkpoint with these scores.
+
+    That is `checkpoint`, unless a run was named whose newest checkpoint has no scores, as after Ctrl-C: then the newest
+    one that has.
+    """
     split: Any = options.split or checkpoint.config.live_split
-    version = checkpoint.policy_version
     history = LevelHistory()
     if (run := run_of(checkpoint)) is not None:
         history = LevelHistory.read(run.levels, {row["policy_version"] for row in run.read_evaluations()})
+        if not history.at(split, checkpoint.policy_version) and RunDirectory(options.path).config.exists():
+            checkpoint = _newest_scored(run, history.versions(split)) or checkpoint
+    version = checkpoint.policy_version
     if not history.at(split, version):
         raise UsageError(f"{checkpoint.path} has no scores on {split} levels; name a level with --level")
     level = LEVEL_CHOICES[options.which or "worst"](history, version, split)
     if level is None:
         raise UsageError(f"{checkpoint.path} has not forgotten any {split} level; name a level with --level")
-    return level
+    return checkpoint, level
+
+
+def _newest_scored(run: RunDirectory, scored: list[int]) -> Checkpoint | None:
+    paths = [run.checkpoints / checkpoint_name(version) for version in reversed(scored)]
+    if (newest := next((path for path in paths if path.exists()), None)) is None:
+        return None
+    print(f"evaluator: the newest checkpoint has no scores yet; using {newest}", file=sys.stderr)
+    return open_checkpoint(newest)

@@ -178,6 +178,23 @@ def test_backfill_scores_each_checkpoint_once_and_all_commands_show_it(
     assert "evaluation of policy_version 20" in capsys.readouterr().out
 
 
+def test_video_of_a_run_uses_its_newest_checkpoint_with_scores(
+    save: Callable[[Path, int], Path], config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory(tmp_path)
+    run.write_config(config, {})
+    save(run.checkpoints, 10)
+    assert main(["score", str(tmp_path), "--backfill"]) == 0
+    newest = save(run.checkpoints, 20)  # what Ctrl-C leaves
+    capsys.readouterr()
+    assert main(["video", str(tmp_path), "--output", str(tmp_path / "a.gif"), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["policy_version"] == 10
+    used = run.checkpoints / "00000010"
+    assert captured.err == f"evaluator: the newest checkpoint has no scores yet; using {used}\n"
+    assert main(["video", str(newest), "--output", str(tmp_path / "b.gif")]) == 2  # that one and no other
+
+
 def test_damaged_newest_checkpoint_is_named_and_the_previous_one_used(
     save: Callable[[Path, int], Path], config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
