@@ -31,6 +31,8 @@ from learner.cluster.target import ClusterError, ClusterTarget
 OBJECT_STORE_SLACK = 128 << 20
 # Ray starts to move objects to disk above this share of the object store.
 SPILLING_THRESHOLD = 0.8
+# A cluster that does not answer is waited for in silence this long, because it may have been started a moment ago.
+_REPORT_AFTER_SECONDS = 5.0
 # Where `ray job submit` describes its job, as JSON.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
@@ -214,13 +216,19 @@ def _ray_starting(failure: str, embedded: bool, warnings: Sequence[str] = ()) ->
 
 
 def _wait_for_port(target: ClusterTarget, head: tuple[str, int], timeout: float) -> None:
-    deadline = time.monotonic() + timeout
+    """Waits until `head` accepts connections, perhaps because it is still starting; ClusterError after `timeout` s."""
+    started = time.monotonic()
+    is_reported = False
     while True:
         try:
             socket.create_connection(head, timeout=min(5.0, timeout)).close()
             return
         except OSError as error:
-            if time.monotonic() > deadline:
-                reason = f"{error.strerror or error}{target.hint()}"
+            waited = time.monotonic() - started
+            reason = f"{error.strerror or error}{target.hint()}"
+            if waited > timeout:
                 raise ClusterError(f"no Ray cluster answers at {target} within {timeout:.0f} s: {reason}") from error
+            if waited > _REPORT_AFTER_SECONDS and not is_reported:
+                logger.warning("no Ray cluster answers yet at %s, waiting up to %.0f s: %s", target, timeout, reason)
+                is_reported = True
             time.sleep(0.5)

@@ -55,6 +55,14 @@ def test_unusable_address_is_refused_with_the_name_of_its_source(address: str, m
     assert str(refused.value).startswith(message)
 
 
+def test_cluster_that_does_not_answer_yet_is_named_once_while_it_is_waited_for(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(connection, "_REPORT_AFTER_SECONDS", 0.0)
+    with caplog.at_level(logging.WARNING), pytest.raises(ClusterError):
+        connect(ClusterTarget("127.0.0.1:1", "--address"), resolve("lab", {"cluster_timeout": 1.2}))
+    said = "no Ray cluster answers yet at --address 127.0.0.1:1, waiting up to 1 s: Connection refused"
+    assert caplog.messages == [said]
+
+
 @pytest.mark.parametrize(
     ("job", "expected"),
     [
