@@ -182,8 +182,9 @@ def _announce(
     )
     progress.note(f"run directory {prepared.run.path}")
     if "total_frames" in prepared.requested and config.total_frames % config.batch_size:
+        updates = "1 update" if config.num_updates == 1 else f"{config.num_updates:,} updates"
         progress.note(
-            f"training {config.num_updates * config.batch_size:,} frames ({config.num_updates:,} updates): "
+            f"training {config.num_updates * config.batch_size:,} frames ({updates}): "
             f"--total-frames {config.total_frames:,} is rounded up to whole updates of {config.batch_size:,} frames"
         )
     if isinstance(prepared, ResumedRun):

@@ -229,6 +229,16 @@ def config_from_dict(settings: Any, source: str) -> Config:
     if isinstance(settings, dict) and settings.keys() | BEFORE_SETTING.keys() == SETTINGS.keys():
         settings = {**{name: value(settings) for name, value in BEFORE_SETTING.items()}, **settings}
     if not isinstance(settings, dict) or settings.keys() != SETTINGS.keys():
-        differing = sorted(SETTINGS.keys() ^ settings.keys()) if isinstance(settings, dict) else "no settings"
+        differing = _differing(settings) if isinstance(settings, dict) else "no settings"
         raise ConfigError(f"{source} was written by another version of heldout ({differing})")
     return Config(**settings)
+
+
+def _differing(settings: dict[str, Any]) -> str:
+    """`unknown: codec; missing: encoder, gamma, width and 12 more`."""
+    found = {"unknown": sorted(settings.keys() - SETTINGS.keys()), "missing": sorted(SETTINGS.keys() - settings.keys())}
+    parts = []
+    for what, names in found.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        parts += [f"{what}: {', '.join(names[:3])}{more}"] if names else []
+    return "; ".join(parts)

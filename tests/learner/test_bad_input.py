@@ -190,7 +190,7 @@ def test_config_of_another_version_is_refused_and_named(refused, stored_run):
     stored = json.loads(stored_run.config.read_text())
     del stored["settings"]["gamma"]
     stored_run.config.write_text(json.dumps(stored))
-    assert "was written by another version of heldout (['gamma'])" in refused("--resume", stored_run.path)
+    assert "was written by another version of heldout (missing: gamma)" in refused("--resume", stored_run.path)
 
 
 def test_address_without_a_cluster_is_refused_after_the_deadline(refused, tmp_path):
