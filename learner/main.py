@@ -86,10 +86,10 @@ def train_on_cluster(
     target = ClusterTarget.from_flags(command_line.address, command_line.allow_unauthenticated)
     connection.require_no_ray()  # before `try`, at whose end Ray is shut down
     try:
-        joined = connection.connect(target, prepared.config)
+        joined = connection.connect(target, prepared.config, stop.check)
         stop.install()  # Ray installed its own handlers
         if target is not None:
-            nodes.require_same_software(prepared.config.cluster_timeout)
+            nodes.require_same_software(prepared.config.cluster_timeout, stop.check)
         return train(prepared, stop, logs, Progress(prepared.config, console), joined.describe())
     except FleetError as error:
         if error.details:

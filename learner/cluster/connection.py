@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,8 @@ def require_no_ray() -> None:
         raise ClusterError("Ray is already running in this process; run python -m learner as its own process")
 
 
-def connect(target: ClusterTarget | None, config: Config) -> Connection:
-    """Joins the target cluster; None starts an embedded Ray.
+def connect(target: ClusterTarget | None, config: Config, poll: Callable[[], None] = lambda: None) -> Connection:
+    """Joins the target cluster; None starts an embedded Ray. Calls `poll` while waiting, which may raise.
 
     Raises:
         ClusterError: nothing answers within `cluster_timeout` seconds, the cluster is open to anyone and the target
@@ -90,7 +90,7 @@ def connect(target: ClusterTarget | None, config: Config) -> Connection:
             start_embedded_ray(needed)
         return _connection(None, authenticated=False)
     if (head := target.host_and_port()) is not None:
-        _wait_for_port(target, head, config.cluster_timeout)
+        _wait_for_port(target, head, config.cluster_timeout, poll)
     authenticated = authentication.requires_token(target)
     set_ray_authentication("token" if authenticated else "disabled")
     authentication.reload_mode()
@@ -215,7 +215,7 @@ def _ray_starting(failure: str, embedded: bool, warnings: Sequence[str] = ()) ->
         os.close(stderr)
 
 
-def _wait_for_port(target: ClusterTarget, head: tuple[str, int], timeout: float) -> None:
+def _wait_for_port(target: ClusterTarget, head: tuple[str, int], timeout: float, poll: Callable[[], None]) -> None:
     """Waits until `head` accepts connections, perhaps because it is still starting; ClusterError after `timeout` s."""
     started = time.monotonic()
     is_reported = False
@@ -231,4 +231,5 @@ def _wait_for_port(target: ClusterTarget, head: tuple[str, int], timeout: float)
             if waited > _REPORT_AFTER_SECONDS and not is_reported:
                 logger.warning("no Ray cluster answers yet at %s, waiting up to %.0f s: %s", target, timeout, reason)
                 is_reported = True
+            poll()
             time.sleep(0.5)

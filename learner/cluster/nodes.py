@@ -1,6 +1,7 @@
 """Runs probes on the nodes of a joined cluster: which software they have, and whether an actor can work there."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,14 +62,22 @@ def machine_probe() -> tuple[dict[str, str], list[Check]]:
     return dict(software()), machine_checks(actors=0)
 
 
-def probe(function: Any, nodes: Sequence[Node], timeout: float) -> list[ProbeResult]:
-    """Runs `function`, a remote function without arguments, on each node, for at most `timeout` seconds in all."""
+def probe(
+    function: Any, nodes: Sequence[Node], timeout: float, poll: Callable[[], None] = lambda: None
+) -> list[ProbeResult]:
+    """Runs `function`, a remote function without arguments, on each node, for at most `timeout` seconds in all.
+
+    Calls `poll` while waiting, which may raise.
+    """
     references = []
     for node in nodes:
         on_node = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
         references.append(function.options(scheduling_strategy=on_node).remote())
-    if references:
-        ray.wait(references, num_returns=len(references), timeout=timeout)
+    deadline = time.monotonic() + timeout
+    waiting = references
+    while waiting and (left := deadline - time.monotonic()) > 0:
+        poll()
+        _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=min(left, 0.5))
     results = []
     for node, reference in zip(nodes, references, strict=True):
         try:
@@ -81,10 +90,13 @@ def probe(function: Any, nodes: Sequence[Node], timeout: float) -> list[ProbeRes
     return results
 
 
-def require_same_software(timeout: float) -> None:
-    """Raises ClusterError if a node that can hold actors has other software than this process or does not answer."""
+def require_same_software(timeout: float, poll: Callable[[], None] = lambda: None) -> None:
+    """Raises ClusterError if a node that can hold actors has other software than this process or does not answer.
+
+    Calls `poll` while waiting, which may raise.
+    """
     problems = []
-    for result in probe(software_probe, [node for node in living_nodes() if node.can_hold_actors], timeout):
+    for result in probe(software_probe, [node for node in living_nodes() if node.can_hold_actors], timeout, poll):
         if problem := result.error or ", ".join(differences(software(), result.value)):
             problems.append(f"{result.node.name}: {problem}")
     if problems:

@@ -1,6 +1,6 @@
 """End signals: a loadable checkpoint, the right exit code, nothing left running.
 
-SIGINT ends a run of test_security.py, SIGTERM the short drill, SIGUSR1 a run of test_resume.py, SIGHUP the one here.
+SIGINT ends a run of test_security.py, SIGTERM the short drill, SIGUSR1 a run of test_resume.py, SIGHUP one here.
 """
 
 import os
@@ -43,6 +43,17 @@ def test_a_closed_terminal_ends_a_run_after_a_checkpoint(tiny, tmp_path, rows):
     assert newest.policy_version == rows(metrics)[-1]["policy_version"] >= 3
     log = (run_dir / "learner.log").read_text()
     assert "exit code 129: stopped by SIGHUP" in log and "Traceback" not in log
+
+
+def test_ctrl_c_ends_waiting_for_a_cluster(start_learner, tmp_path):
+    flags = ("--address", "127.0.0.1:1", "--cluster-timeout", 3600, "--run-dir", tmp_path / "run")
+    process = start_learner(*flags)
+    assert "no Ray cluster answers yet" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (130, "")
+    assert err == "learner: stopped by SIGINT; training had not begun\n"
+    assert not (tmp_path / "run").exists()
 
 
 NOTEBOOK = """

@@ -46,7 +46,7 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def answer(*answers: tuple[Node, Any]) -> Function:
         function = Function({node.node_id: value for node, value in answers})
-        monkeypatch.setattr(ray, "wait", lambda references, num_returns, timeout: None)
+        monkeypatch.setattr(ray, "wait", lambda references, num_returns, timeout: (references, []))
         monkeypatch.setattr(ray, "get", function.get)
         monkeypatch.setattr(ray, "cancel", function.cancel)
         monkeypatch.setattr(nodes, "software_probe", function)
@@ -83,6 +83,19 @@ def test_probe_returns_a_value_or_the_reason_for_each_node(answering: Any) -> No
 def test_probe_of_no_nodes_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "wait", lambda *_args, **_options: pytest.fail("Ray refuses to wait for nothing"))
     assert nodes.probe(Function({}), [], timeout=5) == []
+
+
+def test_stop_interrupts_waiting_for_a_node(answering: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    answering((NEAR, dict(software())))
+    monkeypatch.setattr(ray, "wait", lambda references, num_returns, timeout: ([], references))
+    polls = iter([None, None, KeyboardInterrupt])
+
+    def poll() -> None:
+        if (error := next(polls)) is not None:
+            raise error
+
+    with pytest.raises(KeyboardInterrupt):
+        nodes.require_same_software(60, poll)
 
 
 def test_nodes_with_the_learners_software_are_accepted(answering: Any) -> None:
