@@ -1,11 +1,14 @@
 """What all command lines share: one-line errors with exit code 2 that say what to do, and argparse types."""
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn, TypeVar
@@ -39,11 +42,26 @@ def import_module(name: str) -> ModuleType:
         Exception: any other error, if no such variable is set: a bug, whose traceback is needed.
     """
     try:
-        return importlib.import_module(name)
+        with _ended_by_ctrl_c():
+            return importlib.import_module(name)
     except Exception as error:  # libraries fail in many ways
         if (reason := _library_failure(error)) is None:
             raise
         raise UsageError(reason) from error
+
+
+@contextlib.contextmanager
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """Ctrl-C ends the process immediately. A KeyboardInterrupt would come out of a library's import as any error."""
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if not is_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _library_failure(error: Exception) -> str | None:

@@ -1,6 +1,7 @@
 import argparse
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,11 @@ from common.cli import (
     whole_number,
 )
 from common.config import ConfigError
+from tests.conftest import wait_until
+
+PROJECT = Path(__file__).parents[2]
+# What each program is asked to do.
+ARGUMENTS = {"learner": ["doctor"], "evaluator": ["score", "."]}
 
 
 @pytest.mark.parametrize(
@@ -123,11 +129,42 @@ def test_program_whose_libraries_cannot_be_imported_says_so_in_one_line(program:
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise RuntimeError('not the real torch')\n")
     result = subprocess.run(
-        [sys.executable, "-m", program, *(["doctor"] if program == "learner" else ["score", "."])],
-        cwd=Path(__file__).parents[2],
+        [sys.executable, "-m", program, *ARGUMENTS[program]],
+        cwd=PROJECT,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
     )
     assert result.returncode == USAGE_EXIT_CODE and len(result.stderr.splitlines()) == 1, result.stderr
     assert "not the real torch" in result.stderr and "PYTHONPATH" in result.stderr
+
+
+SLOW_TORCH = """
+import time
+open({marker!r}, "w").close()
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    raise ImportError("No module named 'torch'")
+"""
+
+
+@pytest.mark.parametrize("program", ["learner", "evaluator"])
+def test_ctrl_c_ends_a_program_that_imports_its_libraries(program: str, tmp_path: Path) -> None:
+    marker = tmp_path / "importing"
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text(SLOW_TORCH.format(marker=str(marker)))
+    process = subprocess.Popen(
+        [sys.executable, "-m", program, *ARGUMENTS[program]],
+        cwd=PROJECT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that starts the tests in the background has SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    wait_until(marker.exists, process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (-signal.SIGINT, "", "")
