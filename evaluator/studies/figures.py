@@ -119,8 +119,9 @@ def _draw(axes: Any, curve: dict[str, Any], style: tuple[str, str], label: str, 
     axes.plot(
         curve["frames"], curve["value"], line, color=color, linewidth=1.6, marker=marker, markersize=4, label=label
     )
-    if curve["low"] and curve["low"][0] is not None:
-        axes.fill_between(curve["frames"], curve["low"], curve["high"], color=color, alpha=0.15, linewidth=0)
+    low, high = (np.array(curve[end], dtype=float) for end in ("low", "high"))  # None becomes nan: no band there
+    if np.isfinite(low).any():
+        axes.fill_between(curve["frames"], low, high, color=color, alpha=0.15, linewidth=0)
 
 
 def _error(value: float, interval: Sequence[float] | None) -> list[list[float]] | None:

@@ -19,7 +19,8 @@ multiplied by
 
 which is 1 for many runs, 1.22 for 10 seeds of one game, 1.44 for 4 games with 3 seeds, 2.69 for one game with 3 seeds.
 With the factor, intervals of the mean cover 94 to 95 % in simulations of 3 to 10 seeds, those of the IQM 93 to 98 %.
-Where a game has one seed, there is no interval over seeds.
+Where a game has one seed, there is no interval over seeds, nor where all resamples are equal, as of equal scores or of
+variants of which one wins with every seed: few seeds that agree do not say how far others would differ.
 """
 
 import math
@@ -35,6 +36,7 @@ Statistic = Callable[[Scores], np.ndarray]  # of scores [..., seeds], one value 
 RESAMPLES = 5_000
 _KEY = 2021  # a fixed stream: the same scores give the same interval
 _Z = NormalDist().inv_cdf(0.975)
+_NO_WIDTH = 1e-9  # of normalized scores; sums of equal numbers differ by less
 
 
 def mean(scores: Scores) -> np.ndarray:
@@ -102,11 +104,10 @@ def interval(
 
 
 def statistic_interval(statistic: Statistic, scores: Scores, low: float, high: float) -> Interval | None:
-    """The 95 % interval of a statistic that lies between `low` and `high`; None if a game has a single seed."""
+    """The 95 % interval of a statistic that lies between `low` and `high`; None if there is none (see above)."""
     if min(sizes(scores)) < 2:
         return None
-    ends = interval(statistic(scores), statistic(resample(scores)), sizes(scores))
-    return None if ends is None else clipped(ends, low, high)
+    return _clipped(interval(statistic(scores), statistic(resample(scores)), sizes(scores)), low, high)
 
 
 def sizes(scores: Scores) -> list[int]:
@@ -118,18 +119,18 @@ def difference_interval(statistic: Statistic, first: Scores, second: Scores, pai
     """The interval of statistic(second) - statistic(first).
 
     With `paired`, position i of a game is the same seed on both sides, and both are resampled together: what a seed
-    does to both cancels. None if a game has a single seed on either side.
+    does to both cancels. None if there is none (see above).
     """
     resampled = statistic(resample(second)) - statistic(resample(first, stream=0 if paired else 1))
     ends = interval(statistic(second) - statistic(first), resampled, *_of_both(first, second, paired))
-    return None if ends is None else (float(ends[0]), float(ends[1]))
+    return _clipped(ends, -np.inf, np.inf)
 
 
 def improvement_interval(first: Scores, second: Scores, paired: bool) -> Interval | None:
-    """The interval of `probability_of_improvement`; None if a game has a single seed on either side."""
+    """The interval of `probability_of_improvement`; None if there is none (see above)."""
     resampled = probability_of_improvement(resample(first, stream=0 if paired else 1), resample(second))
     ends = interval(probability_of_improvement(first, second), resampled, *_of_both(first, second, paired))
-    return None if ends is None else clipped(ends, 0.0, 1.0)
+    return _clipped(ends, 0.0, 1.0)
 
 
 def _of_both(first: Scores, second: Scores, paired: bool) -> tuple[list[int], int | None]:
@@ -138,8 +139,10 @@ def _of_both(first: Scores, second: Scores, paired: bool) -> tuple[list[int], in
     return smallest, None if paired else sum(sizes(first)) + sum(sizes(second)) - 2 * len(first)
 
 
-def clipped(ends: np.ndarray, low: float, high: float) -> Interval:
-    """Both ends as floats between `low` and `high`."""
+def _clipped(ends: np.ndarray | None, low: float, high: float) -> Interval | None:
+    """Both ends as floats between `low` and `high`; None if they are equal."""
+    if ends is None or ends[1] - ends[0] < _NO_WIDTH:
+        return None
     return min(high, max(low, float(ends[0]))), min(high, max(low, float(ends[1])))
 
 

@@ -31,7 +31,7 @@ def summarize(selection: Selection, ranges: Ranges) -> dict[str, Any]:
             f"{', '.join(single)}: one seed in at least one game, so no interval over seeds; another seed could score "
             "quite differently"
         )
-    return {
+    summary = {
         "split": selection.split,
         "at": selection.at,
         "distribution_mode": selection.mode,
@@ -46,6 +46,21 @@ def summarize(selection: Selection, ranges: Ranges) -> dict[str, Any]:
             "variants": {variant: _profile(scores[variant]) for variant in variants},
         },
     }
+    if _has_agreeing_seeds(summary, single):
+        notes.append("no interval where the seeds agree so far that all resamples are equal: more seeds are needed")
+    return summary
+
+
+def _has_agreeing_seeds(summary: Mapping[str, Any], single: Sequence[str]) -> bool:
+    """Whether a number lacks its interval although no variant in question has a `single` seed."""
+    entries: list[Mapping[str, Any]] = []
+    for variant, own in summary["variants"].items():
+        if variant not in single:
+            entries += [own["mean"], own["iqm"], own["optimality_gap"], *own["games"].values()]
+    for each in summary["comparisons"]:
+        if not {each["first"], each["second"]} & set(single):
+            entries += [each["mean_difference"], each["iqm_difference"], each["probability_of_improvement"]]
+    return any(entry["interval"] is None for entry in entries)
 
 
 def _variant(selection: Selection, variant: str, scores: Scores, ranges: Ranges) -> dict[str, Any]:
@@ -118,18 +133,24 @@ def _comparison(selection: Selection, first: str, second: str, ranges: Ranges) -
             for game, a, b in zip(selection.games, one, other, strict=True)
         },
     }
-    return result | {"says": sentence(first, second, iqm, iqm_interval, paired)}
+    fewest = min(size for side in sides for size in statistics.sizes(side))
+    return result | {"says": sentence(first, second, iqm, iqm_interval, paired, fewest)}
 
 
-def sentence(first: str, second: str, difference: float, interval: Interval | None, paired: bool) -> str:
+def sentence(
+    first: str, second: str, difference: float, interval: Interval | None, paired: bool, fewest_seeds: int
+) -> str:
     """What a comparison by IQM says, for people."""
     how = "the same seeds compared in pairs" if paired else "seeds not paired"
     if interval is None:
-        return f"{second} minus {first}: IQM {difference:+.3f}; one seed says nothing about other seeds"
+        reason = (
+            "one seed says nothing about other seeds"
+            if fewest_seeds < 2
+            else "the same with every seed, too few seeds to say how far others differ"
+        )
+        return f"{second} minus {first}: IQM {difference:+.3f}; {reason}"
     low, high = interval
     ends = f"{difference:+.3f} [{low:+.3f}, {high:+.3f}], {how}"
-    if low == high == 0:
-        return f"{second} and {first} have the same scores with every seed"
     if low > 0:
         return f"{second} is better than {first}: IQM {ends}"
     if high < 0:

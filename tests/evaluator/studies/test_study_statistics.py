@@ -182,5 +182,16 @@ def test_paired_difference_of_means_is_the_interval_of_the_mean_difference():
 def test_same_scores_give_the_same_interval_within_its_bounds():
     gap = [statistics.statistic_interval(statistics.optimality_gap, TWO_GAMES, 0.0, np.inf) for _ in range(2)]
     assert gap[0] == gap[1] and gap[0][0] >= 0
-    low, high = statistics.improvement_interval(*[scores([0, 0.1]), scores([5, 6])], paired=False)
-    assert (low, high) == (1.0, 1.0)
+    low, high = statistics.improvement_interval(scores([0, 0.2]), scores([0.1, 0.3]), paired=False)
+    assert low == 0.0 and high == 1.0
+
+
+def test_seeds_that_agree_completely_have_no_interval():
+    same = scores([0.3, 0.3, 0.3], [0.7, 0.7, 0.7])
+    assert statistics.statistic_interval(statistics.interquartile_mean, same, 0, 1) is None
+    assert statistics.statistic_interval(statistics.optimality_gap, scores([1.0, 1.2]), 0, 1) is None
+    first, second = scores([0.1, 0.5, 0.9]), scores([0.3, 0.7, 1.1])
+    assert statistics.difference_interval(statistics.mean, first, second, paired=True) is None
+    assert statistics.difference_interval(statistics.mean, first, second, paired=False) is not None
+    assert statistics.improvement_interval(first, second, paired=True) is not None
+    assert statistics.improvement_interval(scores([0, 0.1]), scores([5, 6]), paired=False) is None

@@ -13,6 +13,9 @@ from evaluator.studies.runs import by_variant, find_runs
 from evaluator.studies.selection import add_published, select
 from evaluator.studies.summary import sentence, summarize
 
+# The note for numbers without an interval although there are several seeds.
+NO_WIDTH = "no interval where the seeds agree so far that all resamples are equal: more seeds are needed"
+
 
 @pytest.fixture
 def study(make_run, tmp_path):
@@ -35,7 +38,7 @@ def summary_of(path, split=None, at=None, ranges="openai", published=False):
 def test_summary_has_the_numbers_of_every_game_and_variant(study):
     summary = summary_of(study)
     assert summary["games"] == ["coinrun", "maze"] and summary["split"] == "test" and summary["at"] == 3 * 16_384
-    assert list(summary["variants"]) == ["gamma=0.9", "gamma=0.99"] and summary["notes"] == []
+    assert list(summary["variants"]) == ["gamma=0.9", "gamma=0.99"]
     own = summary["variants"]["gamma=0.9"]
     game = own["games"]["maze"]
     assert game["seeds"] == {"0": 8.0, "1": 8.1, "2": 8.2} and game["frames"] == [3 * 16_384] * 2
@@ -52,9 +55,22 @@ def test_same_seeds_are_compared_in_pairs(study):
     (comparison,) = summary_of(study)["comparisons"]
     assert comparison["paired"] and comparison["runs"] == [6, 6]
     assert comparison["mean_difference"]["value"] == pytest.approx(0.2)
-    assert comparison["mean_difference"]["interval"] == pytest.approx([0.2, 0.2])  # the same in every seed
-    assert comparison["probability_of_improvement"]["value"] == 1
-    assert comparison["says"].startswith("gamma=0.99 is better than gamma=0.9: IQM +0.200 [+0.200, +0.200], the same")
+    assert comparison["probability_of_improvement"] == {"value": 1.0, "interval": None}
+
+
+def test_difference_that_is_the_same_with_every_seed_has_no_interval(study, make_run):
+    summary = summary_of(study)
+    (comparison,) = summary["comparisons"]
+    assert comparison["mean_difference"]["interval"] is None
+    assert comparison["says"].startswith("gamma=0.99 minus gamma=0.9: IQM +0.200; the same with every seed, too few")
+    assert summary["notes"] == [NO_WIDTH]
+    for game in ("coinrun", "maze"):
+        make_run(game, 3, [5, 6, 7, 8.0], gamma=0.9)
+        make_run(game, 3, [5, 6, 7, 8.5], gamma=0.99)
+    says = summary_of(study)["comparisons"][0]["says"]
+    assert (
+        says.startswith("gamma=0.99 is better than gamma=0.9: IQM +0.2") and "the same seeds compared in pairs" in says
+    )
 
 
 def test_seeds_that_only_one_variant_has_are_left_out_of_pairs(study, make_run):
@@ -92,8 +108,8 @@ def test_unfinished_runs_are_left_out_and_named(study, make_run):
     run = make_run("coinrun", 3, [5, 6], updates=3, gamma=0.9)
     summary = summary_of(study)
     assert summary["at"] == 3 * 16_384
-    assert summary["notes"] == [f"{run.path} is left out: trained 16,384 frames"]
-    assert summary_of(study, at=16_384)["notes"] == []
+    assert summary["notes"] == [f"{run.path} is left out: trained 16,384 frames", NO_WIDTH]
+    assert summary_of(study, at=16_384)["notes"] == [NO_WIDTH]
 
 
 def test_without_finished_runs_all_are_compared_at_what_all_have(make_run, tmp_path):
@@ -271,15 +287,15 @@ def test_published_scores_of_both_splits_and_modes(make_run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("difference", "interval", "said"),
+    ("difference", "interval", "fewest_seeds", "said"),
     [
-        (0.1, (0.02, 0.2), "B is better than A: IQM +0.100 [+0.020, +0.200], seeds not paired"),
-        (-0.1, (-0.2, -0.02), "B is worse than A: IQM -0.100 [-0.200, -0.020], seeds not paired"),
-        (0.1, (-0.1, 0.3), "cannot be told apart: IQM +0.100 [-0.100, +0.300], seeds not paired, so they differ by at "
-                           "most 0.300"),
-        (0.0, (0.0, 0.0), "B and A have the same scores with every seed"),
-        (0.1, None, "B minus A: IQM +0.100; one seed says nothing about other seeds"),
+        (0.1, (0.02, 0.2), 3, "B is better than A: IQM +0.100 [+0.020, +0.200], seeds not paired"),
+        (-0.1, (-0.2, -0.02), 3, "B is worse than A: IQM -0.100 [-0.200, -0.020], seeds not paired"),
+        (0.1, (-0.1, 0.3), 3, "cannot be told apart: IQM +0.100 [-0.100, +0.300], seeds not paired, so they differ by "
+                              "at most 0.300"),
+        (0.0, None, 3, "B minus A: IQM +0.000; the same with every seed, too few seeds to say how far others differ"),
+        (0.1, None, 1, "B minus A: IQM +0.100; one seed says nothing about other seeds"),
     ],
 )  # fmt: skip
-def test_sentence_says_what_an_interval_allows(difference, interval, said):
-    assert said in sentence("A", "B", difference, interval, paired=False)
+def test_sentence_says_what_an_interval_allows(difference, interval, fewest_seeds, said):
+    assert said in sentence("A", "B", difference, interval, paired=False, fewest_seeds=fewest_seeds)
