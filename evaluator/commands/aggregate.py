@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from string import ascii_uppercase
 from typing import Any
 
 from common.text import format_interval, format_number
@@ -49,48 +50,85 @@ def run(options: argparse.Namespace) -> None:
 
 
 def print_summary(summary: Summary) -> None:
-    """The tables, the comparisons and what was left out."""
-    variants = summary["variants"]
+    """The tables, the comparisons and what was left out. Tables name variants by letters, so that they fit."""
+    variants: dict[str, Summary] = summary["variants"]
+    letters = {variant: _letter(index) for index, variant in enumerate(variants)}
     print(
         f"{summary['split']} levels, {summary['distribution_mode']}, newest score at or before {summary['at']:,} "
         f"frames; normalized by the ranges `{summary['ranges']}`; 95 % intervals over seeds"
     )
-    rows = [
-        (
-            variant,
-            str(own["runs"]),
-            *(_number(own[name]) for name in ("iqm", "mean", "optimality_gap")),
-            format_number(own["frames_per_second"], ",.0f"),
-            format_number(own["parameters"], ",d"),
-        )
-        for variant, own in variants.items()
-    ]
-    columns = ("variant", "runs", "IQM", "mean", "optimality gap", "frames/s", "parameters")
-    print_table(columns, rows, left=("variant",))
-    by_game = [
-        (
-            game,
-            variant,
-            str(len(own["games"][game]["seeds"])),
-            f"{own['games'][game]['frames'][1]:,}",
-            f"{own['games'][game]['mean']:.2f}",
-            format_interval(own["games"][game]["interval"]),
-            f"{own['games'][game]['normalized']:.3f}",
-            format_interval(own["games"][game]["normalized_interval"], ".3f"),
-        )
-        for game in summary["games"]
-        for variant, own in variants.items()
-    ]
-    headings = ("game", "variant", "seeds", "frames", "return", "95 % interval", "normalized", "95 % interval ")
-    print_table(headings, by_game, left=("game", "variant"))
-    for comparison in summary["comparisons"]:
-        improvement = comparison["probability_of_improvement"]
-        print(
-            f"{comparison['says']}. Probability that {comparison['second']} is better than {comparison['first']}: "
-            f"{_number(improvement, '.2f')}"
-        )
+    print_table(
+        ("", "variant", "runs", "frames/s", "parameters"),
+        [
+            (
+                *(letters[variant], variant, str(own["runs"])),
+                format_number(own["frames_per_second"], ",.0f"),
+                format_number(own["parameters"], ",d"),
+            )
+            for variant, own in variants.items()
+        ],
+        left=("", "variant"),
+        folded=("variant",),
+    )
+    print_table(
+        ("", "IQM", "mean", "optimality gap"),
+        [
+            (letters[variant], *(_number(own[name]) for name in ("iqm", "mean", "optimality_gap")))
+            for variant, own in variants.items()
+        ],
+        left=("",),
+    )
+    print_table(
+        ("game", "", "seeds", "frames", "return", "95 % interval", "normalized", "95 % interval "),
+        [
+            (game, letters[variant], *_numbers_of_game(own["games"][game]))
+            for game in summary["games"]
+            for variant, own in variants.items()
+        ],
+        left=("game", ""),
+    )
+    _print_comparisons(summary["comparisons"], letters)
     for note in summary["notes"]:
         print(f"note: {note}")
+
+
+def _print_comparisons(comparisons: list[Summary], letters: dict[str, str]) -> None:
+    """One as a sentence, several as a table."""
+    if len(comparisons) == 1:
+        (only,) = comparisons
+        improvement = _number(only["probability_of_improvement"], ".2f")
+        print(f"{only['says']}. Probability that {only['second']} is better than {only['first']}: {improvement}")
+    if len(comparisons) > 1:
+        rows = [
+            (
+                f"{letters[each['second']]} - {letters[each['first']]}",
+                _number(each["iqm_difference"], "+.3f"),
+                _number(each["probability_of_improvement"], ".2f"),
+                "yes" if each["paired"] else "no",
+                each["verdict"],
+            )
+            for each in comparisons
+        ]
+        print_table(("pair", "IQM difference", "P(better)", "paired", "verdict"), rows, left=("pair", "verdict"))
+        print("B - A is about B: its IQM minus that of A, and the probability that a run of B is better than one of A")
+
+
+def _numbers_of_game(game: Summary) -> tuple[str, ...]:
+    """Seeds, frames, the mean return and the normalized one with their intervals."""
+    return (
+        str(len(game["seeds"])),
+        f"{game['frames'][1]:,}",
+        f"{game['mean']:.2f}",
+        format_interval(game["interval"]),
+        f"{game['normalized']:.3f}",
+        format_interval(game["normalized_interval"], ".3f"),
+    )
+
+
+def _letter(index: int) -> str:
+    """A to Z, then A2 to Z2 and so on."""
+    turn, place = divmod(index, len(ascii_uppercase))
+    return ascii_uppercase[place] + (str(turn + 1) if turn else "")
 
 
 def _number(entry: Summary, spec: str = ".3f") -> str:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
+from rich.console import JustifyMethod
 from rich.table import Table
 
 from common.output import make_console
@@ -20,19 +21,33 @@ def other_weights_warning(run: RunDirectory) -> str | None:
     return f"{run.evaluations}: the checkpoints of rows with policy_version {versions} have other weights"
 
 
-def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str] = ("split",)) -> Table:
-    """A plain table; the columns named in `left` are left-aligned, all others right-aligned."""
+def make_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left: Sequence[str] = ("split",),
+    folded: Sequence[str] = (),
+) -> Table:
+    """A plain table; the columns named in `left` are left-aligned, all others right-aligned.
+
+    Long text in `folded` columns continues on the next line; elsewhere it is cut if the table is too wide.
+    """
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)  # so that the widest table fits into 80 columns
     for column in columns:
-        table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
+        justify: JustifyMethod = "left" if column in left else "right"
+        table.add_column(column, justify=justify, no_wrap=column not in folded, overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str] = ("split",)) -> None:
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left: Sequence[str] = ("split",),
+    folded: Sequence[str] = (),
+) -> None:
     """Prints `make_table` between two empty lines."""
     console = make_console(width=None if sys.stdout.isatty() else 120)
     console.print()
-    console.print(make_table(columns, rows, left))
+    console.print(make_table(columns, rows, left, folded))
     console.print()

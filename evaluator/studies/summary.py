@@ -134,28 +134,30 @@ def _comparison(selection: Selection, first: str, second: str, ranges: Ranges) -
         },
     }
     fewest = min(size for side in sides for size in statistics.sizes(side))
-    return result | {"says": sentence(first, second, iqm, iqm_interval, paired, fewest)}
+    found = verdict(iqm_interval, fewest)
+    return result | {"verdict": found, "says": sentence(first, second, iqm, iqm_interval, paired, found)}
 
 
-def sentence(
-    first: str, second: str, difference: float, interval: Interval | None, paired: bool, fewest_seeds: int
-) -> str:
-    """What a comparison by IQM says, for people."""
-    how = "the same seeds compared in pairs" if paired else "seeds not paired"
+def verdict(interval: Interval | None, fewest_seeds: int) -> str:
+    """What the interval of a difference allows to say about the second variant, or why there is no interval."""
     if interval is None:
-        reason = (
-            "one seed says nothing about other seeds"
-            if fewest_seeds < 2
-            else "the same with every seed, too few seeds to say how far others differ"
-        )
-        return f"{second} minus {first}: IQM {difference:+.3f}; {reason}"
+        return "one seed" if fewest_seeds < 2 else "seeds agree, too few"
     low, high = interval
-    ends = f"{difference:+.3f} [{low:+.3f}, {high:+.3f}], {how}"
-    if low > 0:
-        return f"{second} is better than {first}: IQM {ends}"
-    if high < 0:
-        return f"{second} is worse than {first}: IQM {ends}"
-    return f"{second} and {first} cannot be told apart: IQM {ends}, so they differ by at most {max(-low, high):.3f}"
+    return "better" if low > 0 else "worse" if high < 0 else "cannot be told apart"
+
+
+def sentence(first: str, second: str, difference: float, interval: Interval | None, paired: bool, found: str) -> str:
+    """What a comparison by IQM says, for people; `found` is its verdict."""
+    if interval is None:
+        more = "one seed says nothing about other seeds" if found == "one seed" else "the same with every seed"
+        return f"{second} minus {first}: IQM {difference:+.3f}; {more}"
+    low, high = interval
+    ends = f"IQM {difference:+.3f} [{low:+.3f}, {high:+.3f}]"
+    how = "the same seeds compared in pairs" if paired else "seeds not paired"
+    if found == "cannot be told apart":
+        most = max(-low, high)
+        return f"{second} and {first} cannot be told apart: {ends}, {how}, so they differ by at most {most:.3f}"
+    return f"{second} is {found} than {first}: {ends}, {how}"
 
 
 def _of_seeds(

@@ -3,8 +3,10 @@
 import base64
 import json
 import re
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from common.resolution import resolve
 from common.storage.checkpoints import load_checkpoint
@@ -13,8 +15,11 @@ from common.storage.run_directory import RunDirectory
 from evaluator.__main__ import main
 from evaluator.levels.level_file import stored_level_sets
 from evaluator.levels.level_sets import draw_level_sets
+from evaluator.output import text as text_module
 from evaluator.output.score_files import ScoreFiles
 from evaluator.scores.evaluation import evaluate
+
+PROJECT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +59,20 @@ def test_tables_show_what_json_holds_and_nothing_is_written(study, capsys):
     assert own["games"]["leaper"]["seeds"] == {"7": 5.7, "8": 5.8} and own["parameters"] > 600_000
     assert main(["aggregate", str(study)]) == 0
     out = capsys.readouterr().out
-    assert re.search(rf"default +2 +{own['iqm']['value']:.3f} \[", out)
-    assert re.search(r"leaper +default +2 +10,000 +5\.75 +5\.\d\d to \d\.\d\d", out)
+    assert re.search(r"A default +2 ", out) and re.search(rf"A {own['iqm']['value']:.3f} \[", out)
+    assert re.search(r"leaper +A +2 +10,000 +5\.75 +5\.\d\d to \d\.\d\d", out)
     assert "normalized by the ranges `openai`" in out
     assert files(study) == before
+
+
+def test_tables_of_many_variants_fit_into_80_columns(monkeypatch, capsys):
+    """The lag study: seven variants with long names, 21 pairs."""
+    monkeypatch.setattr(text_module, "make_console", lambda width: Console(width=80))
+    assert main(["aggregate", str(PROJECT / "docs" / "results" / "lag"), "--split", "train"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(re.match(r"[A-G] - [A-G] +[+-]0\.\d{3} ", line) is not None for line in lines) == 21
+    assert sum(re.match(r"[A-G] mode=", line) is not None for line in lines) == 7
+    assert "…" not in "".join(lines)
 
 
 def test_scores_that_the_evaluator_writes_are_read(save, config, level_sets, tmp_path, capsys):

@@ -11,7 +11,7 @@ from evaluator.studies.published import published_scores
 from evaluator.studies.ranges import normalized
 from evaluator.studies.runs import by_variant, find_runs
 from evaluator.studies.selection import add_published, select
-from evaluator.studies.summary import sentence, summarize
+from evaluator.studies.summary import sentence, summarize, verdict
 
 # The note for numbers without an interval although there are several seeds.
 NO_WIDTH = "no interval where the seeds agree so far that all resamples are equal: more seeds are needed"
@@ -62,7 +62,7 @@ def test_difference_that_is_the_same_with_every_seed_has_no_interval(study, make
     summary = summary_of(study)
     (comparison,) = summary["comparisons"]
     assert comparison["mean_difference"]["interval"] is None
-    assert comparison["says"].startswith("gamma=0.99 minus gamma=0.9: IQM +0.200; the same with every seed, too few")
+    assert comparison["says"].startswith("gamma=0.99 minus gamma=0.9: IQM +0.200; the same with every seed")
     assert summary["notes"] == [NO_WIDTH]
     for game in ("coinrun", "maze"):
         make_run(game, 3, [5, 6, 7, 8.0], gamma=0.9)
@@ -287,15 +287,16 @@ def test_published_scores_of_both_splits_and_modes(make_run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("difference", "interval", "fewest_seeds", "said"),
+    ("difference", "interval", "fewest_seeds", "found", "said"),
     [
-        (0.1, (0.02, 0.2), 3, "B is better than A: IQM +0.100 [+0.020, +0.200], seeds not paired"),
-        (-0.1, (-0.2, -0.02), 3, "B is worse than A: IQM -0.100 [-0.200, -0.020], seeds not paired"),
-        (0.1, (-0.1, 0.3), 3, "cannot be told apart: IQM +0.100 [-0.100, +0.300], seeds not paired, so they differ by "
-                              "at most 0.300"),
-        (0.0, None, 3, "B minus A: IQM +0.000; the same with every seed, too few seeds to say how far others differ"),
-        (0.1, None, 1, "B minus A: IQM +0.100; one seed says nothing about other seeds"),
+        (0.1, (0.02, 0.2), 3, "better", "B is better than A: IQM +0.100 [+0.020, +0.200], seeds not paired"),
+        (-0.1, (-0.2, -0.02), 3, "worse", "B is worse than A: IQM -0.100 [-0.200, -0.020], seeds not paired"),
+        (0.1, (-0.1, 0.3), 3, "cannot be told apart", "B and A cannot be told apart: IQM +0.100 [-0.100, +0.300], "
+                              "seeds not paired, so they differ by at most 0.300"),
+        (0.0, None, 3, "seeds agree, too few", "B minus A: IQM +0.000; the same with every seed"),
+        (0.1, None, 1, "one seed", "B minus A: IQM +0.100; one seed says nothing about other seeds"),
     ],
 )  # fmt: skip
-def test_sentence_says_what_an_interval_allows(difference, interval, fewest_seeds, said):
-    assert said in sentence("A", "B", difference, interval, paired=False, fewest_seeds=fewest_seeds)
+def test_verdict_and_sentence_say_what_an_interval_allows(difference, interval, fewest_seeds, found, said):
+    assert verdict(interval, fewest_seeds) == found
+    assert sentence("A", "B", difference, interval, paired=False, found=found) == said
