@@ -27,7 +27,8 @@ def _main(supervisor: Supervisor) -> int:
     except UsageError as error:
         print_error(f"learner: {error}")
         return USAGE_EXIT_CODE
-    except KeyboardInterrupt:  # before training handles signals: the imports take seconds
+    except KeyboardInterrupt:  # in the doctor, or before training handles signals
+        print_error("learner: interrupted")
         return INTERRUPTED_EXIT_CODE
     finally:
         supervisor.tell_exiting()
