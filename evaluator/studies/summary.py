@@ -6,7 +6,7 @@ A score is a run's mean return on the levels of one split; it is normalized befo
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from evaluator.studies.published import NAME as PUBLISHED
 from evaluator.studies.ranges import Ranges, normalized
 from evaluator.studies.selection import Score, Selection, normalized_scores
 from evaluator.studies.statistics import Interval, Scores
+
+Verdict = Literal["better", "worse", "cannot be told apart", "one seed", "seeds agree, too few"]
 
 _THRESHOLDS = np.linspace(0.0, 1.0, 51)
 
@@ -138,7 +140,7 @@ def _comparison(selection: Selection, first: str, second: str, ranges: Ranges) -
     return result | {"verdict": found, "says": sentence(first, second, iqm, iqm_interval, paired, found)}
 
 
-def verdict(interval: Interval | None, fewest_seeds: int) -> str:
+def verdict(interval: Interval | None, fewest_seeds: int) -> Verdict:
     """What the interval of a difference allows to say about the second variant, or why there is no interval."""
     if interval is None:
         return "one seed" if fewest_seeds < 2 else "seeds agree, too few"
@@ -146,7 +148,9 @@ def verdict(interval: Interval | None, fewest_seeds: int) -> str:
     return "better" if low > 0 else "worse" if high < 0 else "cannot be told apart"
 
 
-def sentence(first: str, second: str, difference: float, interval: Interval | None, paired: bool, found: str) -> str:
+def sentence(
+    first: str, second: str, difference: float, interval: Interval | None, paired: bool, found: Verdict
+) -> str:
     """What a comparison by IQM says, for people; `found` is its verdict."""
     if interval is None:
         more = "one seed says nothing about other seeds" if found == "one seed" else "the same with every seed"
