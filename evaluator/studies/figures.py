@@ -1,4 +1,6 @@
-"""The plots of a study, from its summary: curves, IQM against frames, performance profile, bars by game."""
+"""The plots of a study, from its summary: curves, IQM against frames, performance profile, bars by game, and the IQM
+against each number that was varied.
+"""
 
 import math
 from collections.abc import Sequence
@@ -9,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from common.config import flag
 from evaluator.output.plot import png
 from evaluator.studies.published import NAME as PUBLISHED
 
@@ -17,15 +20,20 @@ _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 _LINES = ("-", "--", ":", "-.")  # more variants than colors differ in their lines
 _GREY = "#777777"
 _LEGEND_POINTS = 8
+_FEWEST_VALUES = 3  # of a number to be plotted against; two are a comparison
 
 Summary = dict[str, Any]
 
 
 def plots(summary: Summary) -> dict[str, bytes]:
-    """PNG files by name: `curves` and `iqm` if there is more than one score of each run, `profile` and `bars`."""
+    """PNG files by name: `curves` and `iqm` if there is more than one score of each run, `profile`, `bars`, and
+    `settings` if a number was varied.
+    """
     makers = {"profile": profile_figure, "bars": bars_figure}
     if summary["curves"]:
         makers = {"curves": curves_figure, "iqm": iqm_figure} | makers
+    if varied_numbers(summary):
+        makers["settings"] = settings_figure
     return {name: png(make(summary)) for name, make in makers.items()}
 
 
@@ -96,6 +104,52 @@ def bars_figure(summary: Summary) -> Figure:
     axes.set_ylabel("normalized score")
     _finish(axes)
     _legend(figure, axes)
+    return figure
+
+
+def varied_numbers(summary: Summary) -> dict[str, list[float]]:
+    """The settings that are numbers and have at least three values, with these values in ascending order."""
+    settings = [own["settings"] for own in summary["variants"].values() if own["settings"]]
+    found: dict[str, list[float]] = {}
+    for name in settings[0] if settings else ():
+        values = [own[name] for own in settings]
+        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            found[name] = sorted(set(values))
+    return {name: values for name, values in found.items() if len(values) >= _FEWEST_VALUES}
+
+
+def settings_figure(summary: Summary) -> Figure:
+    """The IQM against each number that was varied, one line for each combination of the other settings.
+
+    Values are equally far apart: often they are powers, or begin with 0.
+    """
+    numbers = varied_numbers(summary)
+    figure = _figure(max(5.0, 4.0 * len(numbers)), 4.0)
+    for axes, (name, values) in zip(figure.subplots(1, len(numbers), squeeze=False)[0], numbers.items(), strict=True):
+        lines: dict[str, list[Summary]] = {}
+        for own in summary["variants"].values():
+            if own["settings"]:
+                others = [f"{flag(other)[2:]}={value}" for other, value in own["settings"].items() if other != name]
+                lines.setdefault(" ".join(others) or "IQM", []).append(own)
+        for index, (label, variants) in enumerate(lines.items()):
+            variants.sort(key=lambda own: own["settings"][name])
+            # Beside each other, so that intervals do not hide one another.
+            aside = (index - (len(lines) - 1) / 2) * 0.06
+            places = [values.index(own["settings"][name]) + aside for own in variants]
+            color, line = _COLORS[index % len(_COLORS)], _LINES[index // len(_COLORS) % len(_LINES)]
+            scores = [own["iqm"]["value"] for own in variants]
+            axes.plot(places, scores, line, color=color, linewidth=1.4, marker="o", markersize=4, label=label)
+            for place, own in zip(places, variants, strict=True):
+                error = _error(own["iqm"]["value"], own["iqm"]["interval"])
+                axes.errorbar([place], [own["iqm"]["value"]], error, color=color, linewidth=1, capsize=2)
+        axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+        axes.set_xlabel(flag(name), fontsize=8)
+        _finish(axes)
+        if len(numbers) > 1:
+            axes.legend(frameon=False, fontsize=_LEGEND_POINTS)
+    figure.axes[0].set_ylabel("IQM of normalized scores")
+    if len(numbers) == 1:
+        _legend(figure, figure.axes[0])
     return figure
 
 

@@ -116,6 +116,13 @@ def find_runs(paths: Sequence[Path]) -> list[ScoredRun]:
     return list(found.values())
 
 
+def varied_settings(runs: Sequence[ScoredRun]) -> list[str]:
+    """The settings that somebody asked for and in which the runs differ, in the order of their declaration."""
+    asked = {name for run in runs for name in run.requested} - _NOT_A_VARIANT
+    asked |= {name for run in runs for name in run.varied}
+    return [name for name in SETTINGS if name in asked and len({getattr(run.config, name) for run in runs}) > 1]
+
+
 def by_variant(runs: Sequence[ScoredRun]) -> dict[str, dict[str, dict[int, ScoredRun]]]:
     """The runs by variant, game and seed. A variant is named by the settings in which the runs differ.
 
@@ -126,7 +133,7 @@ def by_variant(runs: Sequence[ScoredRun]) -> dict[str, dict[str, dict[int, Score
     if len(modes) > 1:
         named = ", ".join(f"{mode}: {run.run.path}" for mode, run in modes.items())
         raise UsageError(f"easy and hard levels cannot be compared ({named})")
-    names = [name for name in SETTINGS if name in _varied(runs)]
+    names = varied_settings(runs)
     grouped: dict[str, dict[str, dict[int, ScoredRun]]] = {}
     for run in runs:
         pairs = [f"{flag(name)[2:]}={_show(getattr(run.config, name))}" for name in names]
@@ -205,13 +212,6 @@ def _study(run: Path) -> frozenset[str]:
         return frozenset(vary) & SETTINGS.keys()
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return frozenset()
-
-
-def _varied(runs: Sequence[ScoredRun]) -> set[str]:
-    """The settings that somebody asked for and in which the runs differ."""
-    asked = {name for run in runs for name in run.requested} - _NOT_A_VARIANT
-    asked |= {name for run in runs for name in run.varied}
-    return {name for name in asked if len({getattr(run.config, name) for run in runs}) > 1}
 
 
 def _show(value: Any) -> str:

@@ -197,7 +197,9 @@ def test_variants_are_in_the_order_of_their_numbers(make_run, tmp_path):
     for lag in (1, 4, 16):
         make_run("coinrun", 0, [5, 6], mode="overlap", max_policy_lag=lag)
     lags = [f"max-policy-lag={lag}" for lag in (1, 4, 16)]
-    assert list(by_variant(find_runs([tmp_path / "study"]))) == lags
+    variants = summary_of(tmp_path / "study")["variants"]
+    assert list(variants) == lags
+    assert [own["settings"] for own in variants.values()] == [{"max_policy_lag": lag} for lag in (1, 4, 16)]
 
 
 def test_study_that_varies_how_runs_are_carried_out_has_these_variants(make_run, tmp_path):
