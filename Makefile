@@ -31,7 +31,7 @@ evaluate: setup ## score a checkpoint or a run: make evaluate ARGS="RUN_DIR"
 test: setup ## the tests that start no clusters, and one short run per mode (under 4 minutes)
 	@exec $(pytest) -m 'not processes' $(ARGS)
 
-test-all: setup ## all tests (about 13 minutes on two cores)
+test-all: setup ## all tests (about 12 minutes on two cores)
 	@exec $(pytest) $(ARGS)
 
 drill: setup ## inject every fault into runs on this host and print what happened (under 6 minutes)
