@@ -14,6 +14,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from common.config import flag
 from evaluator.output.plot import png
 from evaluator.studies.published import NAME as PUBLISHED
+from evaluator.studies.runs import setting_text
 
 # Okabe and Ito's palette, whose colors readers with color blindness can tell apart; gray is for published scores.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -129,14 +130,14 @@ def settings_figure(summary: Summary) -> Figure:
         lines: dict[str, list[Summary]] = {}
         for own in summary["variants"].values():
             if own["settings"]:
-                others = [f"{flag(other)[2:]}={value}" for other, value in own["settings"].items() if other != name]
+                others = [setting_text(other, value) for other, value in own["settings"].items() if other != name]
                 lines.setdefault(" ".join(others) or "IQM", []).append(own)
         for index, (label, variants) in enumerate(lines.items()):
             variants.sort(key=lambda own: own["settings"][name])
             # Beside each other, so that intervals do not hide one another.
             aside = (index - (len(lines) - 1) / 2) * 0.06
             places = [values.index(own["settings"][name]) + aside for own in variants]
-            color, line = _COLORS[index % len(_COLORS)], _LINES[index // len(_COLORS) % len(_LINES)]
+            color, line = _style_of(index)
             scores = [own["iqm"]["value"] for own in variants]
             axes.plot(places, scores, line, color=color, linewidth=1.4, marker="o", markersize=4, label=label)
             for place, own in zip(places, variants, strict=True):
@@ -164,7 +165,10 @@ def _style(summary: Summary, variant: str) -> tuple[str, str]:
     """Colour and line of a variant, the same in every figure."""
     if variant == PUBLISHED:
         return _GREY, "-"
-    index = list(summary["variants"]).index(variant)
+    return _style_of(list(summary["variants"]).index(variant))
+
+
+def _style_of(index: int) -> tuple[str, str]:
     return _COLORS[index % len(_COLORS)], _LINES[index // len(_COLORS) % len(_LINES)]
 
 

@@ -136,7 +136,7 @@ def by_variant(runs: Sequence[ScoredRun]) -> dict[str, dict[str, dict[int, Score
     names = varied_settings(runs)
     grouped: dict[str, dict[str, dict[int, ScoredRun]]] = {}
     for run in runs:
-        pairs = [f"{flag(name)[2:]}={_show(getattr(run.config, name))}" for name in names]
+        pairs = [setting_text(name, getattr(run.config, name)) for name in names]
         seeds = grouped.setdefault(" ".join(pairs) or ONLY_VARIANT, {}).setdefault(run.config.env_name, {})
         other = seeds.setdefault(run.config.seed, run)
         if other is not run:
@@ -214,8 +214,10 @@ def _study(run: Path) -> frozenset[str]:
         return frozenset()
 
 
-def _show(value: Any) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+def setting_text(name: str, value: Any) -> str:
+    """As in the name of a variant: `max-policy-lag=4`, `repeatable=no`."""
+    shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+    return f"{flag(name)[2:]}={shown}"
 
 
 def _product(shape: Iterable[int]) -> int:

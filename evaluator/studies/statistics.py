@@ -104,7 +104,7 @@ def interval(
 
 
 def statistic_interval(statistic: Statistic, scores: Scores, low: float, high: float) -> Interval | None:
-    """The 95 % interval of a statistic that lies between `low` and `high`; None if there is none (see above)."""
+    """The 95 % interval of a statistic that lies between `low` and `high`; None with one seed or equal resamples."""
     if min(sizes(scores)) < 2:
         return None
     return _clipped(interval(statistic(scores), statistic(resample(scores)), sizes(scores)), low, high)
@@ -119,7 +119,7 @@ def difference_interval(statistic: Statistic, first: Scores, second: Scores, pai
     """The interval of statistic(second) - statistic(first).
 
     With `paired`, position i of a game is the same seed on both sides, and both are resampled together: what a seed
-    does to both cancels. None if there is none (see above).
+    does to both cancels. None with one seed or equal resamples.
     """
     resampled = statistic(resample(second)) - statistic(resample(first, stream=0 if paired else 1))
     ends = interval(statistic(second) - statistic(first), resampled, *_of_both(first, second, paired))
@@ -127,7 +127,7 @@ def difference_interval(statistic: Statistic, first: Scores, second: Scores, pai
 
 
 def improvement_interval(first: Scores, second: Scores, paired: bool) -> Interval | None:
-    """The interval of `probability_of_improvement`; None if there is none (see above)."""
+    """The interval of `probability_of_improvement`; None with one seed or equal resamples."""
     resampled = probability_of_improvement(resample(first, stream=0 if paired else 1), resample(second))
     ends = interval(probability_of_improvement(first, second), resampled, *_of_both(first, second, paired))
     return _clipped(ends, 0.0, 1.0)

@@ -73,3 +73,10 @@ def test_several_varied_numbers_have_a_panel_each():
     figure = settings_figure(of_settings(*(({"gamma": gamma, "width": width}, 0.5, None) for gamma, width in pairs)))
     assert [axes.get_xlabel() for axes in figure.axes] == ["--gamma", "--width"]
     assert [len(axes.get_legend().get_texts()) for axes in figure.axes] == [3, 3]
+
+
+def test_settings_are_named_as_in_variants():
+    (axes,) = settings_figure(
+        of_settings(*(({"max_policy_lag": lag, "repeatable": False}, 0.5, None) for lag in (1, 4, 16)))
+    ).axes
+    assert "repeatable=no" in [line.get_label() for line in axes.get_lines()]
