@@ -6,6 +6,7 @@ proves that the cluster is protected.
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,16 +56,16 @@ def is_loopback(address: str) -> bool:
     return address.strip("[]") in LOOPBACK
 
 
-def requires_token(target: ClusterTarget) -> bool:
+def requires_token(target: ClusterTarget, poll: Callable[[], None] = lambda: None) -> bool:
     """Whether the cluster requires a token and accepts ours, which is never sent to a cluster that requires none.
 
-    Prints a warning for an open cluster that `target` allows.
+    Prints a warning for an open cluster that `target` allows. Calls `poll` while waiting, which may raise.
 
     Raises:
         ClusterError: no Ray answers, the cluster is open to anyone and `target` does not allow that, or it requires a
             token and ours is missing, disabled or wrong.
     """
-    answer = probe(target.address, with_token=False)
+    answer = probe(target.address, with_token=False, poll=poll)
     if answer.verdict == "unavailable":
         raise ClusterError(f"no Ray cluster could be joined at {target}: {answer.reason}{target.hint()}")
     if answer.verdict == "admitted":
@@ -88,7 +89,7 @@ def requires_token(target: ClusterTarget) -> bool:
             f"{required}, but none was found in {token.location}: copy the head's token file to that path, readable "
             f"only by you, or set {PATH_VARIABLE}"
         )
-    if probe(target.address, with_token=True).verdict == "refused":
+    if probe(target.address, with_token=True, poll=poll).verdict == "refused":
         raise ClusterError(f"{required} and refused the one in {token.location}: copy the token file from the head")
     return True
 

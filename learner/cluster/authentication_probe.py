@@ -4,12 +4,14 @@ Ray decides once per process whether it sends a token. Each probe is therefore a
 `python -m learner.cluster.authentication_probe ADDRESS` prints its `Answer` as JSON.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,8 +45,11 @@ class Answer:
     may_retry: bool = False  # if unavailable: the head may answer later
 
 
-def probe(address: str, with_token: bool) -> Answer:
-    """Probes the head at `address` (HOST:PORT or auto) until it answers, for at most RETRY_PERIOD seconds."""
+def probe(address: str, with_token: bool, poll: Callable[[], None] = lambda: None) -> Answer:
+    """Probes the head at `address` (HOST:PORT or auto) until it answers, for at most RETRY_PERIOD seconds.
+
+    Calls `poll` while waiting, which may raise.
+    """
     environment = {**os.environ, **CLIENT_TIMEOUTS, MODE_VARIABLE: "token" if with_token else "disabled"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     if not with_token:
@@ -52,28 +57,34 @@ def probe(address: str, with_token: bool) -> Answer:
         environment.pop(PATH_VARIABLE, None)
     deadline = time.monotonic() + RETRY_PERIOD
     while True:
-        answer = _probe_once(address, environment)
+        answer = _probe_once(address, environment, poll)
         if not answer.may_retry or time.monotonic() > deadline:
             return answer
         time.sleep(0.5)
 
 
-def _probe_once(address: str, environment: dict[str, str]) -> Answer:
+def _probe_once(address: str, environment: dict[str, str], poll: Callable[[], None]) -> Answer:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _START, str(package_directories()[0].parent), address],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # Ray's C++ repeats the reason there
+    )
+    deadline = time.monotonic() + PROBE_TIMEOUT
     try:
-        process = subprocess.run(
-            [sys.executable, "-c", _START, str(package_directories()[0].parent), address],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # Ray's C++ repeats the reason there
-            timeout=PROBE_TIMEOUT,
-        )
-        answer = Answer(**json.loads(process.stdout.splitlines()[-1]))
-        return dataclasses.replace(answer, nodes=tuple(answer.nodes))
-    except subprocess.TimeoutExpired:
+        while time.monotonic() < deadline:
+            poll()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                output, _ = process.communicate(timeout=0.5)
+                answer = Answer(**json.loads(output.splitlines()[-1]))
+                return dataclasses.replace(answer, nodes=tuple(answer.nodes))
         reason = f"no answer within {PROBE_TIMEOUT:.0f} s"
     except (IndexError, TypeError, ValueError):
         reason = f"the process that probes it ended with exit code {process.returncode}"
+    finally:
+        process.kill()
+        process.wait()
     return Answer("unavailable", reason=reason, may_retry=True)
 
 

@@ -91,7 +91,7 @@ def connect(target: ClusterTarget | None, config: Config, poll: Callable[[], Non
         return _connection(None, authenticated=False)
     if (head := target.host_and_port()) is not None:
         _wait_for_port(target, head, config.cluster_timeout, poll)
-    authenticated = authentication.requires_token(target)
+    authenticated = authentication.requires_token(target, poll)
     set_ray_authentication("token" if authenticated else "disabled")
     authentication.reload_mode()
     with _ray_starting(f"no Ray cluster could be joined at {target}", embedded=False), our_code() as runtime_env:

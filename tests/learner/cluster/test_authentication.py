@@ -39,7 +39,7 @@ def our_token(home: Path) -> Path:
 def answers(monkeypatch: pytest.MonkeyPatch, without: Answer, with_token: Answer = REFUSED) -> None:
     """The head's answers to a process without a token and to one with ours."""
     answer_of = {False: without, True: with_token}
-    monkeypatch.setattr(authentication, "probe", lambda address, with_token: answer_of[with_token])
+    monkeypatch.setattr(authentication, "probe", lambda address, with_token, poll: answer_of[with_token])
 
 
 def test_token_is_the_one_that_ray_sends(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,11 +16,14 @@ def run_printing(monkeypatch: pytest.MonkeyPatch, *outputs: str) -> list[dict[st
     environments: list[dict[str, str]] = []
     remaining = [output.encode() for output in outputs]
 
-    def run(*_args: object, env: dict[str, str], **_options: object) -> SimpleNamespace:
+    def start(*_args: object, env: dict[str, str], **_options: object) -> SimpleNamespace:
         environments.append(env)
-        return SimpleNamespace(stdout=remaining.pop(0), returncode=9)
+        output = remaining.pop(0)
+        return SimpleNamespace(
+            communicate=lambda timeout: (output, None), kill=lambda: None, wait=lambda: 9, returncode=9
+        )
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "Popen", start)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     return environments
 
@@ -81,3 +84,14 @@ def test_head_is_asked_for_its_nodes_and_its_own_address_is_one(nodes, expected,
 
     monkeypatch.setattr(authentication_probe, "GcsClient", Client)
     assert ask_head("10.0.0.1:6379") == expected
+
+
+def test_stop_interrupts_a_probe_that_gets_no_answer() -> None:
+    polls = iter([None, None, KeyboardInterrupt])
+
+    def poll() -> None:
+        if (error := next(polls)) is not None:
+            raise error
+
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(KeyboardInterrupt):
+        probe(f"127.0.0.1:{silent.getsockname()[1]}", with_token=False, poll=poll)

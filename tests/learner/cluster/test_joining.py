@@ -50,7 +50,7 @@ def test_error_of_ray_while_joining_becomes_one_line(error: Exception) -> None:
 def test_cluster_whose_object_store_is_too_small_is_left_again(monkeypatch: pytest.MonkeyPatch) -> None:
     left = []
     monkeypatch.setattr(connection, "_wait_for_port", lambda *_arguments: None)
-    monkeypatch.setattr(connection.authentication, "requires_token", lambda target: False)
+    monkeypatch.setattr(connection.authentication, "requires_token", lambda *_arguments: False)
     monkeypatch.setattr(connection.authentication, "reload_mode", lambda: None)
     monkeypatch.setattr(connection, "set_ray_authentication", lambda mode: None)
     monkeypatch.setattr(connection.ray, "init", lambda *_args, **_options: None)
