@@ -13,6 +13,7 @@ from common.config import Config
 from common.frame_compression import compress_frames
 from common.messages import ActorIdentity, ActorState, Rollout, Weights
 from common.process import end_with_parent, prepare_process
+from common.procgen_env import play_only
 from common.versions import software
 
 
@@ -43,6 +44,7 @@ class RemoteRolloutActor:
     def build(self, learner_node_id: str, config: Config, identity: ActorIdentity, state: ActorState | None) -> None:
         """Builds environments and policy; an answer proves that they work."""
         prepare_process(num_threads=1, sees_gpu=config.actor_gpus > 0, group_readable=config.group_readable)
+        play_only(config.env_name)
         self.actor = RolloutActor(config, identity, state)
         # Within a node nothing is sent: the object store is shared memory.
         is_remote = learner_node_id != ray.get_runtime_context().get_node_id()

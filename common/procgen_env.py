@@ -5,16 +5,19 @@ interface, `procgen-gym` (3.13) with gymnasium's. All contain the same engine; `
 """
 
 import abc
+import contextlib
 import functools
 import importlib.util
 import re
 import struct
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common.games import OBSERVATION_SHAPE, Game
+from common.procgen_images import images_of
 
 
 class MissingLibrary(RuntimeError):
@@ -146,6 +149,25 @@ def _open_library_once() -> None:
     gym3.libenv.FFI = OneHandleFFI
 
 
+_only_game: str | None = None  # that this process plays
+_images_are_loaded = False
+
+
+def play_only(env_name: str) -> None:
+    """Lets this process load the images of one game only, which saves up to 310 MB and a second.
+
+    To be called before the first environments are made; later it saves nothing. `make_envs` refuses other games from
+    now on, because it would draw them with wrong images.
+
+    Raises:
+        RuntimeError: this process plays another game.
+    """
+    global _only_game
+    if _only_game not in (None, env_name):
+        raise RuntimeError(f"this process plays only {_only_game}, not {env_name}")
+    _only_game = env_name
+
+
 def make_envs(
     num_envs: int,
     game: Game,
@@ -161,6 +183,9 @@ def make_envs(
     The order of levels depends only on `rand_seed` and the slot. `num_threads` C++ threads step the slots; with 0,
     `act` steps them on the caller's thread. `render` adds 512 x 512 images to `infos` (slow).
     Without `center_agent`, frames show the whole level.
+
+    Raises:
+        RuntimeError: after `play_only` of another game.
     """
     options: dict[str, Any] = {
         "env_name": game.env_name,
@@ -173,7 +198,17 @@ def make_envs(
     }
     if render:
         options["render_mode"] = "rgb_array"
-    return _Gym3Envs(num_envs, options) if _has_gym3_interface() else _GymnasiumEnvs(num_envs, options)
+    build = _Gym3Envs if _has_gym3_interface() else _GymnasiumEnvs
+    if _only_game is not None:
+        play_only(game.env_name)
+    with contextlib.ExitStack() as stack:
+        global _images_are_loaded
+        if _only_game is not None and not _images_are_loaded:
+            assets = Path(_env_module().__file__).parent / "data" / "assets"
+            options["resource_root"] = f"{stack.enter_context(images_of(_only_game, assets))}/"
+        envs: ProcgenEnvs = build(num_envs, options)
+        _images_are_loaded = True
+    return envs
 
 
 def level_state(game: Game, level: int) -> bytes:

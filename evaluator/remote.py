@@ -10,6 +10,7 @@ import ray
 from common.config import Config
 from common.messages import CheckpointNotice
 from common.process import end_with_parent, prepare_matplotlib, prepare_process
+from common.procgen_env import play_only
 from common.storage.run_directory import RunDirectory
 from evaluator.output.log_file import LogFile
 
@@ -31,6 +32,7 @@ class RemoteEvaluatorActor:
         end_with_parent()
         prepare_process(num_threads=1, sees_gpu=False, group_readable=config.group_readable)
         prepare_matplotlib()
+        play_only(config.env_name)
         # Imported here, because the learner imports this file too and does not need matplotlib.
         import evaluator.service  # noqa: F401
 

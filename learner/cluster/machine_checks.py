@@ -22,7 +22,7 @@ SUPPORTED_PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 INSTALL = "pip install -c constraints.txt ."
 GIB = 2**30
 # Measured (docs/benchmarks.md): the learner with its batch and Ray's processes, and one actor.
-LEARNER_MEMORY, ACTOR_MEMORY = 2 * GIB, 0.75 * GIB
+LEARNER_MEMORY, ACTOR_MEMORY = 2 * GIB, 0.75 * GIB  # an actor of coinrun; some games need 0.5 GiB
 
 Verdict = Literal["ok", "warning", "fatal"]
 

@@ -1,0 +1,129 @@
+"""A process that loaded the images of one game draws it like one that loaded all.
+
+Procgen loads images once in a process, so each game is played in a process of its own: `python -m` this module forks
+them, and prints a digest of what each saw.
+"""
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import common.procgen_env
+import common.procgen_images
+from common.games import GAMES, Game
+from common.procgen_env import make_envs, play_only
+from common.procgen_images import FOLDERS, images_of
+
+PROJECT = Path(__file__).resolve().parents[2]
+LEVELS, STEPS = 60, 10
+WITHOUT_BACKGROUNDS = "starpilot without its backgrounds"
+
+
+def digest(env_name: str) -> str:
+    """Of the frames of random play on random levels."""
+    envs = make_envs(LEVELS, Game(env_name, "easy"), 0, 0, rand_seed=1)
+    frames = hashlib.sha256(envs.observe()[1].tobytes())
+    for actions in np.random.RandomState(2).randint(0, 15, (STEPS, LEVELS)).astype(np.int32):
+        envs.act(actions)
+        frames.update(envs.observe()[1].tobytes())
+    envs.close()
+    return frames.hexdigest()
+
+
+def digest_of_the_only_game(case: str) -> str:
+    env_name = case.split()[0]
+    if case == WITHOUT_BACKGROUNDS:
+        FOLDERS[env_name] = frozenset()
+    play_only(env_name)
+    return digest(env_name)
+
+
+@pytest.fixture(scope="module")
+def digests() -> dict[str, str]:
+    result = subprocess.run([sys.executable, "-m", __name__], cwd=PROJECT, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("env_name", GAMES)
+def test_game_looks_the_same_with_its_own_images_only(env_name: str, digests: dict[str, str]) -> None:
+    assert digests[env_name] == digest(env_name)
+
+
+def test_missing_image_would_be_noticed(digests: dict[str, str]) -> None:
+    assert digests[WITHOUT_BACKGROUNDS] != digests["starpilot"]
+
+
+def test_process_that_plays_only_one_game_refuses_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common.procgen_env, "_only_game", None)
+    play_only("leaper")
+    play_only("leaper")
+    with pytest.raises(RuntimeError, match="this process plays only leaper, not maze"):
+        make_envs(1, Game("maze", "easy"), 0, 1, rand_seed=0)
+    with pytest.raises(RuntimeError, match="this process plays only leaper, not maze"):
+        play_only("maze")
+
+
+@pytest.fixture
+def assets(tmp_path: Path) -> Path:
+    """Like Procgen's, with one image in each folder, whose content is its path."""
+    root = tmp_path / "assets"
+    for folder in ("misc_assets", "space_backgrounds", "kenney/Players/Blue"):
+        (root / folder).mkdir(parents=True)
+        (root / folder / "image.png").write_text(folder)
+    return root
+
+
+def test_images_of_other_games_are_replaced_while_they_are_loaded(assets: Path) -> None:
+    with images_of("starpilot", assets) as directory:
+        found = {str(path.parent.relative_to(directory)): path.read_text() for path in directory.glob("**/*.png")}
+        # glob does not follow links to folders
+        found |= {name: (directory / name / "image.png").read_text() for name in ("misc_assets", "space_backgrounds")}
+    assert found == {
+        "misc_assets": "misc_assets",
+        "space_backgrounds": "space_backgrounds",
+        "kenney/Players/Blue": "misc_assets",
+    }
+    assert not directory.exists()
+    assert (assets / "space_backgrounds" / "image.png").exists()
+
+
+def test_directories_of_killed_processes_are_deleted_later(
+    assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left_behind, in_use = tmp_path / "heldout-images-killed", tmp_path / "heldout-images-alive"
+    for directory in (left_behind, in_use):
+        directory.mkdir()
+        (directory / "misc_assets").symlink_to(assets / "misc_assets")
+    an_hour_ago = time.time() - 3600
+    os.utime(left_behind, (an_hour_ago, an_hour_ago))
+    with images_of("starpilot", assets):
+        assert in_use.exists() and not left_behind.exists()
+    assert (assets / "misc_assets" / "image.png").exists()
+
+
+def test_without_room_for_a_directory_all_images_are_loaded(
+    assets: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/proc/missing")
+    with caplog.at_level(logging.WARNING), images_of("starpilot", assets) as directory:
+        assert directory == assets
+    (record,) = caplog.records
+    assert "loading the images of all games" in record.getMessage() and "/proc/missing" in record.getMessage()
+
+
+if __name__ == "__main__":
+    cases = [*GAMES, WITHOUT_BACKGROUNDS]
+    with multiprocessing.get_context("fork").Pool(2, maxtasksperchild=1) as pool:
+        print(json.dumps(dict(zip(cases, pool.map(digest_of_the_only_game, cases, chunksize=1), strict=True))))
