@@ -103,8 +103,8 @@ def test_actors_on_both_nodes_are_replaced_when_they_die_or_hang(two_nodes, star
 def test_cluster_too_small_for_all_actors_trains_with_those_placed(two_nodes, run_learner, tmp_path, rows):
     result = run_learner(
         *("--run-dir", tmp_path / "run", "--address", two_nodes.address, OPEN, "--no-evaluator"),
-        *("--num-actors", 4, "--envs-per-actor", 1, "--unroll-length", 16, "--num-minibatches", 2),
-        *("--update-epochs", 1, "--total-frames", 128, "--cluster-timeout", 180),
+        *("--env-name", "leaper", "--num-actors", 4, "--envs-per-actor", 1, "--unroll-length", 16),
+        *("--num-minibatches", 2, "--update-epochs", 1, "--total-frames", 128, "--cluster-timeout", 180),
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "2 of 4 actors placed, 2 missing" in result.stdout

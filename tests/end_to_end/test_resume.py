@@ -28,17 +28,19 @@ from tests.conftest import (
 UPDATES = 8
 # running_return, several minibatches and epochs, unfinished episodes: whatever state there is, is in use.
 SETTINGS = [
+    *("--env-name", "leaper"),
     *("--num-actors", "2", "--envs-per-actor", "4", "--unroll-length", "64", "--num-minibatches", "2"),
     *("--update-epochs", "2", "--num-levels", "20", "--checkpoint-interval", "3", "--no-evaluator"),
     *("--reward-transform", "running_return", "--mode", "sync", "--total-frames", str(UPDATES * 512)),
     *("--learning-rate-schedule", "linear"),
 ]
-# Updates take longer than a hundred resume points, which are small with impoola: one is written after every update, and
-# no checkpoint.
+# Updates take longer than a hundred resume points, which are small with impoola, and coinrun is slow: one is written
+# after every update, and no checkpoint.
 LONG_UPDATES = 5
 LONG_SETTINGS = [
-    *(*SETTINGS, "--envs-per-actor", "8", "--encoder", "impoola", "--total-frames", str(LONG_UPDATES * 1024)),
-    *("--checkpoint-interval", str(10**6)),
+    *SETTINGS,
+    *("--env-name", "coinrun", "--encoder", "impoola", "--envs-per-actor", "8"),
+    *("--total-frames", str(LONG_UPDATES * 1024), "--checkpoint-interval", str(10**6)),
 ]
 
 

@@ -54,7 +54,12 @@ def embedded_ray():
 
 
 tiny_config = partial(
-    conftest.tiny_config, num_actors=ACTORS, envs_per_actor=ENVS, unroll_length=STEPS, cluster_timeout=DEADLINE
+    conftest.tiny_config,
+    env_name="leaper",  # an actor of coinrun takes a second longer to start
+    num_actors=ACTORS,
+    envs_per_actor=ENVS,
+    unroll_length=STEPS,
+    cluster_timeout=DEADLINE,
 )
 
 
