@@ -19,7 +19,7 @@ from common.storage.run_directory import RunDirectory
 from evaluator.levels import audit_cache, level_file
 from evaluator.levels.audit import FEW_STEPS, Audit, Verdict
 from evaluator.levels.audit_cache import AuditCache
-from evaluator.levels.behavior import first_frames, play
+from evaluator.levels.behavior import first_frames, nothing_happens, play
 from evaluator.levels.level_envs import level_state
 from evaluator.levels.level_file import audited_level_sets, flags, read_level_sets, stored_level_sets
 
@@ -104,12 +104,9 @@ def plays_like(pair: tuple[int, int], actions: list[int]) -> bool:
     """Whether the actions, which must reach the goal of the first maze, give the same rewards and ends in both."""
     sequence = np.full((1, MAZE.time_limit), 4, np.int32)
     sequence[0, : len(actions)] = actions
-    nothing, *outcomes = (
-        play(MAZE, [level], each)[0]
-        for level, each in ((pair[0], np.full_like(sequence, 4)), (pair[0], sequence), (pair[1], sequence))
-    )
-    assert outcomes[0] != nothing
-    return outcomes[0] == outcomes[1]
+    outcome, other_outcome = (play(MAZE, [level], sequence)[0] for level in pair)
+    assert outcome != nothing_happens(MAZE, sequence)
+    return outcome == other_outcome
 
 
 def solution(level: int) -> list[int]:
