@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -22,7 +23,6 @@ from ray._private.worker import global_worker
 
 import learner.rollouts.fleet
 import learner.rollouts.stream
-from actors.remote import Location
 from actors.rollout_actor import RolloutActor
 from common.messages import ActorIdentity
 from common.policy_network import PolicyNetwork
@@ -296,19 +296,39 @@ def test_actor_that_never_works_stops_the_run_with_its_traceback(new_fleet, new_
     assert "value_head" in error.value.details
 
 
+def actor_without_torch(build):
+    """A class of actors that only take a place, whose processes need a second instead of three to start.
+
+    Made in a function: Ray would import this module, and with it torch, for a class that can be imported.
+    """
+
+    class PlacedActor:
+        def describe(self):
+            # No `Location`, whose module imports torch.
+            return SimpleNamespace(host="host", node_id=ray.get_runtime_context().get_node_id()), software()
+
+    PlacedActor.build = build
+    return ray.remote(num_cpus=1)(PlacedActor)
+
+
+@pytest.fixture
+def placed_actors(monkeypatch):
+    """Actors for what happens before the first rollout."""
+
+    def build(self, *arguments):
+        pass
+
+    monkeypatch.setattr(learner.rollouts.fleet, "RemoteRolloutActor", actor_without_torch(build))
+
+
 @pytest.fixture
 def crashing_actors(monkeypatch):
     """Actors whose processes crash in native code while they build their environments."""
 
-    @ray.remote(num_cpus=1)
-    class CrashingActor:
-        def describe(self):
-            return Location("host", 1, ray.get_runtime_context().get_node_id()), software()
+    def build(self, *arguments):
+        ctypes.string_at(0)
 
-        def build(self, *arguments):
-            ctypes.string_at(0)
-
-    monkeypatch.setattr(learner.rollouts.fleet, "RemoteRolloutActor", CrashingActor)
+    monkeypatch.setattr(learner.rollouts.fleet, "RemoteRolloutActor", actor_without_torch(build))
 
 
 @pytest.mark.usefixtures("crashing_actors")
@@ -353,6 +373,7 @@ def test_actor_that_keeps_failing_is_reported_as_missing_with_the_reason(new_fle
     assert "\n" not in fleet.last_error and fleet.last_error in caplog.messages
 
 
+@pytest.mark.usefixtures("placed_actors")
 def test_actor_that_ray_cannot_start_is_reported_once_and_no_longer_when_it_works(new_fleet, monkeypatch, caplog):
     fleet = new_fleet(tiny_config(num_actors=ACTORS + 1))  # the machine has room for one fewer
     deadline = time.monotonic() + DEADLINE
@@ -374,6 +395,7 @@ def test_actor_that_ray_cannot_start_is_reported_once_and_no_longer_when_it_work
     assert missing.last_error is None
 
 
+@pytest.mark.usefixtures("placed_actors")
 def test_missing_actors_with_the_same_reason_are_reported_in_one_warning(new_fleet, monkeypatch, caplog):
     fleet = new_fleet(tiny_config(num_actors=8))  # more than the machine has room for
     wait_until(lambda: len(fleet.ready()) == ACTORS)
@@ -419,6 +441,7 @@ def wait_for_free_cpus():
     wait_until(lambda: ray.available_resources().get("CPU", 0) >= ACTORS)
 
 
+@pytest.mark.usefixtures("placed_actors")
 def test_elastic_fleet_starts_with_what_fits_but_not_below_min_actors(new_fleet):
     config = tiny_config(num_actors=4, envs_per_actor=1, min_actors=1)
     fleet = new_fleet(config)
@@ -433,6 +456,7 @@ def test_elastic_fleet_starts_with_what_fits_but_not_below_min_actors(new_fleet)
         fleet.wait_until_placed(1, never)
 
 
+@pytest.mark.usefixtures("placed_actors")
 def test_slow_start_is_reported_with_the_flag_of_its_deadline(new_fleet):
     wait_for_free_cpus()
     fleet = new_fleet(tiny_config())
@@ -443,6 +467,7 @@ def test_slow_start_is_reported_with_the_flag_of_its_deadline(new_fleet):
     assert "--cluster-timeout" in fleet.why_missing()
 
 
+@pytest.mark.usefixtures("placed_actors")
 def test_missing_room_is_reported_as_such(new_fleet):
     fleet = new_fleet(tiny_config(num_actors=ACTORS + 1))
     assert fleet.why_missing() == "the cluster has too few CPUs"
