@@ -39,7 +39,7 @@ SETTINGS = [
 LONG_UPDATES = 5
 LONG_SETTINGS = [
     *SETTINGS,
-    *("--env-name", "coinrun", "--encoder", "impoola", "--envs-per-actor", "8"),
+    *("--env-name", "coinrun", "--encoder", "impoola", "--num-actors", "1", "--envs-per-actor", "16"),
     *("--total-frames", str(LONG_UPDATES * 1024), "--checkpoint-interval", str(10**6)),
 ]
 
