@@ -1,7 +1,7 @@
 """A process that loaded the images of one game draws it like one that loaded all.
 
-Procgen loads images once in a process, so each game is played in a process of its own: `python -m` this module forks
-them, and prints a digest of what each saw.
+Procgen loads images once in a process, so games with different images are played in different processes: `python -m`
+this module forks them, and prints digests of what they saw.
 """
 
 import hashlib
@@ -40,12 +40,20 @@ def digest(env_name: str) -> str:
     return frames.hexdigest()
 
 
-def digest_of_the_only_game(case: str) -> str:
-    env_name = case.split()[0]
-    if case == WITHOUT_BACKGROUNDS:
-        FOLDERS[env_name] = frozenset()
-    play_only(env_name)
-    return digest(env_name)
+def digests_with_the_same_images(env_names: list[str]) -> dict[str, str]:
+    """Of games that show the same folders: this process loads images only for the first."""
+    digests = {}
+    for env_name in env_names:
+        common.procgen_env._only_game = None
+        play_only(env_name)
+        digests[env_name] = digest(env_name)
+    return digests
+
+
+def digest_without_backgrounds() -> str:
+    FOLDERS["starpilot"] = frozenset()
+    play_only("starpilot")
+    return digest("starpilot")
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +132,12 @@ def test_without_room_for_a_directory_all_images_are_loaded(
 
 
 if __name__ == "__main__":
-    cases = [*GAMES, WITHOUT_BACKGROUNDS]
+    same_images: dict[frozenset[str], list[str]] = {}
+    for game in GAMES:
+        same_images.setdefault(FOLDERS[game], []).append(game)
+    found: dict[str, str] = {}
     with multiprocessing.get_context("fork").Pool(2, maxtasksperchild=1) as pool:
-        print(json.dumps(dict(zip(cases, pool.map(digest_of_the_only_game, cases, chunksize=1), strict=True))))
+        for digests_of_some in pool.map(digests_with_the_same_images, same_images.values(), chunksize=1):
+            found |= digests_of_some
+        found[WITHOUT_BACKGROUNDS] = pool.apply(digest_without_backgrounds)
+    print(json.dumps(found))
