@@ -28,7 +28,6 @@ def test_faults_of_the_short_drill_are_survived_and_counted(tmp_path):
     outcomes = json.loads((tmp_path / "drill.json").read_text())
     assert [outcome["fault"] for outcome in outcomes] == [
         "evaluator SIGKILL",
-        "actor SIGKILL",
         "actor SIGSTOP",
         "actor without memory",
         "all actors SIGKILL",
@@ -37,7 +36,7 @@ def test_faults_of_the_short_drill_are_survived_and_counted(tmp_path):
         "second learner on the run",
         "SIGTERM",
     ]
-    assert [outcome["survived"] for outcome in outcomes] == ["n.a."] * 8 + ["yes"]
+    assert [outcome["survived"] for outcome in outcomes] == ["n.a."] * 7 + ["yes"]
     assert all(outcome["adds_up"] == "yes" for outcome in outcomes)
     happened = {outcome["fault"]: outcome["happened"] for outcome in outcomes}
     assert "refused" in happened["second learner on the run"]
