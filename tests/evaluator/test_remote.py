@@ -12,6 +12,7 @@ import psutil
 import pytest
 import ray
 
+import common.procgen_env
 from common.config import Config
 from common.messages import CheckpointNotice
 from common.process import prepare_ray_environment
@@ -122,6 +123,8 @@ def test_evaluator_may_start_before_the_run_directory_exists(
     evaluator = RemoteEvaluator(run.path, config)
     ray.get(evaluator.actor.__ray_ready__.remote(), timeout=DEADLINE)  # type: ignore[attr-defined]
     assert not run.path.exists()
+    only_game = evaluator.actor.__ray_call__.remote(lambda actor: common.procgen_env._only_game)  # type: ignore[attr-defined]
+    assert ray.get(only_game, timeout=DEADLINE) == "leaper"  # of no other game are images loaded
     notify(evaluator, save(run.checkpoints, 0))
     row = evaluator.finish(DEADLINE)
     assert row is not None and row["policy_version"] == 0

@@ -21,6 +21,7 @@ import ray
 import torch
 from ray._private.worker import global_worker
 
+import common.procgen_env
 import learner.rollouts.fleet
 import learner.rollouts.stream
 from actors.rollout_actor import RolloutActor
@@ -177,6 +178,11 @@ def train_until_all_collect(running, weights):
 
 
 class TestRunningFleet:
+    def test_actors_load_the_images_of_their_game_only(self, running):
+        for member in running.fleet.members:
+            only_game = member.handle.__ray_call__.remote(lambda actor: common.procgen_env._only_game)
+            assert ray.get(only_game, timeout=DEADLINE) == "leaper"
+
     @pytest.mark.parametrize("how", ["SIGKILL", "ray.kill"])
     def test_killed_actor_is_replaced_and_the_cause_logged(self, running, weights, how, caplog):
         fleet, stream, before = running.fleet, running.stream, copy.copy(running.fleet.counters)
