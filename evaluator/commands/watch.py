@@ -120,8 +120,12 @@ def _view(run: WatchedRun, config: Config, width: int) -> RenderableType:
 
 
 def _print_lines(run: WatchedRun, config: Config, looks: Iterable[None]) -> None:
-    """Prints the status first, then every evaluation once and a warning each time the run seems to have stopped."""
+    """Prints the status first, then every evaluation once and a warning each time the run seems to have stopped.
+
+    Why an interval is missing is said once, not in each evaluation's line.
+    """
     printed: set[tuple[int, str]] = set()
+    explained = ""
     was_stale = False
     for look, _ in enumerate(looks):
         now = status(config, run.metrics.rows, run.age(time.time()))
@@ -134,6 +138,10 @@ def _print_lines(run: WatchedRun, config: Config, looks: Iterable[None]) -> None
             if (key := (row["policy_version"], row["policy_sha256"])) not in printed:
                 printed.add(key)
                 print(evaluation_line(row, row is best))
+                reason = why_no_interval(row)
+                if reason and reason != explained:
+                    print(reason)
+                explained = reason or explained
         if now.warning and not was_stale:
             print(now.warning)
         was_stale = now.warning is not None

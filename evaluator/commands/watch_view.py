@@ -76,7 +76,6 @@ def evaluation_line(row: Row, is_best: bool) -> str:
         f"{row['held_out_split']} {format_score(row['held_out'])}",
         f"gap {format_number(row['generalization_gap'])}",
         _solved(row, "solved {solved} of {levels} ({newly_solved} newly, {forgotten} forgotten)"),
-        why_no_interval(row),
         f"{row['seconds']:.0f} s",
         f"{behind} update{'s' if behind > 1 else ''} behind" if behind else "",
         f"{skipped} skipped before it" if skipped else "",

@@ -82,7 +82,6 @@ def test_missing_interval_is_explained() -> None:
     once["train"] |= {"interval": None, "no_interval": "one episode per level"}
     assert watch_view.why_no_interval(once) == "train: no interval, one episode per level"
     assert "train 6.50, validation 4.00 [3.00, 5.00], gap 2.50" in watch_view.evaluation_line(once, False)
-    assert "train: no interval, one episode per level" in watch_view.evaluation_line(once, False)
     assert watch_view.why_no_interval(row(10)) == ""
 
 
@@ -230,6 +229,21 @@ def test_without_a_terminal_new_evaluations_are_printed_once(
     assert [line.split(",")[0] for line in lines[4:]] == [
         "evaluation of policy_version 0",
         "evaluation of policy_version 10",
+    ]
+
+
+def test_lines_say_once_why_an_interval_is_missing(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    for version in (0, 10, 20):
+        once = row(version)
+        once["train"] |= {"interval": None, "no_interval": "one episode per level"}
+        append_jsonl(run.evaluations, once)
+    run_command(run.path, "--once")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in lines[-4:]] == [
+        "evaluation of policy_version 0",
+        "train: no interval",
+        "evaluation of policy_version 10",
+        "evaluation of policy_version 20",
     ]
 
 
