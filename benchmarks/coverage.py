@@ -3,7 +3,7 @@
 Each simulated data set draws levels, then episodes, and asks evaluator/scores/intervals.py for intervals: of the
 training score (about these levels), of the held-out score (about all levels), of the gap between the two, and of paired
 differences to another policy that plays the same episodes with the same random numbers. Its levels' means are drawn
-anew on all levels (paired) or on half of the levels (close). `-` where the data support no interval.
+again on all levels (paired) or on half of the levels (close). `-` where the data support no interval.
 
 Success rates come from Beta(2, 1), from Beta(.5, .25), where most levels are solved always or never, and from a real
 run: docs/results/lab/levels.csv, each level's rate at the last three checkpoints (nine episodes). In other games,

@@ -227,7 +227,7 @@ def why_no_hosts() -> str | None:
         with Network(1) as network:
             network.limit(network.hosts[0], 1e6)
     except (HostsError, OSError) as error:
-        return f"the kernel does not support them: {error}"
+        return f"cannot build a host with network namespaces: {error}"
     return None
 
 

@@ -31,7 +31,7 @@ def require_current_directory() -> None:
     try:
         os.getcwd()
     except OSError as error:
-        raise UsageError("the current directory does not exist any more: change to another one") from error
+        raise UsageError("the current directory no longer exists; change to another one") from error
 
 
 def import_module(name: str) -> ModuleType:
@@ -71,7 +71,7 @@ def _library_failure(error: Exception) -> str | None:
         return None
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     if suspects:
-        return f"libraries cannot be imported: {reason}; unset what you do not need of {', '.join(suspects)}"
+        return f"libraries cannot be imported: {reason}; unset any of these that you do not need: {', '.join(suspects)}"
     return f"libraries cannot be imported: {reason}; install them (make setup, or pip install -c constraints.txt .)"
 
 
@@ -128,7 +128,7 @@ def directory(text: str) -> Path:
         text.encode()
     except UnicodeEncodeError as error:
         raise argparse.ArgumentTypeError(
-            f"expected a path in UTF-8, got {text!r}: rename it, or unset PYTHONUTF8 and LC_ALL if it is one"
+            f"expected a path in UTF-8, got {text!r}: rename it, or if it is UTF-8, unset PYTHONUTF8 and LC_ALL"
         ) from error
     return Path(text)
 

@@ -87,7 +87,10 @@ class Config:
         GAME, "number of training levels; 0: every level", 20, unit="levels", at_least=0, at_most=LAST_LEVEL
     )
     held_out: Literal["next", "sample"] = setting(
-        GAME, "next: after the training levels (test, then validation); sample: drawn from all other levels", "next"
+        GAME,
+        "where held-out levels come from; next: right after the training levels (test, then validation); sample: drawn "
+        "from all other levels",
+        "next",
     )
     held_out_levels: int = setting(
         GAME,
@@ -99,8 +102,8 @@ class Config:
 
     num_actors: int = option(
         COLLECT,
-        "Ray actors; LOW:HIGH and max follow the size of the cluster; they share the environments, so that the batch "
-        "stays the same (one per core, up to 16)",
+        "number of Ray actors; LOW:HIGH and max adapt it to the size of the cluster; actors share the environments, so "
+        "the batch stays the same (one per core, up to 16)",
         None,
         at_least=1,
     )
@@ -110,13 +113,15 @@ class Config:
     )
     unroll_length: int = setting(COLLECT, "steps of each environment in one rollout", 256, unit="steps", at_least=1)
     half_batches: bool = option(
-        COLLECT, "step half of the environments while the policy acts; auto: with --actor-gpus", AUTO
+        COLLECT,
+        "step one half of the environments while the policy acts in the other; auto: with --actor-gpus",
+        AUTO,
     )
     actor_gpus: float = option(
         COLLECT, "share of a GPU per actor; 0: actors act on the CPU", 0.0, at_least=0, at_most=1
     )
     compression: Literal["none", "remote", "zstd"] = option(
-        COLLECT, "compress frames sent to the learner; remote: from other nodes, with zstd", "remote"
+        COLLECT, "compress frames sent to the learner with zstd; remote: only frames from other nodes", "remote"
     )
     mode: Literal["sync", "overlap"] = option(
         COLLECT, "sync: collect, then train (lag 0); overlap: in parallel; auto: overlap with a GPU", AUTO
@@ -130,12 +135,17 @@ class Config:
     )
     repeatable: bool = option(
         COLLECT,
-        "overlap: collect batch k with version k - N, each actor its own part, so that runs repeat and resume exactly; "
-        "no: with the newest weights, by whichever actor is free; auto: yes, unless the number of actors varies",
+        "overlap: collect batch k with version k - N (N: --max-policy-lag), each actor its own part, so that runs "
+        "repeat and resume exactly; no: with the newest weights, by whichever actor is free; auto: yes, unless the "
+        "number of actors varies",
         AUTO,
     )
     actor_timeout: float = option(
-        COLLECT, "time without a rollout after which an actor is replaced", 600.0, unit="seconds", above=0
+        COLLECT,
+        "longest time without a rollout before an actor is replaced (sooner once rollout times are known)",
+        600.0,
+        unit="seconds",
+        above=0,
     )
     cluster_timeout: float = option(
         COLLECT, "time to wait for the Ray cluster and for actors to start", 60.0, unit="seconds", above=0
@@ -196,7 +206,7 @@ class Config:
     evaluator: bool = option(EVALUATE, "score checkpoints during training, in a separate process", True)
     eval_episodes_per_level: int = setting(
         EVALUATE,
-        "episodes on each training level and each held-out level; 1: no interval of the training score",
+        "episodes on each training level and each held-out level; 1: no interval for the training score",
         3,
         unit="episodes",
         at_least=1,
@@ -227,7 +237,7 @@ class Config:
         if self.held_out == "next" and end + 2 * self.held_out_levels > MAX_LEVEL_SEED:
             raise ConfigError(
                 f"--held-out: 2 x {self.held_out_levels} levels from {end} exceed Procgen's last level {LAST_LEVEL}; "
-                "use fewer --held-out-levels or --held-out sample"
+                "lower --held-out-levels or use --held-out sample"
             )
         if self.batch_size % self.num_minibatches:
             raise ConfigError(
@@ -241,18 +251,22 @@ class Config:
             )
         if self.mode == "sync" and self.max_policy_lag:
             raise ConfigError(
-                f"--max-policy-lag: {self.max_policy_lag} needs --mode overlap, this run's mode is sync (lag 0)"
+                f"--max-policy-lag: {self.max_policy_lag} needs --mode overlap; this run's mode is sync (lag 0)"
             )
         if self.mode == "overlap" and not self.max_policy_lag:
             raise ConfigError("--max-policy-lag: must be at least 1 in overlap mode, got 0; use --mode sync for lag 0")
         if self.repeatable and self.min_actors < self.num_actors:
             raise ConfigError(
-                f"--repeatable: yes needs a fixed number of actors, --num-actors is {self.min_actors}:{self.num_actors}"
+                "--repeatable: yes needs a fixed number of actors, but --num-actors is "
+                f"{self.min_actors}:{self.num_actors}"
             )
         if self.compile and self.device != "cuda":
-            raise ConfigError("--compile: the learner uses no GPU; leave it out")
+            raise ConfigError("--compile: needs a GPU, and the learner uses none; leave the flag out")
         if self.cuda_graphs and self.device != "cuda" and not self.actor_gpus:
-            raise ConfigError("--cuda-graphs: the learner and the actors (--actor-gpus) use no GPU; leave it out")
+            raise ConfigError(
+                "--cuda-graphs: needs a GPU, and neither the learner nor actors (--actor-gpus) use one; leave the flag "
+                "out"
+            )
 
     @property
     def game(self) -> Game:

@@ -92,7 +92,7 @@ def _room(directory: Path, limit_name: str, usage_name: str, cache_name: str, fr
 
 
 def _ratio(quota: str, period: str) -> float | None:
-    """Quota by period; "max" and -1 mean no quota."""
+    """Quota divided by period; "max" and -1 mean no quota."""
     numerator, denominator = _number(quota), _number(period)
     return numerator / denominator if numerator and denominator else None
 

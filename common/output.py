@@ -113,7 +113,7 @@ def harmless_output() -> Iterator[None]:
     def report(name: str, error: Exception) -> None:
         if name not in reported:
             reported.add(name)  # first: the record must not come back here
-            logger.info("standard %s cannot be written and is ignored: %s", name, OutputError(error))
+            logger.info("standard %s cannot be written to and is ignored: %s", name, OutputError(error))
 
     open_closed_descriptors()
     out = GuardedStream(sys.stdout, lambda error: report("output", error), can_drop=True)
@@ -140,7 +140,7 @@ def checked_output() -> Iterator[None]:
 def run_as_process(main: Callable[[], int]) -> NoReturn:
     """Ends the process with main's exit code, whatever has happened to its output.
 
-    Python would flush its streams once more and replace the exit code by 120 if that fails.
+    Python would flush its streams once more and replace the exit code with 120 if that fails.
     """
     try:
         exit_code = main()

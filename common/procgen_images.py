@@ -61,7 +61,9 @@ def images_of(env_name: str, assets: Path) -> Iterator[Path]:
             directory = Path(stack.enter_context(temporary))
             _link(assets, directory, FOLDERS[env_name] | _EVERY_GAME)
         except OSError as error:
-            logger.warning("loading the images of all games, 350 MB: no directory for those of one game: %s", error)
+            logger.warning(
+                "loading the images of all games (350 MB), cannot prepare only those of %s: %s", env_name, error
+            )
             directory = assets
         yield directory
 

@@ -120,13 +120,16 @@ WITHOUT_EFFECT: dict[str, tuple[Callable[[Config], bool], str]] = {
     ),
     "half_batches": (
         lambda config: config.half_batches and config.envs_per_actor == 1,
-        "an actor with --envs-per-actor 1 has no two halves",
+        "--envs-per-actor 1 leaves nothing to split",
     ),
     "repeatable": (lambda config: config.mode == "sync", "--mode sync collects every batch with the newest weights"),
-    "importance_weight_cap": (lambda config: config.objective == "standard", "--objective standard has no weights"),
+    "importance_weight_cap": (
+        lambda config: config.objective == "standard",
+        "--objective standard uses no importance weights",
+    ),
     "learner_threads": (
         lambda config: config.device == "cuda" and config.learner_threads > 1,
-        "a learner on a GPU has one thread",
+        "a learner on a GPU uses one thread",
     ),
 }
 
@@ -135,7 +138,7 @@ def _require_effect(config: Config, overrides: Mapping[str, Any]) -> None:
     """Raises ConfigError if a setting that the user named changes nothing."""
     for name, (has_no_effect, reason) in WITHOUT_EFFECT.items():
         if name in overrides and overrides[name] != DEFAULTS[name] and has_no_effect(config):
-            raise ConfigError(f"{flag(name)}: has no effect, {reason}; leave it out")
+            raise ConfigError(f"{flag(name)}: has no effect because {reason}; leave it out")
 
 
 def edited(stored: Config, of_checkpoint: Config) -> list[str]:
@@ -166,7 +169,7 @@ def contradictions(stored: Config, config: Config, overrides: Mapping[str, Any])
 
 def _resolved(values: dict[str, Any], machine: Machine) -> Config:
     if values["device"] == "cuda" and not machine.has_gpu:
-        raise ConfigError("--device: cuda is not available, torch finds no GPU on this machine; use cpu or auto")
+        raise ConfigError("--device: cuda is not available: torch finds no GPU on this machine; use cpu or auto")
     for name, rule in AUTOMATIC.items():
         if values[name] == DEFAULTS[name]:
             values[name] = rule(values, machine)

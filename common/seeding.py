@@ -6,7 +6,7 @@ import numpy as np
 
 
 def derive_seed(seed: int, role: str, *index: int) -> int:
-    """A 31-bit seed for `role` ("actor", "permutations", ...) and its indices.
+    """A 31-bit seed for `role` ("levels", "actions", "initial weights", "permutations") and its indices.
 
     Equal arguments give equal seeds; any difference gives an unrelated seed (numpy's SeedSequence hashing).
     31 bits because Procgen's rand_seed is a signed int.

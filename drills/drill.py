@@ -4,7 +4,7 @@ Procgen, Ray, signals and removed raylets are real. The counters "add up" if met
 frames are versions times batch, and exactly the lost actors, hung actors and lost rollouts of the fault were counted.
 The newest update survived if a fault that ended the learner left files from which at most one completed update is lost.
 Exit code 1 if one of these does not hold or the learner did not say how to continue. `--short` skips the faults that
-take a minute, end the learner or need a cluster, and one killed actor, since it kills both.
+take a minute, end the learner or need a cluster, and the kill of one actor, which the kill of all actors covers.
 """
 
 import contextlib

@@ -85,7 +85,7 @@ class Drill:
     ) -> None:
         """Appends an outcome. `counted` are the increases of counters that the fault should cause; others must be 0.
 
-        A `problem` is told in place of whether the counters add up.
+        A `problem` is reported instead of whether the counters add up.
         """
         rows = self.trainee.rows()
         lost_rollouts = rows[-1]["lost_rollouts"] - before["lost_rollouts"]
@@ -226,7 +226,7 @@ class Drill:
     def clean_session_directory(self, directory: Path) -> None:
         """Deletes Ray's files as a cleaner of /tmp does. One actor dies, which cannot be replaced, and then the other.
 
-        Training must go on with the second one, and end in order without it.
+        Training must go on with the second one, and end cleanly without it.
         """
         printed = len(self.trainee.text())
         shutil.rmtree(directory)

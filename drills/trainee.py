@@ -106,8 +106,9 @@ class Trainee:
         while not condition():
             exit_code = self.process.poll()
             if exit_code is not None or time.monotonic() - started > timeout:
-                state = "still running" if exit_code is None else f"exit code {exit_code}"
-                raise TimeoutError(f"{what}: not within {timeout:.0f} s ({state})\n{self.text()[-2000:]}")
+                ended = f"the learner ended with exit code {exit_code}"
+                problem = f"not within {timeout:.0f} s" if exit_code is None else ended
+                raise TimeoutError(f"{what}: {problem}\n{self.text()[-2000:]}")
             time.sleep(0.1)
         return time.monotonic() - started
 

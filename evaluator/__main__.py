@@ -16,7 +16,7 @@ INTERRUPTED_EXIT_CODE = 130
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns the exit code.
 
-    0, 1 if standard output could not be written, 2 for wrong usage, 130 for Ctrl-C, 141 if its reader closed the pipe.
+    0, 1 if standard output could not be written, 2 for invalid usage, 130 for Ctrl-C, 141 if its reader closed it.
     """
     try:
         require_current_directory()
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OutputError as error:
         if error.is_closed_pipe:
             return CLOSED_PIPE_EXIT_CODE
-        print_error(f"evaluator: cannot write standard output: {error}")
+        print_error(f"evaluator: cannot write to standard output: {error}")
         return OUTPUT_EXIT_CODE
     except KeyboardInterrupt:
         print_error("evaluator: interrupted")

@@ -7,6 +7,7 @@ itself. If restarts do not help, the run loses its scores and nothing else.
 
 import contextlib
 import logging
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,13 @@ class RemoteEvaluator:
             row = self.finish(min(1.0, left))
             if self.is_off or row is not None:  # a row of another version: this one was skipped
                 return row if row is not None and row["policy_version"] == policy_version else None
-        logger.warning("policy_version %d was not scored within %.0f s", policy_version, timeout)
+        logger.warning(
+            "policy_version %d was not scored within %.0f s (--eval-timeout); score it later with python -m evaluator "
+            "score %s --backfill",
+            policy_version,
+            timeout,
+            shlex.quote(str(self._run_path)),
+        )
         return None
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""`python -m learner`: reads the flags, wires actors, learner and evaluator together, and ends them in order."""
+"""`python -m learner`: reads the flags, wires actors, learner and evaluator together, and shuts them down cleanly."""
 
 import logging
 import sys
@@ -200,7 +200,7 @@ def _announce(
         logger.warning("--learner-threads %d is more than the %d available cores", config.learner_threads, cores)
     minibatch = config.batch_size // config.num_minibatches
     if "micro_batch" in prepared.requested and config.micro_batch > minibatch:
-        logger.warning("--micro-batch %d is more than a minibatch has, %d samples", config.micro_batch, minibatch)
+        logger.warning("--micro-batch %d exceeds the minibatch of %d samples", config.micro_batch, minibatch)
     if config.objective == "standard" and config.max_policy_lag:
         # The figures are counted from vwxyzjn/cleanba, static/cleanba/sync_or_not_sync.csv.
         logger.warning(
@@ -238,10 +238,10 @@ def _continuation(prepared: ResumedRun, state: RunState) -> str:
     """How exactly a resumed run continues."""
     config = prepared.config
     if not prepared.environments_continue:
-        return "environments start anew (the number of actors or environments changed)"
+        return "environments start again (the number of actors or environments changed)"
     restored, needed = len(state.actors), config.num_actors
     if prepared.checkpoint.policy_version and restored < needed:
-        return f"environments of {restored} of {needed} actors continue, the others start anew"
+        return f"environments of {restored} of {needed} actors continue, the others start again"
     if not config.repeatable and config.mode == "overlap":
         return (
             "environments continue; not bit for bit, because actors use the newest weights (--repeatable no, or a "

@@ -47,7 +47,7 @@ class RunState:
         self.episodes.record(batch.sources.values())
 
     def forget_environments(self) -> None:
-        """All environments start anew, for instance because another number of actors shares them."""
+        """All environments start again, for instance because another number of actors shares them."""
         self.actors.clear()
         self.episodes.clear()
 

@@ -58,7 +58,7 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 def _finite(value: Any) -> Any:
-    """Replaces NaN and infinities, which JSON does not have, by null."""
+    """Replaces NaN and infinities, which JSON does not have, with null."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -189,7 +189,7 @@ class RunDirectory:
         try:
             return json.loads(self.config.read_bytes())[part]
         except FileNotFoundError as error:
-            raise ConfigError(f"{self.path} holds no run: config.json is missing") from error
+            raise ConfigError(f"{self.path} is not a run directory (it has no config.json)") from error
         except (KeyError, TypeError) as error:
             raise ConfigError(f"{self.config} cannot be read: it has no {part}") from error
         except (OSError, ValueError) as error:

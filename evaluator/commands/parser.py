@@ -53,7 +53,9 @@ def _add_score(commands: Any) -> None:
     add("path", type=Path, metavar="RUN_DIR_OR_CHECKPOINT", help=_CHECKPOINT)
     _add_playing(parser)
     add("--levels", action="store_true", help="also print the score of every level")
-    text = "score every checkpoint of the run that has no scores yet and store the scores in the run directory, instead"
+    text = (
+        "instead, score every checkpoint of the run that has no scores yet, and store the scores in the run directory"
+    )
     add("--backfill", action="store_true", help=text)
 
 
@@ -83,7 +85,7 @@ def _add_video(commands: Any) -> None:
     level.add_argument("--which", choices=("worst", "forgotten", "typical"), help=text)
     text = "split to choose the level from (default: the run's --live-split)"
     add("--split", choices=_SPLITS, help=text)
-    text = "pixels of the picture: 64, as the policy sees it, or 512 (default: 64)"
+    text = "width and height of the image in pixels: 64, as the policy sees it, or 512 (default: 64)"
     add("--resolution", type=whole_number, choices=(64, 512), default=64, help=text)
     add("--episode", type=_episode, default=0, metavar="N", help="which episode on the level, from 0 (default: 0)")
     _add_policy(parser)
@@ -148,9 +150,10 @@ def _add_aggregate(commands: Any) -> None:
     text = "compare at this many frames, such as 1M (default: what every finished run has reached)"
     add("--at", type=_frames, metavar="FRAMES", help=text)
     add("--published", action="store_true", help="add OpenAI's PPO where the settings match theirs")
-    text = "ranges that normalize returns: OpenAI's code, or those that later papers print (default: openai)"
+    text = "score ranges that normalize returns: those of OpenAI's code, or those printed in later papers "
+    text += "(default: openai)"
     add("--ranges", choices=("openai", "paper"), default="openai", help=text)
-    add("--rescore", action="store_true", help="play the checkpoints anew instead of using the runs' scores")
+    add("--rescore", action="store_true", help="play the checkpoints again instead of using the runs' scores")
     text = "episodes on every level with --rescore (default: the runs' --eval-episodes-per-level)"
     add("--episodes-per-level", type=at_least_one, metavar="N", help=text)
     add("--output", type=Path, metavar="PAGE.html", help="also write one HTML file with plots; must not exist")

@@ -43,7 +43,7 @@ def evaluate_all(
 
 
 def level_sets_of(checkpoint: Checkpoint) -> LevelSets:
-    """The level sets of the checkpoint's run, audited now if they have not been; drawn anew outside of a run.
+    """The level sets of the checkpoint's run, audited now if they have not been; newly drawn outside of a run.
 
     Raises:
         ConfigError: the settings leave too few levels, or levels.json is damaged.
@@ -66,4 +66,4 @@ def log_use_of_test_levels(checkpoint: Checkpoint, command: str, episodes_per_le
         uses = log_test_use(path, checkpoint, command, episodes_per_level)
     except OSError as error:
         raise UsageError(f"cannot log the use of the test levels in {path}: {error.strerror}") from error
-    print(f"evaluator: use {uses} of the test levels, logged in {path}", file=sys.stderr)
+    print(f"evaluator: use number {uses} of the test levels; logged in {path}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`aggregate --rescore`: scores the checkpoints of runs anew, on the same levels with the same number of episodes.
+"""`aggregate --rescore`: scores the checkpoints of runs again, on the same levels with the same number of episodes.
 
 Nothing is written into the runs, except that each use of the test levels is logged, as by `score`.
 """

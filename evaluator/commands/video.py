@@ -18,7 +18,7 @@ from evaluator.scores.play import load_policy
 def run(options: argparse.Namespace) -> None:
     """Writes the gif and prints what happens in it; UsageError if there is nothing to play or no place to write."""
     if options.split is not None and options.level is not None:
-        raise UsageError("--split and --level exclude each other: --split chooses a scored level, --level names one")
+        raise UsageError("--split and --level cannot be combined: --split chooses a scored level, --level names one")
     require_new_path(options.output)
     checkpoint = open_checkpoint(options.path)
     config = checkpoint.config

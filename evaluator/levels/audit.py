@@ -1,8 +1,8 @@
-"""Finds held-out levels that would distort a score: those that are a training level again or end immediately.
+"""Finds held-out levels that would distort a score: those that repeat a training level or end immediately.
 
 Same as a training level: both have the same layout, which is the saved grid and objects and the picture of the whole
 level with one color for each kind of object; and they behave the same: 24 action sequences, played to the end, give the
-same rewards and ends at the same steps. Where the sequences reach nothing, the layout decides. Such a level is the
+same rewards and ends at the same steps. Where the sequences reach nothing, the layout decides. Such a level is called
 
 - `same_level` if it also looks the same to the agent: no color value of the first frame and of the picture of the whole
   level differs by more than `TOLERANCE` of 255. The tolerance ignores CoinRun's dark background shifted by a few pixels

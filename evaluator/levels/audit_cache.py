@@ -1,7 +1,7 @@
 """Keeps what the audit found in the user's cache directory, so that each level is audited once.
 
 One file for each game, mode, training range and build of Procgen, in `$XDG_CACHE_HOME/heldout` or `~/.cache/heldout`. A
-file that is damaged or was written by other code is ignored and written anew; without a directory that can be written
+file that is damaged or was written by other code is ignored and written again; without a directory that can be written
 to, nothing is kept.
 """
 

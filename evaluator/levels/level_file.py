@@ -141,7 +141,7 @@ def flags(contents: dict[str, Any]) -> dict[tuple[Split, int], str]:
 def describe_finding(finding: dict[str, Any]) -> str:
     """Why a level is unfit, from one entry of the audit's "removed" or "flagged" list in levels.json."""
     descriptions = {
-        "same_level": "is training level {same_as} again",
+        "same_level": "is the same as training level {same_as}",
         "same_layout": "has the layout of training level {same_as}, drawn differently",
         "same_picture": "looks like training level {same_as}",  # format 1
         "ends_at_once": "ends immediately under every action",

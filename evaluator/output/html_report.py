@@ -191,7 +191,7 @@ def _published(shown: Sequence[tuple[str, Row]]) -> Table | None:
 def _no_intervals(shown: Sequence[tuple[str, Row]]) -> list[str]:
     """One sentence for each score of `_scores` that has no interval."""
     return [
-        f"No interval of the {name} checkpoint's {split} score: {reason}."
+        f"No interval for the {name} checkpoint's {split} score: {reason}."
         for split in SPLITS
         for name, row in shown
         if split in row and (reason := row[split].get("no_interval"))

@@ -36,7 +36,7 @@ def scores_figure(rows: Sequence[dict[str, Any]], config: Config) -> Figure:
     gaps = [(row["generalization_gap"], row["generalization_gap_interval"]) for row in rows]
     _draw_line(gap, frames, gaps, _GREY)
     if reason := rows[-1].get("generalization_gap_no_interval"):
-        gap.set_title(f"no interval of the gap: {reason}", loc="left", fontsize=7, color=_GREY)
+        gap.set_title(f"no interval for the gap: {reason}", loc="left", fontsize=7, color=_GREY)
     gap.axhline(0, color="black", linewidth=0.8)
     training = f"{config.num_levels} training levels" if config.num_levels else "all levels"
     scores.set_title(f"{config.game}: {training}, {rows[-1]['held_out']['levels']} held-out levels", loc="left")

@@ -18,7 +18,7 @@ def other_weights_warning(run: RunDirectory) -> str | None:
     if not rows:
         return None
     versions = ", ".join(str(row["policy_version"]) for row in rows)
-    return f"{run.evaluations}: the checkpoints of rows with policy_version {versions} have other weights"
+    return f"{run.evaluations}: rows with policy_version {versions} do not match the weights of their checkpoints"
 
 
 def make_table(

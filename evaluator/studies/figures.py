@@ -162,7 +162,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _style(summary: Summary, variant: str) -> tuple[str, str]:
-    """Colour and line of a variant, the same in every figure."""
+    """Color and line of a variant, the same in every figure."""
     if variant == PUBLISHED:
         return _GREY, "-"
     return _style_of(list(summary["variants"]).index(variant))

@@ -39,7 +39,7 @@ Row = dict[str, Any]
 class ScoredRun:
     """A run and its evaluations, oldest first; `frames` is what it has trained, `fps` its median speed.
 
-    `curve` are the evaluations made during training; `rows` are the same, unless the run was scored anew.
+    `curve` are the evaluations made during training; `rows` are the same, unless the run was scored again.
     """
 
     run: RunDirectory

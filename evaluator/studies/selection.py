@@ -67,7 +67,8 @@ def select(
     frames = at if at is not None else min(reached or [run.scored(chosen)[-1]["frames"] for run in scored])
     # A run's last evaluation may be before its last update; training is what counts for "beyond".
     if all(run.frames < frames for run in runs):
-        raise UsageError(f"--at: {frames:,} frames are beyond what was trained, {max(run.frames for run in runs):,}")
+        most = max(run.frames for run in runs)
+        raise UsageError(f"--at: no run has trained {frames:,} frames; the most is {most:,}")
     table: Table = {}
     for variant, by_game in grouped.items():
         for game, seeds in by_game.items():
@@ -78,14 +79,14 @@ def select(
                     notes.append(f"{run.run.path} is left out: {reason}")
                     continue
                 if row["frames"] < _NEAR * frames:
-                    notes.append(f"{run.run.path}: its nearest score is of {row['frames']:,} frames")
+                    notes.append(f"{run.run.path}: its nearest score is at {row['frames']:,} frames")
                 table.setdefault(variant, {}).setdefault(game, {})[seed] = Score(row[chosen]["mean"], row["frames"])
     games = _common_games(table, notes)
     if require_equal_evaluations:
         for game in games:
             own = [grouped[variant][game][seed] for variant in table for seed in table[variant][game]]
             if difference := evaluation_differences(own, chosen, frames):
-                raise UsageError(f"{game}: runs were scored differently: {difference}; --rescore scores all anew")
+                raise UsageError(f"{game}: runs were scored differently: {difference}; --rescore scores them all again")
     table = {variant: {game: own[game] for game in games} for variant, own in table.items()}
     mode = runs[0].config.distribution_mode
     return Selection(chosen, frames, mode, games, table, grouped, notes)
@@ -132,7 +133,7 @@ def _split(runs: Sequence[ScoredRun], split: Split | None) -> Split:
     scored = sorted({name for row in without[0].rows for name in PLAYABLE_SPLITS if name in row})
     raise UsageError(
         f"{without[0].run.path} has no {candidates[-1]} scores, only {', '.join(scored)}; choose another --split, or "
-        "score all runs anew with --rescore"
+        "score all runs again with --rescore"
     )
 
 
@@ -149,5 +150,5 @@ def _common_games(table: Table, notes: list[str]) -> list[str]:
         )
     for game in sorted(set(games) - set(common)):
         missing = [variant for variant, own in table.items() if game not in own]
-        notes.append(f"{game} is left out: {', '.join(missing)} has no score of it at these frames")
+        notes.append(f"{game} is left out: no score of it at these frames from {', '.join(missing)}")
     return common

@@ -50,7 +50,7 @@ def summarize(selection: Selection, ranges: Ranges) -> dict[str, Any]:
         },
     }
     if _has_agreeing_seeds(summary, single):
-        notes.append("no interval where the seeds agree so far that all resamples are equal: more seeds are needed")
+        notes.append("no interval where the seeds agree so closely that all resamples are equal: more seeds are needed")
     return summary
 
 

@@ -74,7 +74,7 @@ def requires_token(target: ClusterTarget, poll: Callable[[], None] = lambda: Non
             return False
         danger = (
             f"the Ray cluster at {target} runs without authentication on {', '.join(exposed[:3])}"
-            f"{', ...' if len(exposed) > 3 else ''}: anyone who reaches its ports can run code there"
+            f"{', ...' if len(exposed) > 3 else ''}: anyone who reaches its ports can run code on it"
         )
         if not target.allow_unauthenticated:
             raise ClusterError(f"{danger}; {HOW_TO_ENABLE}, or accept the risk with --allow-unauthenticated")

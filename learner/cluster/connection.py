@@ -100,7 +100,7 @@ def connect(target: ClusterTarget | None, config: Config, poll: Callable[[], Non
     if available < needed:
         disconnect()
         raise ClusterError(
-            f"the object store of the learner's node has {mib(available)} MiB, the rollouts in flight need "
+            f"the object store of the learner's node has {mib(available)} MiB, but the rollouts in flight need "
             f"{mib(needed)} MiB: start Ray on this node with --object-store-memory {needed}"
         )
     return _connection(target.address, authenticated)
@@ -206,7 +206,7 @@ def _ray_starting(failure: str, embedded: bool, warnings: Sequence[str] = ()) ->
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         hints = list(warnings)
         if inherited := unexpected_ray_variables(os.environ, embedded):
-            hints.append(f"Ray reads these variables, unset what you do not need: {', '.join(inherited)}")
+            hints.append(f"Ray reads these variables; unset any that you do not need: {', '.join(inherited)}")
         if embedded and (logs := logs_of_embedded_ray()) is not None:
             hints.append(f"Ray's logs are in {logs}")
         raise ClusterError("; ".join((f"{failure}: {reason}", *hints))) from error
@@ -227,7 +227,7 @@ def _wait_for_port(target: ClusterTarget, head: tuple[str, int], timeout: float,
             waited = time.monotonic() - started
             reason = f"{error.strerror or error}{target.hint()}"
             if waited > timeout:
-                raise ClusterError(f"no Ray cluster answers at {target} within {timeout:.0f} s: {reason}") from error
+                raise ClusterError(f"no Ray cluster answered at {target} within {timeout:.0f} s: {reason}") from error
             if waited > _REPORT_AFTER_SECONDS and not is_reported:
                 logger.warning("no Ray cluster answers yet at %s, waiting up to %.0f s: %s", target, timeout, reason)
                 is_reported = True

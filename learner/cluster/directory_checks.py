@@ -1,4 +1,7 @@
-"""Checks of the directory that a run is written to. Nothing in it is created or changed."""
+"""Checks of the directory that a run is written to.
+
+They change no existing file; `file_system_check` creates temporary files and removes them.
+"""
 
 import os
 import shutil
@@ -36,7 +39,7 @@ def run_directory_check(path: Path, is_named: bool) -> Check:
     if damaged:
         return Check(name, "warning", "; ".join((found, *damaged)), "the run continues from an older checkpoint")
     if free < DISK_FOR_A_RUN:
-        return Check(name, "warning", found, "free some, or keep fewer checkpoints with --keep-checkpoints N")
+        return Check(name, "warning", found, "free some space, or keep fewer checkpoints with --keep-checkpoints N")
     return Check(name, "ok", found)
 
 

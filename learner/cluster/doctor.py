@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     except OutputError as error:
         if error.is_closed_pipe:
             return CLOSED_PIPE_EXIT_CODE
-        print_error(f"learner doctor: cannot write standard output: {error}")
+        print_error(f"learner doctor: cannot write to standard output: {error}")
         return 1
 
 
@@ -107,7 +107,8 @@ def check_cluster(config: Config, target: ClusterTarget) -> list[Check]:
 def actors_check(cpus: int) -> Check:
     """How many actors the cluster can hold."""
     if not cpus:
-        return Check("actors", "fatal", "no node has a CPU for them", "ray start --address=HEAD:6379 on more machines")
+        remedy = "run ray start --address=HEAD:6379 on more machines"
+        return Check("actors", "fatal", "no node has a CPU for actors", remedy)
     return Check("actors", "ok", f"room for {cpus} (--num-actors {cpus})")
 
 
@@ -161,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="learner doctor",
         usage="python -m learner doctor [flags]",
         description="Checks whether this machine, and a Ray cluster if --address or RAY_ADDRESS names one, can train.",
-        epilog="Exit codes: 0 no check is fatal, 1 a check is fatal, 2 wrong usage.",
+        epilog="Exit codes: 0 no check is fatal, 1 a check is fatal, 2 invalid usage.",
         allow_abbrev=False,
     )
     parser.add_argument(

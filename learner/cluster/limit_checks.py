@@ -22,7 +22,8 @@ def cpu_check() -> Check:
     limits = [f"affinity {affinity}"] if affinity < machine else []
     if quota is not None:
         limits.append(f"quota {quota:g} CPUs")
-    found = f"{available_cores()} of the machine's {machine} cores{' by ' if limits else ''}{', '.join(limits)}"
+    by = f" (limited by {' and '.join(limits)})" if limits else ""
+    found = f"{available_cores()} of the machine's {machine} cores{by}"
     if quota is not None and quota < 1:
         return Check("CPUs", "warning", found, "raise the quota to at least 1 CPU (docker: --cpus): less is very slow")
     return Check("CPUs", "ok", found)
@@ -34,7 +35,7 @@ def open_files_check(actors: int) -> Check:
     if hard == resource.RLIM_INFINITY:
         return Check("open files", "ok", "no limit")
     needed, remedy = RAY_FILES + actors * ACTOR_FILES, f"raise the hard limit to {RECOMMENDED_FILES} (ulimit -Hn)"
-    found = f"limit {hard}, a run needs about {needed}"
+    found = f"limit {hard}; a run needs about {needed}"
     verdict: Verdict = "fatal" if hard < needed else "warning" if hard < min(RECOMMENDED_FILES, 4 * needed) else "ok"
     return Check("open files", verdict, found, "" if verdict == "ok" else remedy)
 
@@ -47,9 +48,9 @@ def processes_check(actors: int) -> Check:
     if not limits:
         return Check(name, "ok", "no limit")
     source = min(limits, key=limits.__getitem__)
-    found = f"{source} leaves {max(0, limits[source])} processes and threads, a run needs about {needed}"
+    found = f"{source} leaves {max(0, limits[source])} processes and threads; a run needs about {needed}"
     if limits[source] < needed:
-        return Check(name, "fatal", found, "raise the limit (docker: --pids-limit), or use fewer --num-actors")
+        return Check(name, "fatal", found, "raise the limit (docker: --pids-limit), or lower --num-actors")
     return Check(name, "ok", found)
 
 
@@ -63,18 +64,18 @@ def sizes_check(object_store: int) -> Check:
     file_size, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     has_room = file_size == resource.RLIM_INFINITY or file_size >= object_store
     if not has_room:
-        problems.append(f"ulimit -f is {file_size // 2**20} MiB, a run needs {mib(object_store)} MiB")
+        problems.append(f"ulimit -f is {file_size // 2**20} MiB; a run needs {mib(object_store)} MiB")
     memory, _ = resource.getrlimit(resource.RLIMIT_AS)
     needed = ADDRESS_SPACE + object_store
     if memory != resource.RLIM_INFINITY and memory < needed:
-        problems.append(f"ulimit -v is {memory // 2**20} MiB, a run needs about {mib(needed)} MiB")
+        problems.append(f"ulimit -v is {memory // 2**20} MiB; a run needs about {mib(needed)} MiB")
     seconds, _ = resource.getrlimit(resource.RLIMIT_CPU)
     if seconds != resource.RLIM_INFINITY:
         problems.append(f"ulimit -t ends the run, after a checkpoint, at {seconds} s of processor time")
     if problems:
         verdict: Verdict = "warning" if has_room else "fatal"
         return Check("sizes", verdict, "; ".join(problems), "raise these limits, or set them to unlimited")
-    return Check("sizes", "ok", "no limit of file size, memory or processor time is too low")
+    return Check("sizes", "ok", "no limit on file size, memory or processor time is too low")
 
 
 def _user_processes_left() -> int | None:

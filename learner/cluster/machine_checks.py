@@ -104,7 +104,8 @@ def memory_check(actors: int) -> Check:
     if total < memory.total:
         found += f" (limit of the cgroup; the machine has {memory.total / GIB:.1f} GiB)"
     if available < needed:
-        return Check("memory", "warning", found, f"{needed / GIB:.1f} GiB are needed: free some or start fewer actors")
+        remedy = f"{needed / GIB:.1f} GiB are needed: free some memory or lower --num-actors"
+        return Check("memory", "warning", found, remedy)
     return Check("memory", "ok", found)
 
 
@@ -118,7 +119,7 @@ def shared_memory_check(needed: int) -> Check:
         return Check(name, "fatal", found, f"mount a tmpfs on {SHARED_MEMORY}")
     if not os.access(SHARED_MEMORY, os.W_OK | os.X_OK):
         return Check(name, "fatal", f"{SHARED_MEMORY} is not writable", "mount it writable, with mode 1777")
-    found = f"{SHARED_MEMORY} has {mib(free)} MiB free, the rollouts in flight need {mib(needed)} MiB"
+    found = f"{SHARED_MEMORY} has {mib(free)} MiB free; the rollouts in flight need {mib(needed)} MiB"
     if free < needed:
         remedy = f"enlarge it (docker: --shm-size {mib(needed)}m) or lower --unroll-length or --envs-per-actor"
         return Check(name, "fatal", found, remedy)
@@ -139,7 +140,7 @@ def machine_checks(actors: int) -> list[Check]:
 
 
 def run_checks(checks: Mapping[str, Callable[[], Check]]) -> list[Check]:
-    """The results; a check that fails itself is one, by its name, because surroundings can be broken in any way."""
+    """Runs the checks. One that raises becomes a fatal result under its name: surroundings can be broken in any way."""
     results = []
     for name, check in checks.items():
         try:

@@ -40,7 +40,7 @@ def streams_check() -> Check:
         except (OSError, ValueError):
             lost.append(f"{label} cannot be used")
     if lost:
-        return Check(name, "warning", ", ".join(lost), "redirect it to a file with space; training goes on without it")
+        return Check(name, "warning", ", ".join(lost), "redirect it to a disk with space; training goes on without it")
     terminal = os.environ.get("TERM", "unknown")
     is_terminal = sys.__stdout__ is not None and sys.__stdout__.isatty()
     return Check(name, "ok", f"terminal, TERM={terminal}" if is_terminal else "no terminal: a plain line per update")
@@ -62,7 +62,7 @@ def token_check() -> Check:
 def home_check() -> Check:
     """Whether the home directory can be used; libraries keep caches there, and Ray its token."""
     home, found = home_directory(), describe_home()
-    remedy = "training works without; set HOME to a directory that you can write to"
+    remedy = "training works without it; set HOME to a directory that you can write to"
     if home is None or not home.is_dir():
         return Check("home", "warning", f"{found}: no such directory", remedy)
     if not os.access(home, os.W_OK | os.X_OK):
@@ -98,7 +98,7 @@ def temporary_directory_check() -> Check:
         return Check(name, "fatal", str(error), "set TMPDIR to a writable directory")
     if named and Path(named).absolute() != Path(found).absolute():
         return Check(
-            name, "warning", f"{named} is not a writable directory, {found} is used", "create it or unset TMPDIR"
+            name, "warning", f"{named} is not a writable directory; {found} is used", "create it or unset TMPDIR"
         )
     return Check(name, "ok", found)
 
@@ -121,8 +121,8 @@ def variables_check(environment: Mapping[str, str], embedded: bool) -> Check:
     unused = f"not used in a run: {', '.join(replaced)}" if replaced else ""
     if unexpected := unexpected_ray_variables(environment, embedded):
         found = "; ".join(filter(None, (f"Ray reads {', '.join(unexpected)}", unused)))
-        return Check("environment", "warning", found, "unset what another project left there")
-    return Check("environment", "ok", unused or "nothing that disturbs a run")
+        return Check("environment", "warning", found, "unset variables that another project left")
+    return Check("environment", "ok", unused or "no variable that affects a run")
 
 
 def is_full(directory: Path) -> bool:

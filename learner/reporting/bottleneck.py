@@ -52,8 +52,8 @@ class Bottleneck:
             )
         if not self._overlap:
             return (
-                f"bound by actors: learner idle {idle:.0%} while they collect; --mode overlap hides this where the "
-                "learner has its own device, more actors on free cores make it shorter"
+                f"bound by actors: learner idle {idle:.0%} while actors collect; --mode overlap hides this time if the "
+                "learner has its own device, and more actors on free cores shorten it"
             )
         # Collecting a batch takes training + waiting; this many more actors would reduce it to training alone.
         missing = max(1, math.ceil(self._config.num_actors * waiting / training))

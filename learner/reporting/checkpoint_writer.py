@@ -120,7 +120,7 @@ class CheckpointWriter:
             else:
                 with self._changed:
                     if self.last_error is not None:
-                        logger.info("checkpoints are written again, the newest is %s", path)
+                        logger.info("checkpoints can be written again; the newest is %s", path)
                     self.last_error = None
                     self.newest = snapshot.policy_version
                     self._written.append(CheckpointNotice(str(path), snapshot.policy_version, snapshot.frames))

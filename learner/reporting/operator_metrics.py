@@ -80,9 +80,9 @@ COUNTERS = {
     "heldout_waiting_seconds": Definition("Seconds that the learner waited for batches."),
     "heldout_training_seconds": Definition("Seconds that the learner computed updates."),
     "heldout_publishing_seconds": Definition("Seconds that the learner published weights."),
-    "heldout_collecting_seconds": Definition("Seconds of collecting the slowest rollout of each batch."),
-    "heldout_transfer_seconds": Definition("Seconds of transferring the slowest rollout of each batch."),
-    "heldout_staging_seconds": Definition("Seconds of copying rollouts into batches."),
+    "heldout_collecting_seconds": Definition("Seconds spent collecting the slowest rollout of each batch."),
+    "heldout_transfer_seconds": Definition("Seconds spent transferring the slowest rollout of each batch."),
+    "heldout_staging_seconds": Definition("Seconds spent copying rollouts into batches."),
 }
 
 _SECONDS = ("waiting", "training", "publishing", "collecting", "transfer", "staging")

@@ -51,7 +51,7 @@ class RunLog:
                 if self.last_error is None:
                     logger.warning(last_error, exc_info=error)
         if self.last_error is not None and last_error is None:
-            logger.info("metrics are written again")
+            logger.info("metrics can be written again")
         self.last_error = last_error
 
     @property

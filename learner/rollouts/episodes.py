@@ -96,7 +96,7 @@ class TrainingEpisodes:
         return min(self._per_env, record.steps // self._time_limit)
 
     def clear(self) -> None:
-        """Forgets everything, because all environments start anew."""
+        """Forgets everything, because all environments start again."""
         self._actors.clear()
         self._newest_batch = []
         self._all_had_time = False

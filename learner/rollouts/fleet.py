@@ -27,7 +27,7 @@ _DRAIN_POLL_SECONDS = 5.0
 # An actor that has not been ready for this long is reported, with the reason.
 MISSING_SECONDS = 60.0
 
-_SLOW_START = "so they are still starting, which takes long where imports are slow; raise --cluster-timeout"
+_SLOW_START = "so they are probably still starting, which takes long where imports are slow; raise --cluster-timeout"
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class Fleet:
                 crash = log_of_an_ended_process(self._started)
                 raise FleetError(
                     f"{placed} was ready within {timeout:.0f} s: there is room for {min(needed, self._room_at_start)}, "
-                    + ("but processes ended while they started; above is the log of one" if crash else _SLOW_START),
+                    + ("but processes ended while starting; the log of one is above" if crash else _SLOW_START),
                     details=crash.strip(),
                 )
             raise FleetError(f"{placed} could be placed within {timeout:.0f} s: {shortage(num_actors, gpus_each)}")
@@ -153,7 +153,7 @@ class Fleet:
         """Ids of the actors that can collect now. Also takes every other actor's start one step further.
 
         Raises:
-            FleetError: as `replace`, or the first node has other software.
+            FleetError: as `replace`, or a node has other software and no actor has delivered a rollout yet.
             NoRollouts: no actor is left, and none can be started.
         """
         now = time.monotonic()
@@ -281,7 +281,7 @@ class Fleet:
             have = f"actor {numbers} has" if len(members) == 1 else f"actors {numbers} have"
             message = f"{have} been missing for {seconds:.0f} s: {reason}"
             if crash:
-                message += "; learner.log has what a process that ended left"
+                message += "; learner.log has the last output of a process that ended"
             for member in members:
                 member.last_error = message
             logger.warning(message, extra={"details": crash})

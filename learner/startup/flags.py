@@ -45,7 +45,7 @@ def _parser() -> OneLineParser:
         usage="python -m learner [flags]\n       python -m learner doctor [flags]\n       "
         "python -m learner study DIR [flags]",
         description="Trains a PPO agent on a Procgen game and scores it on levels it never trained on.",
-        epilog="Exit codes: 0 finished, 1 training could not continue, 2 wrong usage or configuration, 130 Ctrl-C, "
+        epilog="Exit codes: 0 finished, 1 training could not continue, 2 invalid usage or configuration, 130 Ctrl-C, "
         "143 SIGTERM, 129 SIGHUP, 128 + n another signal that ends processes (all after a checkpoint).",
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=110),
@@ -57,7 +57,7 @@ def _parser() -> OneLineParser:
         "--help). study: many runs over games, variants and seeds (python -m learner study --help). Without a command: "
         "train.",
     )
-    where = parser.add_argument_group("where")
+    where = parser.add_argument_group("run directory and cluster")
     where.add_argument(
         "--run-dir", type=directory, metavar="DIR", help="directory of a new run (runs/GAME-PRESET-TIME)"
     )

@@ -108,7 +108,7 @@ class ResumedRun:
         }
         if not unasked:
             return None
-        return f"preset {preset} has changed since this run was started, which keeps {describe_differences(unasked)}"
+        return f"preset {preset} has changed since this run was started; the run keeps {describe_differences(unasked)}"
 
     @property
     def procgen_change(self) -> str | None:
@@ -116,7 +116,7 @@ class ResumedRun:
         before, now = named_build(self.stored_versions), procgen_build()
         if before == now:
             return None
-        return f"Procgen is {now}, before it was {before}: same levels and rewards, some pixels may differ"
+        return f"Procgen changed from {before} to {now}: levels and rewards are the same, but some pixels may differ"
 
     def claim(self) -> None:
         """Nothing to do: the lock is held."""
@@ -186,7 +186,10 @@ def _prepare_resumed(command_line: CommandLine, path: Path) -> ResumedRun:
     requested = {**run.read_requested(), **overrides}
     config = resolve_resumed(stored, requested, overrides)
     if differing := contradictions(stored, config, overrides):
-        raise ConfigError(f"--resume: {path} was started with other settings: {'; '.join(differing)}")
+        raise ConfigError(
+            f"--resume: {path} was started with other settings: {'; '.join(differing)}; leave these flags out or start "
+            "a new run"
+        )
     stored_versions = run.read_versions()
     run.require_writable()
     lock = lock_for_learner(run)  # before choosing a checkpoint, so that no other learner writes a newer one

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs a study and returns the exit code: 0, 1 if a run failed, 2 wrong usage, 128 + n after signal n."""
+    """Runs a study and returns the exit code: 0, 1 if a run failed, 2 invalid usage, 128 + n after signal n."""
     try:
         with harmless_output():
             return _run(_parse(argv))
@@ -92,7 +92,7 @@ def _train(directory: Path, plan: Plan, program: Sequence[str], jobs: int) -> in
         finally:
             progress.stop()
     if exit_code:
-        print_error(f"learner study: {_why(exit_code)}; the same command continues it")
+        print_error(f"learner study: {_why(exit_code)}; the same command continues the study")
     else:
         progress.note(f"finished; results: python -m evaluator aggregate {shlex.quote(str(directory))}")
     return exit_code
@@ -127,7 +127,7 @@ def _lock(directory: Path) -> FileLock:
         directory.mkdir(parents=True, exist_ok=True)
         return FileLock(directory / LOCK_FILE)
     except FileIsLocked as holder:
-        raise UsageError(f"{directory} is in use by another study ({holder}); --status shows how far it is") from holder
+        raise UsageError(f"{directory} is in use by another study ({holder}); --status shows its progress") from holder
     except OSError as error:
         raise UsageError(f"{directory} cannot be used: {error.strerror}") from error
 
@@ -150,7 +150,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         description="Trains every game with every variant and seed, each an ordinary run of python -m learner in "
         "DIR/GAME/VARIANT/seed-K. Started again it skips what is finished and continues what is not; games, seeds and "
         "variants can be added.",
-        epilog="Exit codes: 0 finished, 1 a run failed (the others are finished), 2 wrong usage, 130 Ctrl-C, 143 "
+        epilog="Exit codes: 0 finished, 1 a run failed (the others are finished), 2 invalid usage, 130 Ctrl-C, 143 "
         "SIGTERM, 129 SIGHUP (after a checkpoint of every run; a second Ctrl-C ends immediately).",
         allow_abbrev=False,
     )
@@ -159,19 +159,19 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--games", type=_games, metavar="GAME,...", help="Procgen games, separated by commas, or all")
     text = f"seeds of each variant: 0 to N - 1 ({DEFAULT_SEEDS})"
     add("--seeds", type=at_least_one, metavar="N", help=text)
-    text = "values of a learner's flag, one variant each, such as gamma=.99,.999; several: all combinations"
+    text = "values of a learner flag, one variant each, such as gamma=.99,.999; if repeated, all combinations are run"
     add("--vary", type=_varied, action="append", metavar="FLAG=VALUE,...", help=text)
-    text = "runs at a time; each gets an equal part of the CPU cores, all share the GPU (1)"
+    text = "number of runs at a time; each gets an equal share of the CPU cores, and all share the GPU (1)"
     add("--jobs", type=at_least_one, default=1, metavar="N", help=text)
     only = parser.add_mutually_exclusive_group()
-    only.add_argument("--list", action="store_true", help="write the plan and print one command a line, train nothing")
-    only.add_argument("--status", action="store_true", help="show how far each run is, read from its files")
+    only.add_argument("--list", action="store_true", help="write the plan and print one command per run; train nothing")
+    only.add_argument("--status", action="store_true", help="show each run's progress, read from its files")
     options = parser.parse_args(own)
     options.flags = flags
     if options.vary is not None:
         names = [name for name, _ in options.vary]
         if len(set(names)) < len(names):
-            parser.error(f"--vary: {max(names, key=names.count)} is varied twice; separate its values by commas")
+            parser.error(f"--vary: {max(names, key=names.count)} is varied twice; separate its values with commas")
         options.vary = dict(options.vary)
     return options
 
@@ -189,5 +189,5 @@ def _varied(text: str) -> tuple[str, tuple[str, ...]]:
     if len(set(options)) < len(options):
         raise argparse.ArgumentTypeError(f"a value is given twice in {text!r}")
     if any(os.sep in value or (value.startswith(".") and not value[1:2].isdigit()) for value in options):
-        raise argparse.ArgumentTypeError(f"a value cannot be a directory's name in {text!r}")
+        raise argparse.ArgumentTypeError(f"values must be usable in a directory name, got {text!r}")
     return name.lstrip("-").replace("-", "_"), options

@@ -1,4 +1,4 @@
-"""Runs the learners of a study: N at a time, each an ordinary `python -m learner`, ended in order by a signal.
+"""Runs the learners of a study: N at a time, each an ordinary `python -m learner`, stopped cleanly by a signal.
 
 One thread. Each learner is started in its own session, so that Ctrl-C in the terminal reaches it once, from here. It
 is also told to end if this process is killed. With several at a time each gets its share of the cores by its CPU

@@ -78,7 +78,9 @@ class StudyProgress:
 
     def stopping(self, signum: int, num_running: int) -> None:
         """Says that a signal has come and what happens now."""
-        what = f"ending {num_running} runs in order, each with a checkpoint" if num_running else "no run is under way"
+        what = {0: "no run is in progress", 1: "stopping 1 run after a checkpoint"}.get(
+            num_running, f"stopping {num_running} runs, each after a checkpoint"
+        )
         self.note(f"{signal.Signals(signum).name}: {what}")
 
     def refresh(self) -> None:

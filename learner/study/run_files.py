@@ -91,7 +91,7 @@ def status(run: RunDirectory, now: float | None = None) -> RunStatus:
         return RunStatus("running", frames, fps)
     if not rows and not started:
         return RunStatus("waiting")
-    return RunStatus("stopped", frames, fps, last_line(run.learner_log) or "ended without a word")
+    return RunStatus("stopped", frames, fps, last_line(run.learner_log) or "ended without a message")
 
 
 def recent_rows(path: Path) -> list[Row]:

@@ -98,7 +98,7 @@ def test_deleted_current_directory_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
     require_current_directory()
     monkeypatch.setattr(os, "getcwd", gone)
-    with pytest.raises(UsageError, match="current directory does not exist any more"):
+    with pytest.raises(UsageError, match="current directory no longer exists"):
         require_current_directory()
 
 
@@ -106,8 +106,8 @@ def test_deleted_current_directory_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     ("error", "variable", "line"),
     [
         (ImportError("No module named 'ray'"), None, "install them"),
-        (ImportError("No module named 'ray'"), "PYTHONPATH", "unset what you do not need of PYTHONPATH"),
-        (ValueError("\nInvalid log settings\nand more"), "TORCH_LOGS", "Invalid log settings; unset what you do not"),
+        (ImportError("No module named 'ray'"), "PYTHONPATH", "unset any of these that you do not need: PYTHONPATH"),
+        (ValueError("\nInvalid log settings\nand more"), "TORCH_LOGS", "Invalid log settings; unset any of these"),
         (ValueError("a bug"), None, None),
     ],
 )

@@ -46,7 +46,7 @@ def test_harmless_output_changes_neither_course_nor_exit_code(case, tmp_path):
     assert (result.returncode, result.stdout, result.stderr) == (3, "", "")
     lines = (tmp_path / "log").read_text().splitlines()
     assert lines[-1] == "went on"
-    expected = [f"standard {name} cannot be written and is ignored: {logged}" for name in ("output", "error")]
+    expected = [f"standard {name} cannot be written to and is ignored: {logged}" for name in ("output", "error")]
     assert lines[:-1] == (expected if logged else [])
 
 

@@ -131,7 +131,7 @@ def test_cuda_without_a_gpu_is_refused_only_when_a_run_is_resolved():
 
 @pytest.mark.parametrize("name", ["compile", "cuda_graphs"])
 def test_what_only_a_gpu_can_do_is_refused_without_one(name):
-    with pytest.raises(ConfigError, match=f"{flag(name)}: .*leave it out"):
+    with pytest.raises(ConfigError, match=f"{flag(name)}: .*leave the flag out"):
         resolve("lab", {name: True}, TWO_CORES)
     assert getattr(resolve("lab", {name: True}, GPU_BOX), name)
 
@@ -190,7 +190,7 @@ def test_resumed_run_refuses_actors_that_do_not_divide_its_environments():
 )
 def test_setting_without_effect_is_refused_where_the_user_named_it(name, overrides):
     machine = GPU_BOX if name == "learner_threads" else TWO_CORES
-    with pytest.raises(ConfigError, match=f"^{flag(name)}: has no effect, .*; leave it out$"):
+    with pytest.raises(ConfigError, match=f"^{flag(name)}: has no effect because .*; leave it out$"):
         resolve("lab", overrides, machine)
     others = {key: value for key, value in overrides.items() if key != name}
     stored = resolve("lab", others, machine)

@@ -118,5 +118,5 @@ def test_too_small_object_store_is_refused_with_the_size_needed(two_nodes, run_l
     assert result.returncode == 2
     warning, error = result.stderr.splitlines()
     assert warning.startswith("learner: warning: ")
-    assert "the object store of the learner's node has 200 MiB, the rollouts in flight need" in error
+    assert "the object store of the learner's node has 200 MiB, but the rollouts in flight need" in error
     assert not (tmp_path / "run").exists()

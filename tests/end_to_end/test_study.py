@@ -1,4 +1,4 @@
-"""A study with a real learner: it trains, ends in order after a signal, and continues."""
+"""A study with a real learner: it trains, stops cleanly after a signal, and continues."""
 
 import os
 import signal

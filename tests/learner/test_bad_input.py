@@ -74,8 +74,8 @@ def stored_run(tmp_path):
         (["--actor-gpus", "-0.5"], "--actor-gpus: must be between 0 and 1, got -0.5"),
         (["--actor-gpus", "2"], "--actor-gpus: must be between 0 and 1, got 2.0"),
         (["--half-batches", "maybe"], "--half-batches: expected one of auto, yes, no, got 'maybe'"),
-        (["--device", "cpu", "--compile"], "--compile: the learner uses no GPU"),
-        (["--device", "cpu", "--cuda-graphs"], "--cuda-graphs: the learner and the actors"),
+        (["--device", "cpu", "--compile"], "--compile: needs a GPU, and the learner uses none"),
+        (["--device", "cpu", "--cuda-graphs"], "--cuda-graphs: needs a GPU, and neither the learner nor"),
         (["--num-actors", "many"], "--num-actors: expected N, LOW:HIGH with 1 <= LOW <= HIGH, or max, got 'many'"),
         (["--num-actors", "4:2"], "--num-actors: expected N, LOW:HIGH with 1 <= LOW <= HIGH, or max, got '4:2'"),
         (["--num-actors", "4:12"], "--num-actors: 12 does not divide the 64 environments"),
@@ -86,10 +86,13 @@ def stored_run(tmp_path):
         (["--seed", "1.5"], "--seed: expected a whole number, got '1.5'"),
         (["--compression", "lz4"], "--compression: unknown value 'lz4'; choose from none, remote, zstd"),
         (["--mode", "overlap", "--max-policy-lag", "0"], "--max-policy-lag: must be at least 1 in overlap mode, got 0"),
-        (["--mode", "sync", "--max-policy-lag", "1"], "--max-policy-lag: 1 needs --mode overlap, this run's mode is"),
+        (["--mode", "sync", "--max-policy-lag", "1"], "--max-policy-lag: 1 needs --mode overlap; this run's mode is"),
         (["--mode", "overlap", "--max-policy-lag", "-1"], "--max-policy-lag: must be at least 0, got -1"),
         (["--mode", "overlap", "--num-actors", "1:2", "--repeatable", "yes"], "--num-actors is 1:2"),
-        (["--mode", "sync", "--repeatable", "no"], "--repeatable: has no effect, --mode sync collects every batch"),
+        (
+            ["--mode", "sync", "--repeatable", "no"],
+            "--repeatable: has no effect because --mode sync collects every batch",
+        ),
         (["--mode", "sync", "--importance-weight-cap", "2"], "--importance-weight-cap: has no effect"),
         (["--mode", "overlap", "--importance-weight-cap", ".5"], "--importance-weight-cap: must be at least 1, got"),
         (["--objective", "vtrace"], "--objective: unknown value 'vtrace'; choose from auto, standard, decoupled"),
@@ -113,7 +116,7 @@ def test_unknown_command_is_named_with_the_remedy(refused, word, remedy):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_cuda_without_a_gpu_is_refused(refused, tmp_path):
-    assert "--device: cuda is not available, torch finds no GPU on this machine" in refused(
+    assert "--device: cuda is not available: torch finds no GPU on this machine" in refused(
         "--run-dir", tmp_path / "run", "--device", "cuda"
     )
     assert not (tmp_path / "run").exists()
@@ -131,7 +134,7 @@ def test_run_directory_that_cannot_be_created_is_refused(refused, tmp_path):
 
 
 def test_resuming_a_directory_without_a_run_is_refused(refused, tmp_path):
-    assert "holds no run" in refused("--resume", tmp_path / "nowhere")
+    assert "is not a run directory (it has no config.json)" in refused("--resume", tmp_path / "nowhere")
 
 
 def test_resuming_with_contradicting_settings_lists_them(refused, stored_run):
@@ -195,7 +198,7 @@ def test_config_of_another_version_is_refused_and_named(refused, stored_run):
 
 def test_address_without_a_cluster_is_refused_after_the_deadline(refused, tmp_path):
     line = refused("--run-dir", tmp_path / "run", "--address", "127.0.0.1:1", "--cluster-timeout", "1")
-    assert "no Ray cluster answers at --address 127.0.0.1:1 within 1 s" in line
+    assert "no Ray cluster answered at --address 127.0.0.1:1 within 1 s" in line
 
 
 def test_malformed_address_is_refused(refused, tmp_path):
@@ -244,7 +247,7 @@ def test_file_size_limit_below_the_object_store_is_refused(refused, tmp_path):
         line = refused("--run-dir", tmp_path / "run")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert line.startswith("learner: sizes: ulimit -f is 100 MiB, a run needs ")
+    assert line.startswith("learner: sizes: ulimit -f is 100 MiB; a run needs ")
     assert not (tmp_path / "run").exists()
 
 

@@ -39,7 +39,7 @@ def test_reason_is_given_where_a_run_does_not_continue_bit_for_bit():
         assert "the checkpoint lacks the weights" in continuation(5, weights, **LAG_2)
     assert "environments of 1 of 2 actors continue" in continuation(5, (3, 4), actors=(1,), **LAG_2)
     assert "only while all 2 actors are ready" in continuation(5, min_actors=1)
-    assert "environments start anew" in continuation(5, (3, 4), num_actors=4, **LAG_2)
+    assert "environments start again" in continuation(5, (3, 4), num_actors=4, **LAG_2)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_reason_is_given_where_a_run_does_not_continue_bit_for_bit():
         ({}, []),
         ({"learner_threads": 1, "micro_batch": 32}, []),
         ({"learner_threads": 10_000}, ["--learner-threads 10000 is more than the"]),
-        ({"micro_batch": 33}, ["--micro-batch 33 is more than a minibatch has, 32 samples"]),
+        ({"micro_batch": 33}, ["--micro-batch 33 exceeds the minibatch of 32 samples"]),
     ],
 )
 def test_setting_beyond_what_there_is_gives_a_warning(settings, warnings, caplog):

@@ -99,7 +99,7 @@ def test_last_rollout_of_an_actor_counts_and_absent_actors_are_forgotten():
     assert_same_actor(state.actors[0], actor_state(4))
 
 
-def test_checkpoint_without_episodes_by_environment_starts_to_count_anew():
+def test_checkpoint_without_episodes_by_environment_starts_to_count_again():
     state = RunState.new(CONFIG)
     state.record(staged((0, 0, 1, [5.0])))
     stored = state.state_dict()
@@ -110,7 +110,7 @@ def test_checkpoint_without_episodes_by_environment_starts_to_count_anew():
     assert back.episodes.averages() == {"episode_return": None, "episode_length": None}
 
 
-def test_environments_that_start_anew_are_forgotten():
+def test_environments_that_start_again_are_forgotten():
     state = RunState.new(CONFIG)
     state.record(staged((0, 0, 1, [5.0])))
     state.forget_environments()

@@ -73,7 +73,7 @@ def test_settings_and_request_are_read_back_unchanged(run, config):
 
 
 def test_directory_without_a_run_is_reported(run):
-    with pytest.raises(ConfigError, match=f"{run.path} holds no run"):
+    with pytest.raises(ConfigError, match=f"{run.path} is not a run directory"):
         run.read_config()
 
 

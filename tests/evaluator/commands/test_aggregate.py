@@ -156,7 +156,7 @@ def test_rescore_without_a_checkpoint_is_refused(study, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--at", "1M"], "evaluator: --at: 1,000,000 frames are beyond what was trained, 10,000"),
+        (["--at", "1M"], "evaluator: --at: no run has trained 1,000,000 frames; the most is 10,000"),
         (["--at", "1G"], "--at: expected a number of frames such as 500k, 1M or 1000000, got '1G'"),
         (["--at", "-1"], "--at: expected"),
         (["--split", "train"], "has no train scores, only test; choose another --split"),

@@ -118,7 +118,7 @@ def test_each_use_of_the_test_levels_is_logged_and_counted(
         captured = capsys.readouterr()
         row = json.loads(captured.out)
         assert row["held_out_split"] == "test" and row["test"] == row["held_out"]
-        assert f"use {before + use} of the test levels" in captured.err
+        assert f"use number {before + use} of the test levels" in captured.err
     uses = read_jsonl(run.test_uses)[before:]
     assert [(use["command"], use["policy_version"]) for use in uses] == [("score", 10), ("score", 10)]
     assert main(["score", str(run.path), "--json"]) == 0
@@ -235,7 +235,7 @@ def test_damaged_newest_checkpoint_is_named_and_the_previous_one_used(
         ([*VIDEO, "--level", "-1"], "evaluator video: --level: expected a whole number from 0 to 2147483646"),
         ([*VIDEO, "--episode", "10000"], "evaluator video: --episode: expected a whole number from 0 to 9999"),
         ([*VIDEO, "--resolution", "128"], "evaluator video: --resolution: unknown value '128'; choose from 64, 512"),
-        ([*VIDEO, "--level", "1", "--split", "test"], "evaluator: --split and --level exclude each other"),
+        ([*VIDEO, "--level", "1", "--split", "test"], "evaluator: --split and --level cannot be combined"),
         ([*VIDEO, "--output", "{tmp}/old.gif"], "evaluator: --output {tmp}/old.gif already exists and is not overwr"),
         ([*VIDEO, "--output", "{tmp}/no/n.gif"], "evaluator: --output {tmp}/no/n.gif: {tmp}/no is not a directory"),
         ([*VIDEO, "--which", "worst"], "evaluator: {run}/checkpoints/00000010 has no scores on test levels"),
@@ -305,8 +305,8 @@ def test_ctrl_c_ends_with_130_and_one_line(run: RunDirectory) -> None:
 @pytest.mark.parametrize(
     ("redirection", "exit_code", "err"),
     [
-        ("> /dev/full", 1, "evaluator: cannot write standard output: No space left on device\n"),
-        (">&-", 1, "evaluator: cannot write standard output: it is closed\n"),
+        ("> /dev/full", 1, "evaluator: cannot write to standard output: No space left on device\n"),
+        (">&-", 1, "evaluator: cannot write to standard output: it is closed\n"),
         ("| true", 141, ""),
         ("> /dev/full 2> /dev/full", 1, ""),
     ],

@@ -182,7 +182,7 @@ def test_page_says_why_a_score_has_no_interval(run: RunDirectory) -> None:
     newest["train"] |= {"interval": None, "no_interval": "one episode per level"}
     append_jsonl(run.evaluations, newest)
     text = Page(render_report(run)).text
-    assert "No interval of the last checkpoint's train score: one episode per level." in text
+    assert "No interval for the last checkpoint's train score: one episode per level." in text
     assert "training minus validation: 2.50, no interval." in text
 
 
@@ -263,7 +263,7 @@ def test_flagged_levels_are_named_as_scored(run: RunDirectory) -> None:
     run.level_sets.write_text(json.dumps(sets))
     text = Page(render_report(run)).text
     assert "The audit flagged 1 of 104 candidates" in text and "They are scored nevertheless" in text
-    assert "25 test is training level 3 again" in text
+    assert "25 test is the same as training level 3" in text
 
 
 def test_level_sets_of_the_first_audit_are_shown(run: RunDirectory) -> None:

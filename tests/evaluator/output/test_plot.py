@@ -69,7 +69,7 @@ def test_missing_interval_is_named_and_draws_no_band() -> None:
     training, held_out = scores.collections[:2]
     assert len(training.get_paths()) == 0 and len(held_out.get_paths()) == 1
     assert "training levels 9.00 (no interval)" in [text.get_text() for text in scores.texts]
-    assert gap.get_title(loc="left") == "no interval of the gap: training levels: one episode per level"
+    assert gap.get_title(loc="left") == "no interval for the gap: training levels: one episode per level"
 
 
 def history(levels: int, versions: int) -> LevelHistory:

@@ -285,5 +285,5 @@ def test_row_of_another_run_is_named_set_aside_and_its_version_scored_again(
     files = ScoreFiles(run, config)
     assert [row["policy_version"] for row in files.rows] == [5] and path.is_dir()
     files.close()
-    assert "rows with policy_version 6 have other weights; they are set aside" in caplog.text
+    assert "rows with policy_version 6 do not match the weights of their checkpoints; they are set aside" in caplog.text
     assert read_jsonl(run.evaluations.with_name("evaluations.jsonl.abandoned")) == [foreign]

@@ -14,7 +14,7 @@ from evaluator.studies.selection import add_published, select
 from evaluator.studies.summary import sentence, summarize, verdict
 
 # The note for numbers without an interval although there are several seeds.
-NO_WIDTH = "no interval where the seeds agree so far that all resamples are equal: more seeds are needed"
+NO_WIDTH = "no interval where the seeds agree so closely that all resamples are equal: more seeds are needed"
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_scores_are_those_at_or_before_the_frames_asked_for(study):
 
 
 def test_frames_beyond_what_was_trained_are_refused(study):
-    with pytest.raises(UsageError, match=r"--at: 1,000,000 frames are beyond what was trained, 49,152"):
+    with pytest.raises(UsageError, match=r"--at: no run has trained 1,000,000 frames; the most is 49,152"):
         summary_of(study, at=1_000_000)
 
 
@@ -123,7 +123,7 @@ def test_score_long_before_the_frames_asked_for_is_named(make_run, tmp_path):
     with open(run.metrics, "a") as file:
         file.write('{"policy_version": 4, "frames": 65536, "time": 1}\n')
     assert summary_of(tmp_path / "study", at=60_000)["notes"][0] == (
-        f"{run.path}: its nearest score is of 16,384 frames"
+        f"{run.path}: its nearest score is at 16,384 frames"
     )
 
 
@@ -131,7 +131,7 @@ def test_game_that_a_variant_lacks_is_left_out_and_named(study):
     shutil.rmtree(study / "maze" / "gamma=0.99")
     summary = summary_of(study)
     assert summary["games"] == ["coinrun"]
-    assert "maze is left out: gamma=0.99 has no score of it at these frames" in summary["notes"]
+    assert "maze is left out: no score of it at these frames from gamma=0.99" in summary["notes"]
 
 
 def test_runs_of_different_games_are_refused(study):
@@ -159,7 +159,7 @@ def test_two_runs_of_the_same_seed_are_refused(study):
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ({"levels": [1, 2, 3, 4]}, "have different test levels; --rescore scores all anew"),
+        ({"levels": [1, 2, 3, 4]}, "have different test levels; --rescore scores them all again"),
         ({"episodes": 5}, "was scored on 4 test levels with 1 episodes each, .* on 4 with 5; --rescore"),
         ({"held_out_levels": 100}, "--held-out-levels is 200 in .* and 100 in"),
     ],

@@ -45,7 +45,7 @@ def test_connection_describes_itself(connection: Connection, expected: str) -> N
         ("http://127.0.0.1:8265", "RAY_ADDRESS=http://127.0.0.1:8265 is an address of Ray's dashboard and job API"),
         ("host name:6379", "RAY_ADDRESS=host name:6379 is neither auto nor HOST:PORT"),
         ("host:6379/", "RAY_ADDRESS=host:6379/ is neither auto nor HOST:PORT"),
-        ("127.0.0.1:1", "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:1 within 0 s: Connection refused"),
+        ("127.0.0.1:1", "no Ray cluster answered at RAY_ADDRESS=127.0.0.1:1 within 0 s: Connection refused"),
     ],
 )
 def test_unusable_address_is_refused_with_the_name_of_its_source(address: str, message: str) -> None:
@@ -94,7 +94,7 @@ def test_ray_that_does_not_start_names_the_variables_it_inherited(error, monkeyp
 
     monkeypatch.setattr(connection, "start_embedded_ray", fail)
     monkeypatch.setenv("RAY_ROTATION_MAX_BYTES", "x")
-    with pytest.raises(ClusterError, match=r"unset what you do not need: .*RAY_ROTATION_MAX_BYTES") as refused:
+    with pytest.raises(ClusterError, match=r"unset any that you do not need: .*RAY_ROTATION_MAX_BYTES") as refused:
         connect(None, resolve("lab", {"num_actors": 1}))
     assert "\n" not in str(refused.value)
 

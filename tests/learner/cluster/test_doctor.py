@@ -45,4 +45,4 @@ def test_table_that_nobody_can_read_fails(redirection, code):
     shell = ["bash", "-c", f'"{sys.executable}" -c "$0" {redirection}; exit ${{PIPESTATUS[0]}}', PROGRAM]
     result = subprocess.run(shell, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=60)
     assert result.returncode == code, result.stderr
-    assert ("cannot write standard output" in result.stderr) == (code == 1) and "Traceback" not in result.stderr
+    assert ("cannot write to standard output" in result.stderr) == (code == 1) and "Traceback" not in result.stderr

@@ -34,9 +34,9 @@ def test_processes_are_checked_against_cgroup_and_ulimit(in_cgroup, of_user, ver
     ("affinity", "quota", "verdict", "found"),
     [
         (8, None, "ok", "8 of the machine's 8 cores"),
-        (2, None, "ok", "2 of the machine's 8 cores by affinity 2"),
-        (8, 2.5, "ok", "2 of the machine's 8 cores by quota 2.5 CPUs"),
-        (4, 0.5, "warning", "1 of the machine's 8 cores by affinity 4, quota 0.5 CPUs"),
+        (2, None, "ok", "2 of the machine's 8 cores (limited by affinity 2)"),
+        (8, 2.5, "ok", "2 of the machine's 8 cores (limited by quota 2.5 CPUs)"),
+        (4, 0.5, "warning", "1 of the machine's 8 cores (limited by affinity 4 and quota 0.5 CPUs)"),
     ],
 )
 def test_usable_cores_are_shown_with_what_limits_them(affinity, quota, verdict, found, monkeypatch):
@@ -52,9 +52,9 @@ def test_usable_cores_are_shown_with_what_limits_them(affinity, quota, verdict, 
     ("kind", "limit", "verdict", "found"),
     [
         (None, 0, "ok", "no limit"),
-        ("RLIMIT_FSIZE", 100 << 20, "fatal", "ulimit -f is 100 MiB, a run needs 500 MiB"),
+        ("RLIMIT_FSIZE", 100 << 20, "fatal", "ulimit -f is 100 MiB; a run needs 500 MiB"),
         ("RLIMIT_FSIZE", 500 << 20, "ok", "no limit"),
-        ("RLIMIT_AS", 3 << 30, "warning", "ulimit -v is 3072 MiB, a run needs about 3572 MiB"),
+        ("RLIMIT_AS", 3 << 30, "warning", "ulimit -v is 3072 MiB; a run needs about 3572 MiB"),
         ("RLIMIT_AS", 4 << 30, "ok", "no limit"),
         ("RLIMIT_CPU", 3600, "warning", "ulimit -t ends the run, after a checkpoint, at 3600 s"),
     ],

@@ -102,7 +102,7 @@ def test_resume_of_a_run_with_an_older_preset_names_what_differs(prepare, tmp_pa
     resumed = prepare("--resume", new.run.path)
     # gamma and the sizes are what the user asked for.
     assert resumed.preset_change == (
-        "preset easy has changed since this run was started, which keeps vf_coef 0.5 instead of 0.25, "
+        "preset easy has changed since this run was started; the run keeps vf_coef 0.5 instead of 0.25, "
         "reward_norm_gamma 0.9 instead of 0.99, initialization torch instead of glorot"
     )
     assert resumed.config == older
@@ -134,7 +134,7 @@ def test_resumed_run_adds_new_flags_to_the_stored_request(run, prepare):
     assert after["settings"]["mode"] == "overlap" and after["settings"]["min_actors"] == 4
 
 
-def test_automatic_settings_are_resolved_anew_on_resume_and_requested_ones_are_kept(run, prepare):
+def test_automatic_settings_are_resolved_again_on_resume_and_requested_ones_are_kept(run, prepare):
     contents = stored(run)
     contents["settings"] |= {"learner_threads": 999, "mode": "overlap", "max_policy_lag": 1, "micro_batch": 7}
     contents["requested"] |= {"micro_batch": 7}

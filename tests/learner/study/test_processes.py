@@ -110,7 +110,7 @@ def test_every_run_is_started_once_and_skipped_when_it_is_finished(study, tmp_pa
 @pytest.mark.processes
 def test_failing_run_is_reported_with_its_last_line_and_the_others_go_on(study, tmp_path):
     code, out, err = run_to_end(study("fail", *FLAGS))
-    assert code == 1 and err == ["learner study: runs have failed; the same command continues it"]
+    assert code == 1 and err == ["learner study: runs have failed; the same command continues the study"]
     (line,) = [line for line in out if line.startswith("failed")]
     assert line.startswith("failed    leaper/default/seed-1: exit code 1: learner: it does not work; 1 of 3 done")
     code, out, _ = run_to_end(study("fail", "--status"))
@@ -147,9 +147,9 @@ def test_signal_ends_all_runs_in_order_and_starts_no_other(study, tmp_path, sign
     assert code == 128 + signum, (out, err)
     assert [run.joinpath("ended").read_text() for run in runs[:2]] == [str(int(signum))] * 2
     assert not runs[2].exists()
-    assert f"{signum.name}: ending 2 runs in order, each with a checkpoint" in out
+    assert f"{signum.name}: stopping 2 runs, each after a checkpoint" in out
     assert sum(line.startswith("stopped") for line in out) == 2
-    assert err == ["learner study: stopped by a signal; the same command continues it"]
+    assert err == ["learner study: stopped by a signal; the same command continues the study"]
     _, out, _ = run_to_end(study("wait", "--status"))
     assert [line.split()[0] for line in out[:3]] == ["stopped", "stopped", "waiting"]
 

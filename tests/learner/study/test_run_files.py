@@ -65,7 +65,7 @@ def test_run_without_a_recent_update_and_without_a_note_has_stopped(run):
     train(run, 3)
     assert status(run, NOW + 59).state == "running"
     late = status(run, NOW + 61)
-    assert late.state == "stopped" and late.reason == "ended without a word"
+    assert late.state == "stopped" and late.reason == "ended without a message"
     run.learner_log.write_text("the first line\nlearner: the last line\n")
     assert status(run, NOW + 61).reason == "learner: the last line"
 
