@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import parameter, ray_constants
+from ray._private import parameter, ray_constants, utils
 from ray._private.node import Node
 
 from common.limits import available_cores
@@ -179,14 +179,16 @@ def only_loopback() -> Iterator[None]:
 def only_needed_processes() -> Iterator[None]:
     """Makes a Ray that starts inside its `with` block run without autoscaler, log monitor and dashboard.
 
-    One node needs no autoscaler, no log is sent to the driver, and nobody opens the dashboard. The agent takes any free
-    port: if another Ray on this host has the default port, Ray retries for three seconds before it starts. `ray.init`
-    has no arguments for these.
+    One node needs no autoscaler, no log is sent to the driver, and nobody opens the dashboard. Its agent, without which
+    no node starts, runs as where its libraries are not installed, without a web server: if another Ray on this host has
+    that server's port, Ray retries for three seconds before it starts, and importing the libraries takes a third of a
+    second. `ray.init` has no arguments for these.
     """
-    settings: dict[str, Any] = {"no_monitor": True, "include_log_monitor": False, "dashboard_agent_listen_port": 0}
+    settings: dict[str, Any] = {"no_monitor": True, "include_log_monitor": False}
     with (
         replaced(parameter, "RayParams", functools.partial(parameter.RayParams, **settings)),
         replaced(Node, "start_api_server", lambda *_, **__: None),  # the dashboard, and nothing else that we use
+        replaced(utils, "get_dashboard_dependency_error", lambda: ImportError("not needed")),
     ):
         yield
 
