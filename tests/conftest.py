@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -128,6 +129,30 @@ def assert_bit_equal(one: Any, other: Any, path: str = "state") -> None:
         assert one.dtype == other.dtype and torch.equal(one, other), path
     else:
         assert one == other, path
+
+
+@contextlib.contextmanager
+def slow_actor(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Suspends one of a learner's actors three quarters of the time; a run in sync mode then leaves the cores idle."""
+    ended = threading.Event()
+
+    def disturb() -> None:
+        while not ended.wait(0.1):
+            with contextlib.suppress(psutil.Error):
+                children = psutil.Process(process.pid).children(recursive=True)
+                actors = [child for child in children if "RemoteRolloutActor" in " ".join(child.cmdline())]
+                for actor in actors[:1]:
+                    actor.suspend()
+                    ended.wait(0.3)
+                    actor.resume()
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def without_times(row: dict[str, Any]) -> dict[str, Any]:

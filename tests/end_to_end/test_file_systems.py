@@ -25,10 +25,10 @@ def preload(tmp_path_factory):
 def test_run_without_links_and_locks_is_scored_and_resumed(preload, run_learner, tiny, tmp_path):
     environment = {"LD_PRELOAD": str(preload), "FEWER_FEATURES": str(tmp_path)}
     run = RunDirectory(tmp_path / "run")
-    flags = ("--backfill", "--eval-episodes-per-level", "1")
-    first = run_learner(*tiny, *flags, "--total-frames", "128", "--run-dir", run.path, **environment)
+    first = run_learner(*tiny, "--no-evaluator", "--total-frames", "128", "--run-dir", run.path, **environment)
     assert first.returncode == 0, first.stderr
-    again = run_learner("--resume", run.path, "--total-frames", "256", **environment)
+    scored_too = ("--evaluator", "--backfill", "--total-frames", "256")
+    again = run_learner("--resume", run.path, *scored_too, **environment)
     assert again.returncode == 0, again.stderr
     for done in (first, again):
         assert (done.stdout + done.stderr).count(WARNING) == 1

@@ -3,7 +3,6 @@
 import contextlib
 import signal
 import subprocess
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from tests.conftest import (
     assert_bit_equal,
     assert_signal_ends_training_after_a_checkpoint,
     num_lines,
+    slow_actor,
     wait_until,
     without_times,
 )
@@ -140,30 +140,6 @@ def test_suspension_and_sigkill_change_no_bit_of_a_run(
 OVERLAP = ["--mode", "overlap", "--max-policy-lag", "2"]
 
 
-@contextlib.contextmanager
-def slow_actor(process: subprocess.Popen):
-    """Stops one of the learner's actors again and again."""
-    ended = threading.Event()
-
-    def disturb():
-        while not ended.wait(0.1):
-            with contextlib.suppress(psutil.Error):
-                children = psutil.Process(process.pid).children(recursive=True)
-                actors = [child for child in children if "RemoteRolloutActor" in " ".join(child.cmdline())]
-                for actor in actors[:1]:
-                    actor.suspend()
-                    ended.wait(0.3)
-                    actor.resume()
-
-    thread = threading.Thread(target=disturb)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
 def test_overlap_mode_repeats_and_resumes_bit_for_bit_at_any_actor_speed(
     start_learner, run_learner, tmp_path, rows, left_behind
 ):
@@ -187,7 +163,7 @@ def test_overlap_mode_repeats_and_resumes_bit_for_bit_at_any_actor_speed(
 def test_overlap_run_with_the_newest_weights_says_that_its_resume_is_not_bit_exact(
     start_learner, run_learner, tiny, tmp_path, rows
 ):
-    run_dir, updates = tmp_path / "run", 40
+    run_dir, updates = tmp_path / "run", 20
     process = start_learner(
         *(*tiny, *OVERLAP, "--repeatable", "no", "--objective", "standard", "--no-evaluator"),
         *("--learning-rate-schedule", "linear", "--total-frames", updates * TINY_BATCH, "--run-dir", run_dir),
