@@ -4,7 +4,7 @@ Procgen, Ray, signals and removed raylets are real. The counters "add up" if met
 frames are versions times batch, and exactly the lost actors, hung actors and lost rollouts of the fault were counted.
 The newest update survived if a fault that ended the learner left files from which at most one completed update is lost.
 Exit code 1 if one of these does not hold or the learner did not say how to continue. `--short` skips the faults that
-take a minute, end the learner or need a cluster, and the kill of one actor, which the kill of all actors covers.
+take a minute, end the learner or need a cluster, and those that have a test of their own.
 """
 
 import contextlib
@@ -44,13 +44,13 @@ def embedded(directory: Path, outcomes: list[Outcome], short: bool) -> None:
         if not short:
             trainee.processes(EVALUATOR)[0].suspend()
             drill.harm_actors("actor SIGKILL", psutil.Process.kill)
-        drill.harm_actors("actor SIGSTOP", psutil.Process.suspend, hung=True)
+            drill.harm_actors("actor SIGSTOP", psutil.Process.suspend, hung=True)
         drill.harm_actors("actor without memory", limit_memory, hung=None)
         drill.harm_actors("all actors SIGKILL", psutil.Process.kill, number=ACTORS)
         drill.delete_tensorboard()
-        drill.take_away_disk()
         drill.second_learner()
         if not short:
+            drill.take_away_disk()
             drill.fill_disks()
             trainee.wait("evaluator SIGSTOP", lambda: drill.num_scores() > scored, EVALUATOR_PATIENCE)
             happened = "found hung, started again; training went on meanwhile"
@@ -149,7 +149,7 @@ def main() -> int:
     parser.add_argument(
         "--short",
         action="store_true",
-        help="skip the faults that take a minute, end the learner, need a cluster or are part of another",
+        help="skip the faults that take a minute, end the learner, need a cluster or have a test of their own",
     )
     parser.add_argument("--json", type=Path, help="file to which the table is also written")
     options = parser.parse_args()
