@@ -263,10 +263,7 @@ class Config:
         if self.compile and self.device != "cuda":
             raise ConfigError("--compile: needs a GPU, and the learner uses none; leave the flag out")
         if self.cuda_graphs and self.device != "cuda" and not self.actor_gpus:
-            raise ConfigError(
-                "--cuda-graphs: needs a GPU, and neither the learner nor actors (--actor-gpus) use one; leave the flag "
-                "out"
-            )
+            raise ConfigError("--cuda-graphs: needs a GPU, and neither learner nor actors use one; leave the flag out")
 
     @property
     def game(self) -> Game:

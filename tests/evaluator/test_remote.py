@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -123,7 +124,8 @@ def test_evaluator_may_start_before_the_run_directory_exists(
     evaluator = RemoteEvaluator(run.path, config)
     ray.get(evaluator.actor.__ray_ready__.remote(), timeout=DEADLINE)  # type: ignore[attr-defined]
     assert not run.path.exists()
-    only_game = evaluator.actor.__ray_call__.remote(lambda actor: common.procgen_env._only_game)  # type: ignore[attr-defined]
+    actor: Any = evaluator.actor  # Ray's annotations lack `__ray_call__`
+    only_game = actor.__ray_call__.remote(lambda _: common.procgen_env._only_game)
     assert ray.get(only_game, timeout=DEADLINE) == "leaper"  # of no other game are images loaded
     notify(evaluator, save(run.checkpoints, 0))
     row = evaluator.finish(DEADLINE)

@@ -75,7 +75,7 @@ def stored_run(tmp_path):
         (["--actor-gpus", "2"], "--actor-gpus: must be between 0 and 1, got 2.0"),
         (["--half-batches", "maybe"], "--half-batches: expected one of auto, yes, no, got 'maybe'"),
         (["--device", "cpu", "--compile"], "--compile: needs a GPU, and the learner uses none"),
-        (["--device", "cpu", "--cuda-graphs"], "--cuda-graphs: needs a GPU, and neither the learner nor"),
+        (["--device", "cpu", "--cuda-graphs"], "--cuda-graphs: needs a GPU, and neither learner nor"),
         (["--num-actors", "many"], "--num-actors: expected N, LOW:HIGH with 1 <= LOW <= HIGH, or max, got 'many'"),
         (["--num-actors", "4:2"], "--num-actors: expected N, LOW:HIGH with 1 <= LOW <= HIGH, or max, got '4:2'"),
         (["--num-actors", "4:12"], "--num-actors: 12 does not divide the 64 environments"),
