@@ -14,9 +14,9 @@ version() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/n
 supported() { case $1 in 3.10 | 3.11 | 3.12 | 3.13) ;; *) return 1 ;; esac; }
 
 # A second set-up in this directory waits for the first and then finds nothing to do.
-if command -v flock >/dev/null; then
-  exec 9<tools/setup.sh
-  flock 9
+# NFS locks only files that are open for writing. Without locks two set-ups must not run at the same time.
+if command -v flock >/dev/null && { exec 9>>tools/setup.sh; } 2>/dev/null; then
+  flock 9 2>/dev/null || true
 fi
 
 # The stamp records what .venv was made from: this directory, to which the editable install and the programs in
@@ -44,7 +44,9 @@ if [ -e .venv/.heldout-incomplete ] || ! grep -qsF "$directory/.venv/" .venv/bin
   rm -rf .venv
 fi
 if [ ! -e .venv ]; then
-  for python in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.10}; do
+  candidates=(python3 python3.13 python3.12 python3.11 python3.10)
+  if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); fi
+  for python in "${candidates[@]}"; do
     venv_version=$(version "$python" || true)
     if supported "$venv_version"; then break; fi
   done
