@@ -8,6 +8,7 @@ import abc
 import contextlib
 import functools
 import importlib.util
+import os
 import re
 import struct
 from collections.abc import Sequence
@@ -66,8 +67,9 @@ class ProcgenEnvs(abc.ABC):
 class _Gym3Envs(ProcgenEnvs):
     """`procgen` and `procgen-mirror`."""
 
-    def __init__(self, num_envs: int, options: dict[str, Any]):
-        self._envs = _env_module().ProcgenGym3Env(num=num_envs, **options)
+    def __init__(self, num_envs: int, assets: Path, options: dict[str, Any]):
+        # Bytes, because gym3 cuts a str that is not ASCII: it passes UTF-8 and counts characters.
+        self._envs = _env_module().ProcgenGym3Env(num=num_envs, resource_root=os.fsencode(f"{assets}/"), **options)
 
     def act(self, actions: np.ndarray) -> None:
         self._envs.act(actions)
@@ -92,8 +94,8 @@ class _Gym3Envs(ProcgenEnvs):
 class _GymnasiumEnvs(ProcgenEnvs):
     """`procgen-gym`: its public `step` cannot act and observe separately, its `_clib` can."""
 
-    def __init__(self, num_envs: int, options: dict[str, Any]):
-        self._envs = _env_module().ProcgenVecEnv(num_envs=num_envs, **options)
+    def __init__(self, num_envs: int, assets: Path, options: dict[str, Any]):
+        self._envs = _env_module().ProcgenVecEnv(num_envs=num_envs, resource_root=f"{assets}/", **options)
 
     def act(self, actions: np.ndarray) -> None:
         assert actions.shape == (self._envs.num_envs,), actions.shape  # a single action would be broadcast
@@ -203,10 +205,10 @@ def make_envs(
         play_only(game.env_name)
     with contextlib.ExitStack() as stack:
         global _images_are_loaded
+        assets = Path(_env_module().__file__).parent / "data" / "assets"
         if _only_game is not None and not _images_are_loaded:
-            assets = Path(_env_module().__file__).parent / "data" / "assets"
-            options["resource_root"] = f"{stack.enter_context(images_of(_only_game, assets))}/"
-        envs: ProcgenEnvs = build(num_envs, options)
+            assets = stack.enter_context(images_of(_only_game, assets))
+        envs: ProcgenEnvs = build(num_envs, assets, options)
         _images_are_loaded = True
     return envs
 

@@ -5,6 +5,7 @@ shown by five games, 40 to 60 MB remain.
 """
 
 import contextlib
+import fcntl
 import logging
 import os
 import shutil
@@ -44,8 +45,8 @@ FOLDERS = {
 
 
 _PREFIX = "heldout-images-"
-# Loading takes seconds. Older directories belong to processes that were killed meanwhile.
-_LEFT_BEHIND_SECONDS = 600.0
+# A directory that is in use is locked immediately after it is created; an older one without a lock was left behind.
+_LEFT_BEHIND_SECONDS = 60.0
 
 
 @contextlib.contextmanager
@@ -59,6 +60,7 @@ def images_of(env_name: str, assets: Path) -> Iterator[Path]:
             _delete_left_behind()
             temporary = tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True)
             directory = Path(stack.enter_context(temporary))
+            stack.enter_context(_locked(directory, fcntl.LOCK_SH))
             _link(assets, directory, FOLDERS[env_name] | _EVERY_GAME)
         except OSError as error:
             logger.warning(
@@ -83,7 +85,20 @@ def _link(assets: Path, directory: Path, shown: frozenset[str]) -> None:
 
 
 def _delete_left_behind() -> None:
+    """Deletes the directories of processes that were killed while they loaded images."""
     for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):  # another process deletes it, or it is another user's
+        with contextlib.suppress(OSError):  # it is in use, another process deletes it, or it is another user's
             if time.time() - directory.stat().st_mtime > _LEFT_BEHIND_SECONDS:
-                shutil.rmtree(directory)
+                with _locked(directory, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    shutil.rmtree(directory)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path, operation: int) -> Iterator[None]:
+    """Holds a lock on a directory; OSError where it is not granted or the file system has none."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, operation)
+        yield
+    finally:
+        os.close(descriptor)

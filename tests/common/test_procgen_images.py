@@ -4,6 +4,7 @@ Procgen loads images once in a process, so games with different images are playe
 this module forks them, and prints digests of what they saw.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -110,15 +111,61 @@ def test_directories_of_killed_processes_are_deleted_later(
     assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    left_behind, in_use = tmp_path / "heldout-images-killed", tmp_path / "heldout-images-alive"
-    for directory in (left_behind, in_use):
+    left_behind, new = tmp_path / "heldout-images-killed", tmp_path / "heldout-images-new"
+    for directory in (left_behind, new):
         directory.mkdir()
         (directory / "misc_assets").symlink_to(assets / "misc_assets")
-    an_hour_ago = time.time() - 3600
-    os.utime(left_behind, (an_hour_ago, an_hour_ago))
+    make_old(left_behind)
     with images_of("starpilot", assets):
-        assert in_use.exists() and not left_behind.exists()
+        assert new.exists() and not left_behind.exists()
     assert (assets / "misc_assets" / "image.png").exists()
+
+
+def test_directory_of_a_process_that_was_suspended_for_an_hour_stays(assets: Path) -> None:
+    with images_of("starpilot", assets) as in_use:
+        make_old(in_use)
+        with images_of("starpilot", assets):
+            assert (in_use / "misc_assets" / "image.png").exists()
+    assert not in_use.exists()
+
+
+def test_file_system_without_locks_deletes_nothing_and_loads_all_images(
+    assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(common.procgen_images.fcntl, "flock", refuse_to_lock)
+    left_behind = tmp_path / "heldout-images-killed"
+    left_behind.mkdir()
+    make_old(left_behind)
+    with images_of("starpilot", assets) as directory:
+        assert directory == assets
+    assert list(tmp_path.glob("heldout-images-*")) == [left_behind]
+
+
+def test_temporary_directory_may_have_any_name(tmp_path: Path) -> None:
+    temporary = tmp_path / "jürgen 学"
+    temporary.mkdir()
+    program = (
+        "from common.games import Game\n"
+        "from common.procgen_env import make_envs, play_only\n"
+        "play_only('starpilot')\n"
+        "make_envs(1, Game('starpilot', 'easy'), 0, 1, rand_seed=0).observe()"
+    )
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=180
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not list(temporary.iterdir())
+
+
+def make_old(directory: Path) -> None:
+    an_hour_ago = time.time() - 3600
+    os.utime(directory, (an_hour_ago, an_hour_ago))
+
+
+def refuse_to_lock(_descriptor: int, _operation: int) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
 
 def test_without_room_for_a_directory_all_images_are_loaded(
