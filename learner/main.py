@@ -87,7 +87,8 @@ def train_on_cluster(
     connection.require_no_ray()  # before `try`, at whose end Ray is shut down
     try:
         joined = connection.connect(target, prepared.config, stop.check)
-        stop.install()  # Ray installed its own handlers
+        stop.install()  # Ray's C++ code has installed its own handlers
+        stop.check()
         if target is not None:
             nodes.require_same_software(prepared.config.cluster_timeout, stop.check)
         return train(prepared, stop, logs, Progress(prepared.config, console), joined.describe())

@@ -59,7 +59,7 @@ class StopSignals:
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)  # None: it was not set by Python
 
     def install(self) -> None:
-        """Starts to remember signals. Must be called again after `ray.init`, which installs its own handlers."""
+        """Starts to remember signals. Must be called again after `ray.init`: its C++ code installs its own handlers."""
         for signum in self.previous:
             signal.signal(signum, self._remember)
 

@@ -192,14 +192,16 @@ def _ray_starting(failure: str, embedded: bool, warnings: Sequence[str] = ()) ->
     It names what Ray's messages do not: `warnings`, the inherited variables that change how Ray works, and where an
     embedded Ray's logs are.
 
-    Silences file descriptor 2 meanwhile, where Ray's C++ code repeats a refused connection every second.
+    Silences file descriptor 2 meanwhile, where Ray's C++ code repeats a refused connection every second, and keeps the
+    handler of SIGTERM: Ray's own would end this process with exit code 15.
     """
     sys.stderr.flush()
     stderr = os.dup(2)
     with open(os.devnull, "wb") as devnull:
         os.dup2(devnull.fileno(), 2)
     try:
-        yield
+        with replaced(ray._private.utils, "set_sigterm_handler", lambda _handler: None):
+            yield
     except ClusterError:
         raise
     except Exception as error:  # Ray raises any type, and a variable may make it import and parse anything

@@ -1,11 +1,16 @@
 """Sizes, code and errors of a connection, without a cluster: Ray's part is a stand-in."""
 
+import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
+import ray
 
 from common.messages import WEIGHTS_BYTES, rollout_bytes
 from common.policy_network import PolicyNetwork
+from common.process import restored_afterwards
 from common.resolution import resolve
 from learner.cluster import connection
 from learner.cluster.connection import (
@@ -16,6 +21,7 @@ from learner.cluster.connection import (
     our_code,
 )
 from learner.cluster.target import ClusterError, ClusterTarget
+from learner.stopping import StopRequested, StopSignals
 
 
 def test_object_store_holds_a_rollout_per_actor_one_more_and_slack_below_spilling() -> None:
@@ -47,13 +53,42 @@ def test_error_of_ray_while_joining_becomes_one_line(error: Exception) -> None:
         raise error
 
 
-def test_cluster_whose_object_store_is_too_small_is_left_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    left = []
+@pytest.fixture
+def answering_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every cluster answers, without a token."""
     monkeypatch.setattr(connection, "_wait_for_port", lambda *_arguments: None)
     monkeypatch.setattr(connection.authentication, "requires_token", lambda *_arguments: False)
     monkeypatch.setattr(connection.authentication, "reload_mode", lambda: None)
     monkeypatch.setattr(connection, "set_ray_authentication", lambda mode: None)
     monkeypatch.setattr(connection.ray, "init", lambda *_args, **_options: None)
+
+
+@pytest.mark.parametrize("target", [None, ClusterTarget("10.0.0.1:6379")], ids=["embedded", "cluster"])
+@pytest.mark.usefixtures("answering_cluster")
+def test_sigterm_while_ray_starts_is_handled_like_any_other_signal(
+    monkeypatch: pytest.MonkeyPatch, target: ClusterTarget | None
+) -> None:
+    def init(*_args: object, **_options: object) -> None:
+        # As `ray.init` begins.
+        ray._private.utils.set_sigterm_handler(lambda signum, _frame: sys.exit(signum))
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise StopHere
+
+    class StopHere(BaseException):
+        pass
+
+    monkeypatch.setattr(connection.ray, "init", init)
+    monkeypatch.setattr(connection, "_require_what_ray_needs", lambda *_arguments: [])
+    with StopSignals() as stop, restored_afterwards():
+        with pytest.raises(StopHere):
+            connect(target, resolve("lab", {}), stop.check)
+        with pytest.raises(StopRequested, match=r"^SIGTERM$"):
+            stop.check()
+
+
+@pytest.mark.usefixtures("answering_cluster")
+def test_cluster_whose_object_store_is_too_small_is_left_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = []
     monkeypatch.setattr(connection, "_object_store_bytes", lambda: 200 << 20)
     monkeypatch.setattr(connection, "disconnect", lambda: left.append(True))
     config = resolve("lab", {})
