@@ -122,7 +122,7 @@ class OneLineParser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"unknown value {str(value)!r}; {suggestion(str(value), choices)}")
 
 
-def directory(text: str) -> Path:
+def directory_path(text: str) -> Path:
     """An argparse type for the path of a run. Ray and TensorBoard accept only what can be written in UTF-8."""
     try:
         text.encode()
@@ -130,6 +130,8 @@ def directory(text: str) -> Path:
         raise argparse.ArgumentTypeError(
             f"expected a path in UTF-8, got {text!r}: rename it, or if it is UTF-8, unset PYTHONUTF8 and LC_ALL"
         ) from error
+    if not text:  # an unset variable; it would be the current directory
+        raise argparse.ArgumentTypeError("expected a path, got an empty text")
     return Path(text)
 
 

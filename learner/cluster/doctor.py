@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from common.cli import OneLineParser, directory
+from common.cli import OneLineParser, directory_path
 from common.config import PRESETS, Config
 from common.output import CLOSED_PIPE_EXIT_CODE, OutputError, checked_output, make_console, print_error
 from common.process import set_file_modes
@@ -170,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ADDRESS",
         help="Ray cluster to check: auto or HOST:PORT (default: RAY_ADDRESS if set, else no cluster)",
     )
-    parser.add_argument("--run-dir", type=directory, metavar="DIR", help="directory to start or resume a run in")
+    parser.add_argument("--run-dir", type=directory_path, metavar="DIR", help="directory to start or resume a run in")
     parser.add_argument(
         "--preset", choices=tuple(PRESETS), default="lab", help="check for the sizes of this preset (default: lab)"
     )

@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from common.cli import OneLineParser, directory, number, parse_whole_number, suggestion, whole_number
+from common.cli import OneLineParser, directory_path, number, parse_whole_number, suggestion, whole_number
 from common.config import DEFAULTS, PRESETS, SETTINGS, choices_of, flag
 
 
@@ -59,11 +59,11 @@ def _parser() -> OneLineParser:
     )
     where = parser.add_argument_group("run directory and cluster")
     where.add_argument(
-        "--run-dir", type=directory, metavar="DIR", help="directory of a new run (runs/GAME-PRESET-TIME)"
+        "--run-dir", type=directory_path, metavar="DIR", help="directory of a new run (runs/GAME-PRESET-TIME)"
     )
     where.add_argument(
         "--resume",
-        type=directory,
+        type=directory_path,
         metavar="{DIR,auto}",
         help="continue this run from its newest complete checkpoint; auto: continue the run in --run-dir, or start it",
     )

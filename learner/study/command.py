@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from common.cli import OneLineParser, UsageError, at_least_one
+from common.cli import OneLineParser, UsageError, at_least_one, directory_path
 from common.games import GAMES
 from common.output import harmless_output, print_error
 from common.process import set_file_modes
@@ -155,7 +155,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("directory", type=Path, metavar="DIR", help="directory of the study")
+    add("directory", type=directory_path, metavar="DIR", help="directory of the study")
     add("--games", type=_games, metavar="GAME,...", help="Procgen games, separated by commas, or all")
     text = f"seeds of each variant: 0 to N - 1 ({DEFAULT_SEEDS})"
     add("--seeds", type=at_least_one, metavar="N", help=text)

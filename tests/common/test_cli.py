@@ -14,7 +14,7 @@ from common.cli import (
     OneLineParser,
     UsageError,
     at_least_one,
-    directory,
+    directory_path,
     import_module,
     level_seed,
     number,
@@ -87,9 +87,14 @@ def test_config_error_is_a_usage_error() -> None:
 
 
 def test_path_that_cannot_be_written_in_utf8_is_refused() -> None:
-    assert directory("läuf 'a'\n%s") == Path("läuf 'a'\n%s")
+    assert directory_path("läuf 'a'\n%s") == Path("läuf 'a'\n%s")
     with pytest.raises(argparse.ArgumentTypeError, match=r"expected a path in UTF-8, got 'l\\udce4uf'"):
-        directory(b"l\xe4uf".decode("utf-8", "surrogateescape"))
+        directory_path(b"l\xe4uf".decode("utf-8", "surrogateescape"))
+
+
+def test_empty_text_is_not_the_current_directory() -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a path, got an empty text"):
+        directory_path("")
 
 
 def test_deleted_current_directory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
