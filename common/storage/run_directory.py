@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class RunDirectory:
         self.scores_plot = path / "scores.png"
         self.levels_plot = path / "levels.png"
         self.videos = path / "videos"
+        self.report = path / "report.html"
         self.learner_log = path / "learner.log"
         self.evaluator_log = path / "evaluator.log"
         self.diagnosis = path / "diagnosis"  # batches whose loss or gradient was not finite, with the learner's state
@@ -84,13 +85,24 @@ class RunDirectory:
             raise ConfigError(f"run directory {self.path} is not writable: {error.strerror}") from error
 
     def change_modes(self, group_readable: bool) -> None:
-        """Gives all files and directories of the run the modes that new ones get, where that is possible."""
-        for path in (self.path, *self.path.rglob("*")):
+        """Gives all files and directories of the run the modes that new ones get, where that is possible.
+
+        Whatever else somebody keeps in the directory is left alone.
+        """
+        for path in (self.path.resolve(), *self._files()):
             if not path.is_symlink():
                 with contextlib.suppress(OSError):
                     path.chmod(
                         (0o750 if path.is_dir() else 0o640) if group_readable else 0o700 if path.is_dir() else 0o600
                     )
+
+    def _files(self) -> Iterator[Path]:
+        """What a run and its commands write: the paths above, what was set aside (NAME.abandoned), and all below."""
+        own = {path.name for path in vars(self).values() if path.parent == self.path}
+        for path in self.path.iterdir():
+            if path.name in own or any(path.name.startswith(f"{name}.") for name in own):
+                yield path
+                yield from path.rglob("*")
 
     def check_file_system(self) -> str:
         """What the file system lacks and what happens instead, in one line; "" if it has everything.

@@ -17,7 +17,7 @@ def run(options: argparse.Namespace) -> None:
     if warning := other_weights_warning(directory):
         print(f"evaluator: {warning}", file=sys.stderr)
     set_file_modes(directory.read_config().group_readable)
-    path = options.output or directory.path / "report.html"
+    path = options.output or directory.report
     page = render_report(directory).encode()
     if options.output is not None:
         write_new_file(path, page)

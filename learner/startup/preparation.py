@@ -122,12 +122,14 @@ class ResumedRun:
         """Nothing to do: the lock is held."""
 
     def begin(self) -> None:
-        """Sets aside what was written after the checkpoint, and updates config.json if a setting changed."""
+        """Sets aside what was written after the checkpoint; updates config.json if settings or software changed."""
         _set_aside_after(self.run, self.checkpoint.policy_version)
         if self.config.group_readable != self.run.read_config().group_readable:
             self.run.change_modes(self.config.group_readable)
-        if (self.config, self.requested) != (self.run.read_config(), self.run.read_requested()):
-            self.run.write_config(self.config, versions(), self.requested)
+        now = versions()
+        stored = self.run.read_config(), self.run.read_requested(), self.stored_versions
+        if (self.config, self.requested, now) != stored:
+            self.run.write_config(self.config, now, self.requested)
 
     def close(self) -> None:
         """Lets another learner use the run."""
@@ -160,9 +162,9 @@ def _directory_of_new_run(command_line: CommandLine) -> RunDirectory:
     return RunDirectory((Path("runs") / f"{game}-{preset}-{time.strftime('%Y%m%d-%H%M%S')}").absolute())
 
 
-def _prepare_new(command_line: CommandLine, run: RunDirectory, lock: FileLock | None = None) -> NewRun:
+def _prepare_new(command_line: CommandLine, run: RunDirectory) -> NewRun:
     config = resolve(command_line.preset or "lab", command_line.overrides)
-    return NewRun(config, _requested(command_line), run, lock, is_named_by_us=command_line.run_dir is None)
+    return NewRun(config, _requested(command_line), run, is_named_by_us=command_line.run_dir is None)
 
 
 def _prepare_auto(command_line: CommandLine) -> PreparedRun:
@@ -175,7 +177,9 @@ def _prepare_auto(command_line: CommandLine) -> PreparedRun:
         return _prepare_new(command_line, run)
     if restorable(run):
         return _prepare_resumed(command_line, command_line.run_dir)
-    return _prepare_new(command_line, run, lock_for_learner(run))
+    new = _prepare_new(command_line, run)
+    new.lock = lock_for_learner(run)
+    return new
 
 
 def _prepare_resumed(command_line: CommandLine, path: Path) -> ResumedRun:
@@ -193,10 +197,13 @@ def _prepare_resumed(command_line: CommandLine, path: Path) -> ResumedRun:
     stored_versions = run.read_versions()
     run.require_writable()
     lock = lock_for_learner(run)  # before choosing a checkpoint, so that no other learner writes a newer one
-    checkpoint = _newest_complete_checkpoint(run)
-    if changed := edited(stored, checkpoint.config):
+    try:
+        checkpoint = _newest_complete_checkpoint(run)
+        if changed := edited(stored, checkpoint.config):
+            raise ConfigError(f"{run.config} was edited: {'; '.join(changed)}; restore the value or start a new run")
+    except BaseException:  # a notebook's process lives on
         lock.close()
-        raise ConfigError(f"{run.config} was edited: {'; '.join(changed)}; restore the value or start a new run")
+        raise
     return ResumedRun(config, requested, run, checkpoint, lock, stored_versions)
 
 

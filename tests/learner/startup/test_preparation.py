@@ -10,8 +10,9 @@ from common.config import ConfigError
 from common.process import set_file_modes
 from common.storage.checkpoints import list_checkpoints, save_checkpoint
 from common.storage.run_directory import RunDirectory
-from common.versions import procgen_build
+from common.versions import named_build, procgen_build
 from learner.ppo.learner import PPOLearner
+from learner.startup import preparation
 from learner.startup.flags import parse
 from learner.startup.preparation import NewRun, ResumedRun, prepare_run
 
@@ -116,6 +117,40 @@ def test_resume_with_the_same_build_of_procgen_says_nothing(run, prepare):
     assert prepare("--resume", run.path).procgen_change is None
 
 
+def test_change_of_procgen_is_reported_each_time_and_only_then(run, prepare, monkeypatch):
+    def resume(build_version):
+        now = {**stored(run)["versions"], procgen_build().split()[0]: build_version}
+        monkeypatch.setattr(preparation, "versions", lambda: now)
+        monkeypatch.setattr(preparation, "procgen_build", lambda: named_build(now))
+        resumed = prepare("--resume", run.path)
+        change = resumed.procgen_change
+        resumed.begin()
+        resumed.close()
+        assert stored(run)["versions"] == now
+        return change is not None
+
+    assert [resume(version) for version in ("1.1", "1.1", "1.2", "1.1")] == [True, False, True, True]
+
+
+def test_refused_resume_can_be_repeated_in_the_same_process(run, prepare):
+    aside = run.path / "aside"
+    run.checkpoints.rename(aside)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="no complete checkpoint"):
+            prepare("--resume", run.path)
+    aside.rename(run.checkpoints)
+    assert isinstance(prepare("--resume", run.path), ResumedRun)
+
+
+def test_refused_restart_can_be_repeated_in_the_same_process(run, prepare):
+    run.checkpoints.rename(run.path / "aside")
+    again = (*SMALL, "--resume", "auto", "--run-dir", run.path)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="--num-minibatches: 1000 does not divide"):
+            prepare(*again, "--num-minibatches", "1000")
+    assert prepare(*again).lock is not None
+
+
 @pytest.mark.parametrize("versions", ["none", ["procgen 0.10.7"], None])
 def test_damaged_versions_are_a_one_line_error(run, prepare, versions):
     run.config.write_text(json.dumps({**stored(run), "versions": versions}))
@@ -203,6 +238,24 @@ def test_run_can_be_opened_to_the_group_and_closed_again_when_it_is_resumed(run,
         resumed.begin()
         resumed.close()
         assert modes() == expected
+
+
+def test_only_the_runs_own_files_get_other_modes_when_it_is_opened_to_the_group(run, prepare, tmp_path):
+    program, nested = run.path / "program.sh", run.path / "other-run" / "config.json"
+    nested.parent.mkdir(mode=0o700)
+    for path, mode in [(program, 0o755), (nested, 0o600)]:
+        path.touch(mode)
+        path.chmod(mode)
+    abandoned = run.path / "metrics.jsonl.abandoned"
+    abandoned.touch(0o600)
+    link = tmp_path / "link"
+    link.symlink_to(run.path)
+    resumed = prepare("--resume", link, "--group-readable")
+    resumed.begin()
+    resumed.close()
+    assert [path.stat().st_mode & 0o777 for path in (program, nested.parent, nested)] == [0o755, 0o700, 0o600]
+    assert [path.stat().st_mode & 0o777 for path in (run.path, run.metrics, abandoned)] == [0o750, 0o640, 0o640]
+    assert {path.stat().st_mode & 0o777 for path in run.checkpoints.rglob("*")} == {0o750, 0o640}
 
 
 @pytest.mark.parametrize(("flag", "expected"), [("--group-readable", {0o750, 0o640}), (None, {0o700, 0o600})])
