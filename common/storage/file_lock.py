@@ -41,8 +41,9 @@ class FileLock:
         except BaseException:
             self.close()
             raise
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # only for people; the lock is held on a full disk too
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
     def close(self) -> None:
         """Releases the lock. The file stays, or two processes could lock two files of the same name."""

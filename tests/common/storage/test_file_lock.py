@@ -66,6 +66,19 @@ def test_close_releases_the_lock_and_a_child_does_not_keep_it(tmp_path):
     child.communicate()
 
 
+def test_full_disk_does_not_prevent_locking(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "pwrite", fail_with_full_disk)
+    lock = FileLock(tmp_path / "lock")
+    with pytest.raises(FileIsLocked, match=r"^another process$"):
+        FileLock(tmp_path / "lock")
+    lock.close()
+    FileLock(tmp_path / "lock").close()
+
+
+def fail_with_full_disk(*_arguments):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_directory_that_cannot_be_written_raises_os_error(tmp_path):
     with pytest.raises(OSError, match="No such file"):
         FileLock(tmp_path / "nowhere" / "lock")
