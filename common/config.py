@@ -142,7 +142,8 @@ class Config:
     )
     actor_timeout: float = option(
         COLLECT,
-        "longest time without a rollout before an actor is replaced (sooner once rollout times are known)",
+        "longest time to build environments, or without a rollout, before an actor is replaced (a rollout: sooner "
+        "once rollout times are known)",
         600.0,
         unit="seconds",
         above=0,

@@ -4,7 +4,7 @@ import ray
 
 
 class ActorHung(Exception):
-    """An actor did not deliver a rollout within its deadline."""
+    """An actor was not ready, or did not deliver a rollout, within its deadline."""
 
 
 class WrongWeights(Exception):

@@ -16,7 +16,7 @@ from common.versions import differences, software
 from learner.cluster.remote_errors import cause_in_one_line, full_cause, log_of_an_ended_process
 from learner.rollouts.counters import RunCounters
 from learner.rollouts.deadlines import AwakeClock
-from learner.rollouts.failures import NoRollouts, failure_kind
+from learner.rollouts.failures import ActorHung, NoRollouts, failure_kind
 from learner.rollouts.placement import capacity, damage_of_this_node, draining_nodes, room, shortage
 
 # Give up after this many identical failures in a row before an actor's first rollout.
@@ -26,6 +26,8 @@ MAX_BACK_OFF = 30.0
 _DRAIN_POLL_SECONDS = 5.0
 # An actor that has not been ready for this long is reported, with the reason.
 MISSING_SECONDS = 60.0
+# More between two looks at the members does not count as the time that an actor takes to start.
+_LONGEST_STEP_SECONDS = 30.0
 
 _SLOW_START = "so they are probably still starting, which takes long where imports are slow; raise --cluster-timeout"
 
@@ -52,12 +54,14 @@ class Member:
     handle: ActorHandle | None = None
     starting: ray.ObjectRef | None = None
     location: Location | None = None  # known once `describe` has answered
+    building_since: float = 0.0  # the fleet's clock, when `build` was called
     start_at: float = 0.0  # time.monotonic()
     has_delivered: bool = False
     failures: list[tuple[str, ...]] = field(default_factory=list)  # kinds, since the last delivered rollout
     last_error: str | None = None  # why it cannot work on the node where Ray placed it, or why it is missing
     missing_since: float = field(default_factory=time.monotonic)  # while it is not ready
-    last_failure: str | None = None  # why it was replaced last
+    last_failure: str | None = None  # why it was replaced last, if it has not been ready since
+    failure_details: str = ""  # of `last_failure`
     is_reported: bool = False  # as missing
 
     @property
@@ -67,6 +71,10 @@ class Member:
     @property
     def is_ready(self) -> bool:
         return self.handle is not None and self.starting is None
+
+    @property
+    def is_building(self) -> bool:
+        return self.starting is not None and self.location is not None
 
     def why_not_ready(self) -> str:
         """In a few words."""
@@ -97,6 +105,7 @@ class Fleet:
         self._node_id = ray.get_runtime_context().get_node_id()
         self._states = dict(states or {})
         self._has_worked = False
+        self._clock = AwakeClock(_LONGEST_STEP_SECONDS)
         self._started = time.time()
         self._room_at_start = room(config.actor_gpus)
         self._draining: frozenset[str] = frozenset()
@@ -133,6 +142,11 @@ class Fleet:
                 time.sleep(0.1)
         if ready < needed:
             placed = f"{ready} of at least {needed} actors" if ready else "no actor"
+            if (failed := self._failed_member()) is not None:
+                raise FleetError(
+                    f"{placed} was ready within {timeout:.0f} s: actor {failed.actor_id} failed: {failed.last_failure}",
+                    details=failed.failure_details,
+                )
             if self._room_at_start >= needed:
                 crash = log_of_an_ended_process(self._started)
                 raise FleetError(
@@ -145,6 +159,8 @@ class Fleet:
 
     def why_missing(self) -> str:
         """Why fewer actors than asked for are ready, in a few words."""
+        if (failed := self._failed_member()) is not None:
+            return f"actor {failed.actor_id} failed: {failed.last_failure}"
         if self._room_at_start >= len(self.members):
             return "they are still starting, raise --cluster-timeout to wait for them"
         return "the cluster has too few CPUs" + (" or GPUs" if self.config.actor_gpus else "")
@@ -156,12 +172,15 @@ class Fleet:
             FleetError: as `replace`, or a node has other software and no actor has delivered a rollout yet.
             NoRollouts: no actor is left, and none can be started.
         """
-        now = time.monotonic()
+        now, awake = time.monotonic(), self._clock.now()
         for member in self.members:
             if member.handle is None and now >= member.start_at:
                 self._start(member)
             elif member.starting is not None and ray.wait([member.starting], timeout=0)[0]:
                 self._continue_start(member, member.starting)
+            elif member.is_building and awake - member.building_since > self.config.actor_timeout:
+                error = ActorHung(f"not ready within {self.config.actor_timeout:.0f} s (--actor-timeout)")
+                self.replace(member.actor_id, error)
         ready = [member.actor_id for member in self.members if member.is_ready]
         damage = damage_of_this_node() if len(ready) < len(self.members) else None
         self._report_missing(damage)
@@ -188,20 +207,21 @@ class Fleet:
             FleetError: it failed `MAX_FAILURES_AT_START` times in a row in the same way before its first rollout.
         """
         member = self.members[actor_id]
-        self._log_failure(member, error)
-        member.last_failure = cause_in_one_line(error)
+        member.last_failure, member.failure_details = cause_in_one_line(error), full_cause(error)
+        self._log_failure(member)
         kind = failure_kind(error)
         if not member.has_delivered:
             member.failures.append(kind)
             if member.failures[-MAX_FAILURES_AT_START:] == [kind] * MAX_FAILURES_AT_START:
                 raise FleetError(
                     f"actor {actor_id} failed {MAX_FAILURES_AT_START} times in a row before its first rollout: "
-                    f"{cause_in_one_line(error)}",
-                    details=full_cause(error),
+                    f"{member.last_failure}",
+                    details=member.failure_details,
                 ) from error
         self._end(member)
         self.counters.actor_restarts += 1
-        member.start_at = time.monotonic() + min(MAX_BACK_OFF, 2.0 ** max(0, len(member.failures) - 1))
+        doublings = min(max(0, len(member.failures) - 1), 10)  # 2 to the power of 1,024 would overflow
+        member.start_at = time.monotonic() + min(MAX_BACK_OFF, 2.0**doublings)
 
     def on_draining_nodes(self) -> list[int]:
         """Ready actors on nodes that Ray is draining; `relocate` them while they are idle."""
@@ -223,6 +243,10 @@ class Fleet:
         for member in self.members:
             self._end(member)
 
+    def _failed_member(self) -> Member | None:
+        """One that is not ready because it failed, or None."""
+        return next((member for member in self.members if member.last_failure is not None), None)
+
     def _start(self, member: Member) -> None:
         actor_class = RemoteRolloutActor.options(num_gpus=self.config.actor_gpus)  # type: ignore[attr-defined]
         member.handle = actor_class.remote()
@@ -239,6 +263,7 @@ class Fleet:
             return
         if member.location is not None:
             member.starting = member.last_error = member.last_failure = None
+            member.failure_details = ""
             return
         member.location, its_software = answer
         if differing := differences(self.software, its_software):
@@ -246,6 +271,7 @@ class Fleet:
             return
         state = self._states.pop(member.actor_id, None)
         member.starting = member.handle.build.remote(self._node_id, self.config, member.identity, state)
+        member.building_since = self._clock.now()
 
     def _refuse(self, member: Member, difference: str) -> None:
         """A node with other software ends a run that has not begun; during a run its actors are only missing."""
@@ -303,11 +329,11 @@ class Fleet:
             member.identity = replace(member.identity, incarnation=member.identity.incarnation + 1)
         member.handle = member.starting = member.location = None
 
-    def _log_failure(self, member: Member, error: BaseException) -> None:
+    def _log_failure(self, member: Member) -> None:
         """Logs which actor failed, where and why; of a dead process also the end of its log."""
         logger.warning(
             "actor %d (incarnation %d) on %s failed and is replaced: %s",
             *(member.actor_id, member.identity.incarnation, member.location or "an unknown node"),
-            cause_in_one_line(error),
-            extra={"details": full_cause(error)},
+            member.last_failure,
+            extra={"details": member.failure_details},
         )
