@@ -21,7 +21,6 @@ import numpy as np
 from common.frame_compression import Frames
 
 Weights = dict[str, np.ndarray]  # the policy's state_dict, float32
-WEIGHTS_BYTES = 4 * 626_256
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,13 @@ class PolicyNetwork(nn.Module):
         self.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
 
 
+def weights_bytes(settings: NetworkSettings) -> int:
+    """Bytes of the network's `weights`; none are allocated to find out."""
+    with torch.device("meta"):
+        network = PolicyNetwork(settings)
+    return 4 * sum(parameter.numel() for parameter in network.parameters())
+
+
 def sample_actions(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Draws actions by inverting the cumulative distribution function.
 

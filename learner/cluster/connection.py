@@ -17,7 +17,8 @@ from typing import Any
 import ray
 
 from common.config import Config
-from common.messages import WEIGHTS_BYTES, rollout_bytes
+from common.messages import rollout_bytes
+from common.policy_network import weights_bytes
 from common.process import prepare_ray_environment, set_ray_authentication, unexpected_ray_variables
 from common.versions import package_directories
 from learner.cluster import authentication
@@ -27,7 +28,7 @@ from learner.cluster.machine_checks import mib, shared_memory_check
 from learner.cluster.surroundings_checks import loopback_check
 from learner.cluster.target import ClusterError, ClusterTarget
 
-# For weights, Ray's own objects and the allocator.
+# For Ray's own objects and the allocator.
 OBJECT_STORE_SLACK = 128 << 20
 # Ray starts to move objects to disk above this share of the object store.
 SPILLING_THRESHOLD = 0.8
@@ -60,11 +61,11 @@ class Connection:
 
 def object_store_bytes_needed(config: Config) -> int:
     """Bytes for one finished rollout per actor and one more that may not have been freed yet, and for the weights of
-    older versions that rollouts are collected with.
+    every version that rollouts are collected with and of the next one.
     """
     rollouts = rollout_bytes(config.unroll_length, config.envs_per_actor) * (config.num_actors + 1)
-    older_weights = WEIGHTS_BYTES * config.max_policy_lag
-    return int((rollouts + older_weights + OBJECT_STORE_SLACK) / SPILLING_THRESHOLD)
+    weights = weights_bytes(config.network) * (config.max_policy_lag + 2)
+    return int((rollouts + weights + OBJECT_STORE_SLACK) / SPILLING_THRESHOLD)
 
 
 def require_no_ray() -> None:

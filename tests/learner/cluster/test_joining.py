@@ -4,11 +4,12 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 
-from common.messages import WEIGHTS_BYTES, rollout_bytes
+from common.messages import rollout_bytes
 from common.policy_network import PolicyNetwork
 from common.process import restored_afterwards
 from common.resolution import resolve
@@ -24,17 +25,18 @@ from learner.cluster.target import ClusterError, ClusterTarget
 from learner.stopping import StopRequested, StopSignals
 
 
-def test_object_store_holds_a_rollout_per_actor_one_more_and_slack_below_spilling() -> None:
+def test_object_store_holds_rollouts_weights_and_slack_below_spilling() -> None:
     config = resolve("lab", {"num_actors": 3, "envs_per_actor": 2, "unroll_length": 16, "num_minibatches": 2})
-    needed = object_store_bytes_needed(config)
-    assert needed * SPILLING_THRESHOLD == pytest.approx(4 * rollout_bytes(16, 2) + OBJECT_STORE_SLACK, abs=1)
+    contents = 4 * rollout_bytes(16, 2) + 2 * 4 * 626_256 + OBJECT_STORE_SLACK
+    assert object_store_bytes_needed(config) * SPILLING_THRESHOLD == pytest.approx(contents, abs=1)
 
 
-def test_object_store_holds_the_weights_of_every_version_in_use() -> None:
-    weights = PolicyNetwork(resolve("lab", {}).network).weights()
-    assert sum(array.nbytes for array in weights.values()) == WEIGHTS_BYTES
-    one, five = (object_store_bytes_needed(resolve("lab", {"mode": "overlap", "max_policy_lag": n})) for n in (1, 5))
-    assert (five - one) * SPILLING_THRESHOLD == pytest.approx(4 * WEIGHTS_BYTES, abs=1)
+@pytest.mark.parametrize("network", [{}, {"encoder": "impoola"}, {"width": 4}], ids=str)
+def test_object_store_holds_the_weights_of_every_version_in_use(network: dict[str, Any]) -> None:
+    one, five = (resolve("lab", {"mode": "overlap", "max_policy_lag": lag, **network}) for lag in (1, 5))
+    weights = sum(array.nbytes for array in PolicyNetwork(one.network).weights().values())
+    added = object_store_bytes_needed(five) - object_store_bytes_needed(one)
+    assert added * SPILLING_THRESHOLD == pytest.approx(4 * weights, abs=1)
 
 
 def test_node_gets_our_four_packages_without_compiled_files_while_joining() -> None:
