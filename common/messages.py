@@ -15,6 +15,7 @@ Worked example, T=2, B=1, the episode ends with the second action and pays 10:
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -87,6 +88,16 @@ class CheckpointNotice:
     path: str
     policy_version: int
     frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatorStatus:
+    """What the evaluator answers to the learner."""
+
+    row: dict[str, Any] | None = None  # the newest of evaluations.jsonl; None: there is none, or time ran out
+    last_error: str | None = None
+    unfinished: frozenset[int] = frozenset()  # the policy versions being scored or waiting
+    newest_known: int = -1  # the newest policy_version it was notified of or found
 
 
 def weights_sha256(weights: Weights) -> str:

@@ -3,12 +3,12 @@
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
 
 from common.config import Config
-from common.messages import CheckpointNotice
+from common.messages import CheckpointNotice, EvaluatorStatus
 from common.process import end_with_parent, prepare_matplotlib, prepare_process
 from common.procgen_env import play_only
 from common.storage.run_directory import RunDirectory
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 # How long the previous evaluator's process may take to end and release the run's lock.
 _LOCK_SECONDS = 10.0
+# Pause of `finish` where the run directory cannot be used yet.
+_RETRY_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
 
 
 @ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)
@@ -39,12 +43,15 @@ class RemoteEvaluatorActor:
         self._run = RunDirectory(run_path)
         self._config = config
         self._service: EvaluationService | None = None
+        self._start_error: str | None = None
         for package in ("common", "evaluator"):
             logging.getLogger(package).setLevel(logging.INFO)
             logging.getLogger(package).addHandler(LogFile(self._run.evaluator_log))
 
-    def _started(self) -> "EvaluationService":
+    def _started(self) -> "EvaluationService | None":
         """The service, created by the first call: this process starts early, before a new run has a directory.
+
+        None while the run directory cannot be read or written, which the next call tries again.
 
         Not a property: Ray would evaluate it in the learner when it pickles the class, and import matplotlib there.
         """
@@ -59,17 +66,27 @@ class RemoteEvaluatorActor:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
+            except OSError as error:
+                reason = f"cannot start scoring: {error}; retrying"
+                if reason != self._start_error:
+                    logger.warning(reason, exc_info=True)
+                self._start_error = reason
+                return None
         return self._service
 
     def notify(self, notice: CheckpointNotice) -> None:
-        self._started().notify(notice)
+        if (service := self._started()) is not None:  # else the checkpoint is found on the disk later
+            service.notify(notice)
 
-    def latest(self) -> tuple[dict[str, Any] | None, str | None]:
-        """(newest row or None, last error)."""
-        service = self._started()
-        return service.latest(), service.last_error
+    def latest(self) -> EvaluatorStatus:
+        """With the newest row."""
+        if (service := self._started()) is None:
+            return EvaluatorStatus(last_error=self._start_error)
+        return service.status(service.latest())
 
-    def finish(self, timeout: float) -> tuple[dict[str, Any] | None, str | None]:
-        """(newest row or None after `timeout` seconds, last error)."""
-        service = self._started()
-        return service.finish(timeout), service.last_error
+    def finish(self, timeout: float) -> EvaluatorStatus:
+        """With the newest row when nothing is left to score; without a row after `timeout` seconds."""
+        if (service := self._started()) is None:
+            time.sleep(min(timeout, _RETRY_SECONDS))
+            return EvaluatorStatus(last_error=self._start_error)
+        return service.status(service.finish(timeout))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import Config
-from common.messages import CheckpointNotice
+from common.messages import CheckpointNotice, EvaluatorStatus
 from common.storage.checkpoints import CheckpointError, list_checkpoints, load_checkpoint
 from common.storage.run_directory import RunDirectory
 from common.text import format_score
@@ -57,7 +57,7 @@ class EvaluationService:
         self._skipped = 0
         self._unreadable: set[int] = set()
         self._is_backfilling = False
-        self._is_scoring = False
+        self._scoring: Path | None = None
         self._is_closed = False
         self._failure: Exception | None = None
         self._find_unscored()
@@ -97,6 +97,13 @@ class EvaluationService:
         row = self.latest()
         return row if is_done else None
 
+    def status(self, row: dict[str, Any] | None) -> EvaluatorStatus:
+        """What the learner wants to know, with `row` from `latest` or `finish`."""
+        with self._changed:
+            paths = (self._scoring, self._waiting_baseline, self._waiting)
+            unfinished = frozenset(int(path.name) for path in paths if path is not None)
+            return EvaluatorStatus(row, self.last_error, unfinished, self._newest_version)
+
     def backfill(self) -> None:
         """From now on, scores skipped checkpoints when no other checkpoint is waiting."""
         with self._changed:
@@ -113,7 +120,7 @@ class EvaluationService:
         """Whether nothing is being scored or waiting to be scored."""
         with self._changed:
             is_waiting = self._waiting_baseline is not None or self._waiting is not None
-            return not is_waiting and not self._is_scoring and self._next_unscored() is None
+            return not is_waiting and self._scoring is None and self._next_unscored() is None
 
     def close(self) -> None:
         """Stops after the checkpoint being scored."""
@@ -172,22 +179,21 @@ class EvaluationService:
     def _next_checkpoint(self) -> tuple[Path, int] | None:
         """Waits for the next checkpoint to score; returns it and how many were skipped before it, None once closed."""
         with self._changed:
-            self._is_scoring = False
+            self._scoring = None
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._is_closed or not self.is_idle)
             if self._is_closed:
                 return None
-            self._is_scoring = True
+            skipped = 0
             if self._waiting_baseline is not None:
-                path, self._waiting_baseline = self._waiting_baseline, None
-                return path, 0
-            if self._waiting is not None:
-                path, self._waiting = self._waiting, None
+                self._scoring, self._waiting_baseline = self._waiting_baseline, None
+            elif self._waiting is not None:
+                self._scoring, self._waiting = self._waiting, None
                 skipped, self._skipped = self._skipped, 0
-                return path, skipped
-            unscored = self._next_unscored()
-            assert unscored is not None  # or it would be idle
-            return unscored, 0
+            else:
+                self._scoring = self._next_unscored()
+            assert self._scoring is not None  # or it would be idle
+            return self._scoring, skipped
 
     def _score_until_written(self, path: Path, skipped: int) -> None:
         """Scores one checkpoint, again and again while the run directory cannot be written."""

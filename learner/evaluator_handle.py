@@ -17,7 +17,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from common.config import Config
-from common.messages import CheckpointNotice
+from common.messages import CheckpointNotice, EvaluatorStatus
 from evaluator.remote import RemoteEvaluatorActor
 from learner.cluster.remote_errors import cause_in_one_line, full_cause
 from learner.rollouts.deadlines import AwakeClock
@@ -51,6 +51,7 @@ class RemoteEvaluator:
         self._deaths_in_a_row = 0
         self._notice: CheckpointNotice | None = None
         self._newest: dict[str, Any] | None = None
+        self._status = EvaluatorStatus()
         self._clock = AwakeClock(_LONGEST_STEP_SECONDS)
         self._calls: dict[str, tuple[ray.ObjectRef, float]] = {}  # in flight, and since when, by method
         self.actor: Any = None if self.is_off else self._start_actor()  # another one after a restart
@@ -71,6 +72,12 @@ class RemoteEvaluator:
         if not self.is_off:
             self._answer("latest", 0.0)
         return self._newest
+
+    def may_score(self, policy_version: int) -> bool:
+        """Whether the evaluator is scoring this version, is about to, or may not have heard of it. From any thread."""
+        status = self._status
+        is_open = policy_version in status.unfinished or policy_version > status.newest_known
+        return is_open and not self.is_off
 
     def finish(self, timeout: float) -> dict[str, Any] | None:
         """Waits until every checkpoint it was notified of is scored or skipped, and returns the newest row.
@@ -122,14 +129,15 @@ class RemoteEvaluator:
                     self._restart(GetTimeoutError(f"no answer within {_HUNG_SECONDS:.0f} s"))
                 return None
             del self._calls[method]
-            row, last_error = ray.get(call, timeout=_ANSWER_SECONDS)
+            status: EvaluatorStatus = ray.get(call, timeout=_ANSWER_SECONDS)
         except RayError as error:
             self._restart(error)
             return None
-        self._update(row, last_error)
-        return row
+        self._update(status)
+        return status.row
 
-    def _update(self, row: dict[str, Any] | None, last_error: str | None) -> None:
+    def _update(self, status: EvaluatorStatus) -> None:
+        self._status, row, last_error = status, status.row, status.last_error
         if last_error is not None and last_error != self.last_error:
             logger.warning("evaluator: %s", last_error)
         self.last_error = last_error
@@ -143,6 +151,7 @@ class RemoteEvaluator:
             self._give_up(error)
             return
         self._calls.clear()
+        self._status = EvaluatorStatus()
         try:
             with contextlib.suppress(RayError):
                 ray.kill(self.actor, no_restart=True)  # in case it is only unreachable

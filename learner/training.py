@@ -65,7 +65,7 @@ class Training:
     def __post_init__(self) -> None:
         version = -1 if self.resumed_from is None else self.learner.policy_version
         self.last_snapshot = version if self.resumed_from_checkpoint else -1
-        self.writer = CheckpointWriter(self.run, self.config, newest=version)
+        self.writer = CheckpointWriter(self.run, self.config, self.evaluator.may_score, newest=version)
 
     @property
     def resumed_from_checkpoint(self) -> bool:

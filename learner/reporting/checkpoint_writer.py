@@ -17,7 +17,7 @@ import torch
 
 from common.config import Config
 from common.messages import CheckpointNotice, Weights
-from common.storage.checkpoints import list_checkpoints, prune_checkpoints, save_checkpoint
+from common.storage.checkpoints import prune_checkpoints, save_checkpoint
 from common.storage.jsonl import read_jsonl
 from common.storage.run_directory import RunDirectory
 from learner.reporting.resume_schedule import ResumeSchedule
@@ -51,20 +51,20 @@ class CheckpointWriter:
     The main thread calls the public methods; files are written on the thread "checkpoints".
     """
 
-    def __init__(self, run: RunDirectory, config: Config, newest: int = -1):
+    def __init__(self, run: RunDirectory, config: Config, may_score: Callable[[int], bool], newest: int = -1):
+        """`may_score` says which unscored versions the evaluator still needs; it is called on the thread."""
         self.last_error: str | None = None
         self.resume_error: str | None = None
         self.newest = newest
         self._run = run
         self._config = config
+        self._may_score = may_score
         self._changed = threading.Condition()
         self._waiting: Snapshot | None = None
         self._schedule = ResumeSchedule(time.monotonic())
         self._resume_point: Snapshot | None = None  # waiting or being written
         self._is_closing = False
         self._written: list[CheckpointNotice] = []
-        # The newest version that the evaluator may be about to read.
-        self._announced = max((int(path.name) for path in list_checkpoints(run.checkpoints)), default=-1)
         self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
         self._thread.start()
 
@@ -93,8 +93,6 @@ class CheckpointWriter:
         """Checkpoints that became complete since the last call, oldest first."""
         with self._changed:
             written, self._written = self._written, []
-            if written:
-                self._announced = written[-1].policy_version
             return written
 
     def close(self, timeout: float) -> bool:
@@ -171,16 +169,14 @@ class CheckpointWriter:
                 self.resume_error = line
 
     def _needed_by_evaluator(self) -> Callable[[int], bool]:
-        """Whether a version is the best one, is not scored yet although it is never skipped (0), although the evaluator
-        was notified of it last, or although --backfill will score it.
-        """
+        """Whether a version is the best one, or is not scored yet and will or may be: 0 is never skipped."""
         best = self._run.best_checkpoint() or ""
         scored = {row.get("policy_version") for row in read_jsonl(self._run.evaluations)}
 
         def is_needed(version: int) -> bool:
             if not self._config.evaluator or version in scored:
                 return False
-            return self._config.backfill or version in (0, self._announced)
+            return self._config.backfill or version == 0 or self._may_score(version)
 
         return lambda version: (best.isdigit() and version == int(best)) or is_needed(version)
 

@@ -134,20 +134,42 @@ def test_evaluator_may_start_before_the_run_directory_exists(
     evaluator.stop()
 
 
-def test_evaluator_that_cannot_start_gives_one_line_and_logs_the_traceback(
-    cluster: None, config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_evaluator_starts_scoring_when_its_directory_can_be_used_again(
+    cluster: None, config: Config, save: Save, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "levels.csv").mkdir()
+    run = RunDirectory(tmp_path)
+    run.levels.mkdir()
     evaluator = RemoteEvaluator(tmp_path, config)
+    notify(evaluator, save(run.checkpoints, 0))
+    wait_until(lambda: evaluator.finish(0.1) is None and evaluator.last_error is not None)
+    assert evaluator.last_error is not None and evaluator.last_error.startswith("cannot start scoring: ")
+    assert "levels.csv" in evaluator.last_error and "\n" not in evaluator.last_error
+    assert evaluator.may_score(0)
+    (record,) = (record for record in caplog.records if record.name.startswith("learner."))
+    assert record.levelname == "WARNING"
+    assert 'score_files.py", line' in run.evaluator_log.read_text()
+    run.levels.rmdir()
+    row = evaluator.finish(DEADLINE) or evaluator.finish(DEADLINE)
+    assert row is not None and row["policy_version"] == 0
+    assert evaluator.last_error is None and evaluator.restarts == 0
+    evaluator.stop()
+
+
+def test_evaluator_that_fails_gives_one_line_and_logs_the_traceback(
+    cluster: None, config: Config, save: Save, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = RunDirectory(tmp_path)
+    run.level_sets.write_text("damaged")
+    evaluator = RemoteEvaluator(tmp_path, config)
+    notify(evaluator, save(run.checkpoints, 0))
     wait_until(lambda: evaluator.finish(1.0) is not None or evaluator.is_off)
     assert evaluator.is_off and evaluator.restarts == 0
     assert evaluator.last_error is not None and "\n" not in evaluator.last_error
-    assert evaluator.last_error.startswith("the evaluator stopped: IsADirectoryError")
+    assert evaluator.last_error.startswith("the evaluator stopped: EvaluationFailed: scoring stopped: ConfigError: ")
     evaluator.stop()
     (record,) = (record for record in caplog.records if record.name.startswith("learner."))
-    assert record.levelname == "ERROR"
     details = getattr(record, "details", "")
-    assert 'score_files.py", line' in details and "levels.csv" in details
+    assert record.levelname == "ERROR" and 'level_file.py", line' in details and "levels.json" in details
 
 
 def test_evaluator_is_off_with_no_evaluator(config: Config, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from common.config import Config
-from common.messages import CheckpointNotice
+from common.messages import CheckpointNotice, EvaluatorStatus
 from common.process import set_file_modes
 from common.storage.run_directory import RunDirectory
 from evaluator import service as service_module
@@ -82,6 +82,20 @@ def test_baseline_is_scored_first_then_the_newest_checkpoint(
     assert any(name.startswith("00000030-worst-level") for name in names)
     assert json.loads(run.level_sets.read_text())["test"] == [2, 3]
     assert os.readlink(run.best) == "00000030"
+
+
+def test_status_names_what_is_being_scored_or_waits_and_the_newest_known(
+    service: EvaluationService, run: RunDirectory, save: Save, gate: threading.Event
+) -> None:
+    assert service.status(None) == EvaluatorStatus()
+    service.notify(notice(save(run.checkpoints, 10)))
+    wait_until(lambda: service._waiting is None)  # it is taken and held at the gate
+    for version in (0, 20, 30):
+        service.notify(notice(save(run.checkpoints, version)))
+    assert service.status(None) == EvaluatorStatus(unfinished=frozenset({10, 0, 30}), newest_known=30)
+    gate.set()
+    row = service.finish(DEADLINE)
+    assert service.status(row) == EvaluatorStatus(row, newest_known=30)
 
 
 def test_slow_start_counts_each_skipped_version_once(

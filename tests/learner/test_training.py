@@ -116,6 +116,9 @@ class FakeEvaluator:
     def latest(self):
         return None
 
+    def may_score(self, policy_version):
+        return False
+
     def wait_for_score(self, policy_version, timeout, poll):
         poll()
         self.waited_for.append((policy_version, timeout))
