@@ -119,7 +119,8 @@ def use_token_file(path: str) -> None:
 
 
 def prepare_matplotlib() -> None:
-    """Makes drawing independent of the user's settings; call it before matplotlib is imported.
+    """Makes drawing independent of the user's settings; call it before matplotlib is imported. Those of a matplotlibrc
+    in the current directory are undone by `evaluator/output/plot.py`.
 
     Without a home directory matplotlib works, with a temporary cache, and would say so in two warnings. An empty or
     relative HOME counts as none: the cache would be created in the root or below the current directory.

@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -13,6 +14,9 @@ from common.config import Config
 from evaluator.levels.level_sets import SPLITS, Split
 from evaluator.output.published import PAPER_FRAMES, published_runs
 from evaluator.output.scoreboard import LevelHistory
+
+# A matplotlibrc in the current directory counts before the variable that names one.
+matplotlib.rcdefaults()
 
 # Blue and orange from Okabe and Ito's palette; readers with color blindness can tell them apart, also in grayscale.
 _COLORS = {"train": "#0072B2", "held_out": "#D55E00"}

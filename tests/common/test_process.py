@@ -51,6 +51,17 @@ def test_figures_are_drawn_whatever_the_user_has_set_for_matplotlib(variable, va
     assert drawn.returncode == 0, drawn.stderr
 
 
+def test_matplotlibrc_in_the_current_directory_is_not_used(tmp_path) -> None:
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.size: 30\n")
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "PATH": "/nonexistent"}
+    program = DRAW.replace("import io", "import io, matplotlib, evaluator.output.plot")
+    program += "assert matplotlib.rcParams['font.size'] == 10, matplotlib.rcParams['font.size']"
+    drawn = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert drawn.returncode == 0, drawn.stderr
+
+
 def test_matplotlib_creates_no_cache_below_the_current_directory(tmp_path) -> None:
     environment = {**os.environ, "HOME": "relative", "PYTHONPATH": str(PROJECT)}
     environment.pop("XDG_CACHE_HOME", None)
