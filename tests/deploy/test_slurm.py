@@ -167,6 +167,16 @@ def test_learner_gets_the_job_flags_after_those_of_the_script(short_path: Path) 
     assert "<runs/slurm-7>" in without_flags.call("learner")
 
 
+def test_job_can_continue_a_run_that_resume_names(short_path: Path) -> None:
+    shell = BatchShell(short_path, TRAIN, "--resume", "runs/my run")
+    assert shell.exit_code() == 0
+    parsed = parse(shell.call("learner").removeprefix("<-m><learner><").removesuffix(">").split("><"))
+    assert parsed.resume == Path("runs/my run") and parsed.run_dir is None
+    repeated = BatchShell(short_path / "b", TRAIN, "--resume", "auto")
+    assert repeated.exit_code() == 0
+    assert "<runs/slurm-7>" in repeated.call("learner")
+
+
 def test_every_node_gets_the_token_by_its_standard_input_alone(short_path: Path) -> None:
     shell = BatchShell(short_path, TRAIN, end="wait", nodes=3)
     for name in ("ray", "srun", "learner"):
