@@ -258,4 +258,6 @@ def _continuation(prepared: ResumedRun, state: RunState) -> str:
             f"environments continue; bit for bit only while all {config.num_actors} actors are ready, because the "
             f"number of actors varies (--num-actors {config.min_actors}:{config.num_actors})"
         )
+    if config.device == "cuda" or config.actor_gpus:
+        return "it continues with the same environments and the same state, but a GPU's algorithms need not repeat bits"
     return "it continues bit for bit if the machine, the software and the settings are the same"

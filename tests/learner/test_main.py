@@ -1,5 +1,6 @@
 """What a resumed run says about how exactly it continues."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,9 +16,10 @@ EXACT = "it continues bit for bit if the machine, the software and the settings 
 LAG_2 = {"mode": "overlap", "max_policy_lag": 2}
 
 
-def continuation(version, weights=(), actors=(0, 1), num_actors=2, **settings):
+def continuation(version, weights=(), actors=(0, 1), num_actors=2, on_gpu=None, **settings):
     """Of a run with `settings`, resumed from a checkpoint of two actors that holds `weights` of these versions."""
     config = tiny_config(num_actors=num_actors, envs_per_actor=4 // num_actors, **settings)
+    config = replace(config, **(on_gpu or {}))
     checkpoint = SimpleNamespace(policy_version=version, config=tiny_config())
     prepared = ResumedRun(config, {}, None, checkpoint, None, {})
     state = RunState.new(config)
@@ -40,6 +42,8 @@ def test_reason_is_given_where_a_run_does_not_continue_bit_for_bit():
     assert "environments of 1 of 2 actors continue" in continuation(5, (3, 4), actors=(1,), **LAG_2)
     assert "only while all 2 actors are ready" in continuation(5, min_actors=1)
     assert "environments start again" in continuation(5, (3, 4), num_actors=4, **LAG_2)
+    for on_gpu in ({"device": "cuda"}, {"actor_gpus": 0.5}):
+        assert "a GPU's algorithms need not repeat bits" in continuation(5, on_gpu=on_gpu)
 
 
 @pytest.mark.parametrize(
