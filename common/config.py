@@ -44,11 +44,13 @@ def setting(
     at_most: float | None = None,
     above: float | None = None,
     free: bool = False,
+    changes_updates: bool = False,
     has_flag: bool = True,
 ) -> Any:
     """Declares a setting: its section and text in `--help`, preset lab's value, and bounds.
 
-    Choices come from the field's `Literal`, unless given. A `free` setting may differ when a run is resumed.
+    Choices come from the field's `Literal`, unless given. A `free` setting may differ when a run is resumed; with
+    `changes_updates` it is part of the algorithm nevertheless.
     """
     return dataclasses.field(metadata=locals())
 
@@ -124,7 +126,10 @@ class Config:
         COLLECT, "compress frames sent to the learner with zstd; remote: only frames from other nodes", "remote"
     )
     mode: Literal["sync", "overlap"] = option(
-        COLLECT, "sync: collect, then train (lag 0); overlap: in parallel; auto: overlap with a GPU", AUTO
+        COLLECT,
+        "sync: collect, then train (lag 0); overlap: in parallel; auto: overlap with a GPU",
+        AUTO,
+        changes_updates=True,
     )
     max_policy_lag: int = option(
         COLLECT,
@@ -132,6 +137,7 @@ class Config:
         None,
         unit="updates",
         at_least=0,
+        changes_updates=True,
     )
     repeatable: bool = option(
         COLLECT,
@@ -139,6 +145,7 @@ class Config:
         "repeat and resume exactly; no: with the newest weights, by whichever actor is free; auto: yes, unless the "
         "number of actors varies",
         AUTO,
+        changes_updates=True,
     )
     actor_timeout: float = option(
         COLLECT,
@@ -161,7 +168,10 @@ class Config:
     gae_lambda: float = setting(PPO, "lambda of generalized advantage estimation", 0.95, at_least=0, at_most=1)
     clip_coef: float = setting(PPO, "clipping range of the probability ratio and of the value change", 0.2, above=0)
     objective: Literal["standard", "decoupled"] = option(
-        PPO, "decoupled: correct for rollouts of older versions; auto: decoupled where --max-policy-lag is not 0", AUTO
+        PPO,
+        "decoupled: correct for rollouts of older versions; auto: decoupled where --max-policy-lag is not 0",
+        AUTO,
+        changes_updates=True,
     )
     importance_weight_cap: float = setting(
         PPO, "decoupled: largest weight of a sample, pi_proximal / pi_behavior", 100.0, at_least=1
@@ -355,23 +365,36 @@ def choices_of(field: dataclasses.Field) -> tuple[str, ...]:
     return (*automatic, *(field.metadata["choices"] or get_args(field.type)))
 
 
+def algorithm(config: Config) -> dict[str, Any]:
+    """What decides the updates of a run, by name: settings, and num_envs, however actors share the environments.
+
+    Not the game, the levels, the seed, the length of the run or how it is carried out; of these only total_frames, and
+    only where the learning rate depends on it.
+    """
+    names = [
+        name
+        for name, field in SETTINGS.items()
+        if field.metadata["group"] in (COLLECT, PPO, NETWORK)
+        and (not field.metadata["free"] or field.metadata["changes_updates"])
+    ]
+    if config.learning_rate_schedule == "linear":
+        names.append("total_frames")
+    return {name: getattr(config, name) for name in (*names, "num_envs")}
+
+
 def differs_from_preset(config: Config, preset: str) -> dict[str, tuple[Any, Any]]:
     """What `config` computes otherwise than `preset` does today: {setting: (its value, the preset's)}.
 
-    Only settings of the algorithm and the batch, not of the game, the length of the run or how it is carried out. They
-    differ because the user chose so, or because the run is older than the preset's present values.
+    Only the algorithm, without what is chosen for the machine. It differs because the user chose so, or because the run
+    is older than the preset's present values.
     """
-    values = {**DEFAULTS, **PRESETS[preset]}
-    differing = {
-        name: (getattr(config, name), values[name])
-        for name, field in SETTINGS.items()
-        if field.metadata["group"] in (COLLECT, PPO, NETWORK)
-        and not field.metadata["free"]
-        and getattr(config, name) != values[name]
+    values = {**DEFAULTS, **PRESETS[preset], "num_envs": PRESET_NUM_ENVS[preset]}
+    chosen = {name for name, field in SETTINGS.items() if field.metadata["free"]}
+    return {
+        name: (value, values[name])
+        for name, value in algorithm(config).items()
+        if name not in chosen and value != values[name]
     }
-    if config.num_envs != PRESET_NUM_ENVS[preset]:
-        differing["num_envs"] = (config.num_envs, PRESET_NUM_ENVS[preset])
-    return differing
 
 
 def describe_differences(differing: Mapping[str, tuple[Any, Any]]) -> str:

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from common.config import flag
+from common.config import SETTINGS, flag
 from evaluator.output.plot import png
 from evaluator.studies.published import NAME as PUBLISHED
 from evaluator.studies.runs import setting_text
@@ -144,7 +144,7 @@ def settings_figure(summary: Summary) -> Figure:
                 error = _error(own["iqm"]["value"], own["iqm"]["interval"])
                 axes.errorbar([place], [own["iqm"]["value"]], error, color=color, linewidth=1, capsize=2)
         axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
-        axes.set_xlabel(flag(name), fontsize=8)
+        axes.set_xlabel(flag(name) if name in SETTINGS else name, fontsize=8)
         _finish(axes)
         if len(numbers) > 1:
             axes.legend(frameon=False, fontsize=_LEGEND_POINTS)

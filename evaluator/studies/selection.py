@@ -10,7 +10,7 @@ from evaluator.levels.level_sets import PLAYABLE_SPLITS, Split
 from evaluator.studies.published import NAME as PUBLISHED
 from evaluator.studies.published import published_scores
 from evaluator.studies.ranges import Ranges, normalized
-from evaluator.studies.runs import ScoredRun, by_variant, evaluation_differences
+from evaluator.studies.runs import ScoredRun, by_variant, evaluation_differences, unnamed_differences
 
 # A score that is further before the frames asked for is named.
 _NEAR = 0.9
@@ -88,6 +88,12 @@ def select(
             if difference := evaluation_differences(own, chosen, frames):
                 raise UsageError(f"{game}: runs were scored differently: {difference}; --rescore scores them all again")
     table = {variant: {game: own[game] for game in games} for variant, own in table.items()}
+    notes += unnamed_differences(
+        {
+            variant: [grouped[variant][game][seed] for game, seeds in own.items() for seed in seeds]
+            for variant, own in table.items()
+        }
+    )
     mode = runs[0].config.distribution_mode
     return Selection(chosen, frames, mode, games, table, grouped, notes)
 

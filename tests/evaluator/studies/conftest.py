@@ -13,6 +13,7 @@ from common.storage.jsonl import append_jsonl
 from common.storage.run_directory import RunDirectory
 
 LEVELS = 4
+CPU_MACHINE = Machine(cores=1)
 
 
 @pytest.fixture
@@ -30,12 +31,13 @@ def make_run(tmp_path: Path) -> Callable[..., RunDirectory]:
         updates: int | None = None,
         levels: Sequence[int] | None = None,
         episodes: int = 1,
+        machine: Machine = CPU_MACHINE,
         **settings: Any,
     ) -> RunDirectory:
         updates = len(returns) - 1 if updates is None else updates
         requested = {"preset": "easy", "env_name": game, "seed": seed, "total_frames": 16_384 * updates, **settings}
         preset = requested.pop("preset")
-        config = resolve(preset, requested, Machine(cores=1))
+        config = resolve(preset, requested, machine)
         variant = "_".join(f"{flag(name)[2:]}={value}" for name, value in settings.items()) or "default"
         run = RunDirectory(tmp_path / "study" / game / variant / f"seed-{seed}")
         run.path.mkdir(parents=True)

@@ -1,11 +1,13 @@
 """Which runs are compared, at which frames, by which numbers; and what is refused."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 
 from common.cli import UsageError
+from common.resolution import Machine
 from evaluator.studies.published import NAME as PUBLISHED
 from evaluator.studies.published import published_scores
 from evaluator.studies.ranges import normalized
@@ -15,6 +17,8 @@ from evaluator.studies.summary import sentence, summarize, verdict
 
 # The note for numbers without an interval although there are several seeds.
 NO_WIDTH = "no interval where the seeds agree so closely that all resamples are equal: more seeds are needed"
+
+GPU_MACHINE = Machine(cores=16, has_gpu=True, precision_on=lambda device: "bfloat16")
 
 
 @pytest.fixture
@@ -152,7 +156,7 @@ def test_easy_and_hard_runs_are_refused(make_run, tmp_path):
 
 def test_two_runs_of_the_same_seed_are_refused(study):
     shutil.copytree(study / "maze" / "gamma=0.9" / "seed-0", study / "copy")
-    with pytest.raises(UsageError, match="have the same game, settings and seed"):
+    with pytest.raises(UsageError, match=r"have the same game, variant and seed \(0\); give one"):
         summary_of(study)
 
 
@@ -207,6 +211,71 @@ def test_study_that_varies_how_runs_are_carried_out_has_these_variants(make_run,
     make_run("coinrun", 0, [5, 6], num_actors=2)
     (tmp_path / "study" / "study.json").write_text('{"study": {"vary": {"num_actors": ["1", "2"]}}}')
     assert sorted(by_variant(find_runs([tmp_path / "study"]))) == ["num-actors=1", "num-actors=2"]
+
+
+def test_number_of_environments_names_variants_however_actors_share_them(make_run, tmp_path):
+    for seed, (actors, envs) in enumerate([(2, 32), (4, 16), (2, 64)]):
+        make_run("coinrun", seed, [5, 6], num_actors=actors, envs_per_actor=envs)
+    make_run("coinrun", 3, [5, 6])
+    summary = summary_of(tmp_path / "study", at=16_384)
+    assert [own["settings"] for own in summary["variants"].values()] == [{"num_envs": 64}, {"num_envs": 128}]
+    assert {variant: own["runs"] for variant, own in summary["variants"].items()} == {
+        "num-envs=64": 3,
+        "num-envs=128": 1,
+    }
+
+
+def test_total_frames_name_variants_where_the_learning_rate_depends_on_them(make_run, tmp_path):
+    for schedule, expected in (("constant", ["default"]), ("linear", ["total-frames=16384", "total-frames=32768"])):
+        for seed, updates in enumerate((1, 2)):
+            make_run("coinrun", seed, [5, 6], updates=updates, learning_rate_schedule=schedule)
+        (directory,) = (tmp_path / "study" / "coinrun").glob(f"*={schedule}")
+        assert list(by_variant(find_runs([directory]))) == expected
+
+
+def test_what_auto_chose_on_another_machine_is_named(make_run, tmp_path):
+    cpu, gpu = make_run("coinrun", 0, [5, 6]), make_run("coinrun", 1, [5, 6], machine=GPU_MACHINE)
+    (variant,) = summary_of(tmp_path / "study")["variants"].values()
+    assert variant["runs"] == 2
+    assert summary_of(tmp_path / "study")["notes"][0] == (  # not what follows from the mode, nor arithmetic and device
+        f"default: its runs differ in settings that are not in its name: mode is sync in {cpu.path} and overlap in "
+        f"{gpu.path}"
+    )
+
+
+def test_what_auto_chose_for_another_variant_is_named(make_run, tmp_path):
+    cpu = make_run("coinrun", 0, [5, 6], gamma=0.9)
+    gpu = make_run("coinrun", 0, [5, 6], gamma=0.99, machine=GPU_MACHINE)
+    assert (
+        f"variants differ in settings that are not in their names: mode is sync in {cpu.path} and overlap in {gpu.path}"
+    ) in summary_of(tmp_path / "study")["notes"]
+
+
+def test_consequences_of_what_a_variant_is_named_by_are_not_noted(make_run, tmp_path):
+    make_run("coinrun", 0, [5, 6], mode="sync")
+    make_run("coinrun", 0, [5, 6], mode="overlap")
+    make_run("coinrun", 0, [5, 6], preset="lab", mode="sync", held_out="sample", held_out_levels=200)
+    summary = summary_of(tmp_path / "study")
+    assert len(summary["variants"]) == 3
+    assert not any("differ in settings" in note for note in summary["notes"])
+
+
+def test_preset_of_an_earlier_version_is_named(make_run, tmp_path):
+    old, new = (make_run("coinrun", seed, [5, 6]) for seed in (0, 1))
+    contents = json.loads(old.config.read_text())
+    contents["settings"] |= {"vf_coef": 0.5, "precision": "bfloat16", "importance_weight_cap": 2.0}
+    old.config.write_text(json.dumps(contents))
+    notes = summary_of(tmp_path / "study")["notes"]
+    assert f"settings that are not in its name: vf_coef is 0.5 in {old.path} and 0.25 in {new.path}" in notes[0]
+
+
+def test_runs_of_the_same_seed_are_refused_with_what_nobody_asked_for(make_run, tmp_path):
+    make_run("coinrun", 0, [5, 6]).path.rename(tmp_path / "study" / "cpu")
+    make_run("coinrun", 0, [5, 6], machine=GPU_MACHINE)
+    with pytest.raises(
+        UsageError, match=r"variant and seed \(0\), although mode is overlap in .*seed-0 and sync in .*cpu"
+    ):
+        summary_of(tmp_path / "study")
 
 
 def test_runs_are_found_once_below_any_directory_also_copied(study, tmp_path):
