@@ -48,7 +48,7 @@ def select(
     """The scores of all runs at the same frames.
 
     Args:
-        split: the levels; None: test levels if every run has scores on them, else its other held-out levels.
+        split: the levels; None: `default_split`.
         at: frames; the newest evaluation at or before them counts. None: what all finished runs have reached, or all
             runs if none is finished.
         require_equal_evaluations: refuse runs of one game that were scored on other levels or with other episodes.
@@ -58,11 +58,16 @@ def select(
     """
     grouped = by_variant(runs)
     notes: list[str] = []
-    scored = [run for run in runs if run.rows]
-    if not scored:
+    played = [name for name in PLAYABLE_SPLITS if any(run.scored(name) for run in runs)]
+    if not played:
         raise UsageError("no run has a score yet")
-    chosen = _split(scored, split)
-    scored = [run for run in scored if run.scored(chosen)]
+    chosen = split or default_split(runs)
+    if chosen not in played:
+        raise UsageError(
+            f"no run has {chosen} scores, only {', '.join(played)}; choose another --split, or score all runs again "
+            "with --rescore"
+        )
+    scored = [run for run in runs if run.scored(chosen)]
     reached = [run.scored(chosen)[-1]["frames"] for run in scored if run.is_finished]
     frames = at if at is not None else min(reached or [run.scored(chosen)[-1]["frames"] for run in scored])
     # A run's last evaluation may be before its last update; training is what counts for "beyond".
@@ -75,7 +80,9 @@ def select(
             for seed, run in sorted(seeds.items()):
                 row = run.at(chosen, frames) if run.frames >= frames else None
                 if row is None:
-                    reason = f"trained {run.frames:,} frames" if run.frames < frames else f"no {chosen} score yet"
+                    reason = f"no {chosen} score at or before {frames:,} frames"
+                    if run.frames < frames:
+                        reason = f"trained {run.frames:,} frames"
                     notes.append(f"{run.run.path} is left out: {reason}")
                     continue
                 if row["frames"] < _NEAR * frames:
@@ -128,19 +135,10 @@ def normalized_scores(selection: Selection, variant: str, ranges: Ranges) -> lis
     ]
 
 
-def _split(runs: Sequence[ScoredRun], split: Split | None) -> Split:
-    """The split to use; UsageError if runs have no scores on it."""
-    candidates: tuple[Split, ...] = ("test", "validation") if split is None else (split,)
-    for candidate in candidates:
-        if all(run.scored(candidate) for run in runs):
-            return candidate
-    for candidate in candidates:
-        without = [run for run in runs if not run.scored(candidate)]
-    scored = sorted({name for row in without[0].rows for name in PLAYABLE_SPLITS if name in row})
-    raise UsageError(
-        f"{without[0].run.path} has no {candidates[-1]} scores, only {', '.join(scored)}; choose another --split, or "
-        "score all runs again with --rescore"
-    )
+def default_split(runs: Sequence[ScoredRun]) -> Split:
+    """Test levels if all runs that have scores have some on them, else validation levels."""
+    scored = [run for run in runs if run.rows]
+    return "test" if scored and all(run.scored("test") for run in scored) else "validation"
 
 
 def _common_games(table: Table, notes: list[str]) -> list[str]:

@@ -159,7 +159,7 @@ def test_rescore_without_a_checkpoint_is_refused(study, capsys):
         (["--at", "1M"], "evaluator: --at: no run has trained 1,000,000 frames; the most is 10,000"),
         (["--at", "1G"], "--at: expected a number of frames such as 500k, 1M or 1000000, got '1G'"),
         (["--at", "-1"], "--at: expected"),
-        (["--split", "train"], "has no train scores, only test; choose another --split"),
+        (["--split", "train"], "evaluator: no run has train scores, only test; choose another --split"),
         (["--episodes-per-level", "5"], "--episodes-per-level has no effect without --rescore"),
         (["--ranges", "cobbe"], "--ranges: unknown value 'cobbe'; choose from openai, paper"),
         (["nowhere"], "evaluator: nowhere does not exist"),

@@ -8,6 +8,7 @@ import pytest
 
 from common.cli import UsageError
 from common.resolution import Machine
+from common.storage.jsonl import append_jsonl
 from evaluator.studies.published import NAME as PUBLISHED
 from evaluator.studies.published import published_scores
 from evaluator.studies.ranges import normalized
@@ -176,10 +177,21 @@ def test_runs_that_were_scored_differently_are_named_and_refused(make_run, tmp_p
 
 
 def test_split_without_scores_is_refused_and_the_default_is_what_all_have(make_run, tmp_path):
-    run = make_run("coinrun", 0, [5, 6], split="validation")
+    make_run("coinrun", 0, [5, 6], split="validation")
     assert summary_of(tmp_path / "study")["split"] == "validation"
-    with pytest.raises(UsageError, match=rf"{run.path} has no test scores, only validation; choose another --split"):
+    with pytest.raises(UsageError, match=r"no run has test scores, only validation; choose another --split"):
         summary_of(tmp_path / "study", split="test")
+
+
+@pytest.mark.parametrize("split", ["validation", None])
+def test_run_without_scores_on_the_split_is_left_out_and_named(make_run, tmp_path, split):
+    make_run("coinrun", 0, [5, 6], split="validation")
+    # Version 0 of preset lab is not scored on validation levels.
+    young = make_run("coinrun", 1, [5], split="train", updates=1)
+    append_jsonl(young.metrics, {"policy_version": 1, "frames": 16_384, "time": 1.0})
+    summary = summary_of(tmp_path / "study", split=split)
+    assert summary["split"] == "validation" and summary["variants"]["default"]["runs"] == 1
+    assert f"{young.path} is left out: no validation score at or before 16,384 frames" in summary["notes"]
 
 
 def test_runs_without_scores_are_refused(make_run, tmp_path):
