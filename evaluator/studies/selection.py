@@ -88,6 +88,11 @@ def select(
                 if row["frames"] < _NEAR * frames:
                     notes.append(f"{run.run.path}: its nearest score is at {row['frames']:,} frames")
                 table.setdefault(variant, {}).setdefault(game, {})[seed] = Score(row[chosen]["mean"], row["frames"])
+    if not table:
+        raise UsageError(
+            f"--at: no run that has trained {frames:,} frames has a {chosen} score by then; choose another --at or "
+            "--split"
+        )
     games = _common_games(table, notes)
     if require_equal_evaluations:
         for game in games:
@@ -146,12 +151,8 @@ def _common_games(table: Table, notes: list[str]) -> list[str]:
     games = list(dict.fromkeys(game for own in table.values() for game in own))
     common = [game for game in games if all(game in own for own in table.values())]
     if not common:
-        first, *others = table.items()
-        other = next(item for item in others if not item[1].keys() & first[1].keys())
-        raise UsageError(
-            f"runs of different games cannot be compared: {first[0]} has {', '.join(first[1])}, {other[0]} has "
-            f"{', '.join(other[1])}"
-        )
+        found = "; ".join(f"{variant} has {', '.join(own)}" for variant, own in table.items())
+        raise UsageError(f"no game has scores of every variant: {found}")
     for game in sorted(set(games) - set(common)):
         missing = [variant for variant, own in table.items() if game not in own]
         notes.append(f"{game} is left out: no score of it at these frames from {', '.join(missing)}")

@@ -143,9 +143,25 @@ def test_runs_of_different_games_are_refused(study):
     shutil.rmtree(study / "maze" / "gamma=0.99")
     shutil.rmtree(study / "coinrun" / "gamma=0.9")
     with pytest.raises(
-        UsageError, match=r"different games cannot be compared: gamma=0\.99 has coinrun, gamma=0\.9 has maze"
+        UsageError, match=r"no game has scores of every variant: gamma=0\.99 has coinrun; gamma=0\.9 has maze"
     ):
         summary_of(study)
+
+
+def test_variants_that_have_games_in_common_only_in_pairs_are_refused(make_run, tmp_path):
+    for gamma, games in ((0.7, "coinrun maze"), (0.8, "maze ninja"), (0.9, "ninja coinrun")):
+        for game in games.split():
+            make_run(game, 0, [5, 6], gamma=gamma)
+    with pytest.raises(UsageError, match=r"gamma=0\.7 has coinrun, maze; gamma=0\.9 has coinrun, ninja; gamma=0\.8"):
+        summary_of(tmp_path / "study")
+
+
+def test_frames_before_the_first_score_are_refused(make_run, tmp_path):
+    run = make_run("coinrun", 0, [5, 6], split="validation")
+    rows = run.evaluations.read_text().splitlines()
+    run.evaluations.write_text(rows[1] + "\n")  # version 0 has no validation score with preset lab
+    with pytest.raises(UsageError, match=r"--at: no run that has trained 10,000 frames has a validation score"):
+        summary_of(tmp_path / "study", at=10_000)
 
 
 def test_easy_and_hard_runs_are_refused(make_run, tmp_path):
