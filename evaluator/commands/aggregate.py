@@ -7,7 +7,6 @@ from typing import Any
 
 from common.text import format_interval, format_number
 from evaluator.commands.files import require_new_path, write_new_directory, write_new_file
-from evaluator.levels.level_sets import Split
 from evaluator.output.text import print_table
 from evaluator.studies.figures import plots
 from evaluator.studies.page import render_page
@@ -24,14 +23,13 @@ def run(options: argparse.Namespace) -> None:
         require_new_path(options.output)
     if options.plots is not None:
         require_new_path(options.plots, "--plots")
-    runs, at = find_runs(options.paths), options.at
-    split: Split | None = options.split
+    runs = find_runs(options.paths)
     if options.rescore:
         from evaluator.commands.rescoring import rescore  # imports torch, which reading runs does not need
 
-        split = split or "test"
-        runs, at = rescore(runs, split, at, options.episodes_per_level)
-    selection = select(runs, split, at, require_equal_evaluations=not options.rescore)
+        selection = rescore(runs, options.split, options.at, options.episodes_per_level)
+    else:
+        selection = select(runs, options.split, options.at, require_equal_evaluations=True)
     if options.published:
         add_published(selection)
     summary = summarize(selection, options.ranges)

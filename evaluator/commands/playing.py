@@ -1,6 +1,7 @@
 """What `score` and `compare` share: playing checkpoints on the same levels, and logging each use of the test levels."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -36,8 +37,7 @@ def evaluate_all(
     seed = config.seed if options.seed is None else options.seed
     episodes = options.episodes_per_level or config.eval_episodes_per_level
     if "test" in options.split:
-        for checkpoint in checkpoints:
-            log_use_of_test_levels(checkpoint, options.command, episodes)
+        log_uses_of_test_levels(checkpoints, options.command, episodes)
     evaluations = [evaluate(each, slots, episodes, seed, options.policy == "greedy") for each in checkpoints]
     return evaluations, {"policy": options.policy, "seed": seed, "episodes_per_level": episodes}
 
@@ -58,12 +58,19 @@ def flags_of(checkpoint: Checkpoint) -> dict[tuple[Split, int], str]:
     return flags(audited_level_sets(checkpoint.config)[1]) if run is None else stored_flags(run.level_sets)
 
 
-def log_use_of_test_levels(checkpoint: Checkpoint, command: str, episodes_per_level: int) -> None:
-    """Logs a use of the test levels before they are played; UsageError if the log cannot be written."""
-    run = run_of(checkpoint)
-    path = checkpoint.path.resolve().parent / "test_uses.jsonl" if run is None else run.test_uses
-    try:
-        uses = log_test_use(path, checkpoint, command, episodes_per_level)
-    except OSError as error:
-        raise UsageError(f"cannot log the use of the test levels in {path}: {error.strerror}") from error
-    print(f"evaluator: use number {uses} of the test levels; logged in {path}", file=sys.stderr)
+def log_uses_of_test_levels(checkpoints: Sequence[Checkpoint], command: str, episodes_per_level: int) -> None:
+    """Logs a use of the test levels for each checkpoint before any is played; UsageError if a log cannot be written."""
+    runs = [run_of(checkpoint) for checkpoint in checkpoints]
+    paths = [
+        checkpoint.path.resolve().parent / "test_uses.jsonl" if run is None else run.test_uses
+        for checkpoint, run in zip(checkpoints, runs, strict=True)
+    ]
+    for path in paths:  # all of them before the first line is written
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise UsageError(f"cannot log the use of the test levels in {path}: it is not writable")
+    for checkpoint, path in zip(checkpoints, paths, strict=True):
+        try:
+            uses = log_test_use(path, checkpoint, command, episodes_per_level)
+        except OSError as error:
+            raise UsageError(f"cannot log the use of the test levels in {path}: {error.strerror}") from error
+        print(f"evaluator: use number {uses} of the test levels; logged in {path}", file=sys.stderr)

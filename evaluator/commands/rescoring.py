@@ -4,53 +4,63 @@ Nothing is written into the runs, except that each use of the test levels is log
 """
 
 import json
+import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from common.cli import UsageError
 from common.storage.checkpoints import MANIFEST_FILE, Checkpoint, CheckpointError, list_checkpoints, load_checkpoint
-from evaluator.commands.playing import level_sets_of, log_use_of_test_levels
+from evaluator.commands.playing import level_sets_of, log_uses_of_test_levels
 from evaluator.levels.level_sets import Split
 from evaluator.scores.evaluation import evaluate
 from evaluator.studies.runs import ScoredRun
+from evaluator.studies.selection import Score, Selection, default_split, select
 
 
 def rescore(
-    runs: Sequence[ScoredRun], split: Split, at: int | None, episodes_per_level: int | None
-) -> tuple[list[ScoredRun], int]:
-    """The runs with one new score each, of their newest checkpoint at or before `at`, and `at`.
+    runs: Sequence[ScoredRun], split: Split | None, at: int | None, episodes_per_level: int | None
+) -> Selection:
+    """As `select`, but with new scores: of every run's newest checkpoint at or before `at`.
 
-    `at` None: what all runs have trained that have trained all their frames, or all runs if none has. Runs that have
-    not trained `at` frames are returned without scores.
+    `at` None: what all runs have trained that have trained all their frames, or all runs if none has. Whatever
+    can be refused is checked before anything is played or logged.
 
     Raises:
-        UsageError: a run that has trained `at` frames has no complete checkpoint, or runs of a game have no levels in
-            common.
+        UsageError: as for `select`; a run that has trained `at` frames has no complete checkpoint; or runs of a game
+            have no levels in common.
     """
+    split = split or default_split(runs)
     if at is None:
         at = min([run.frames for run in runs if run.is_trained] or [run.frames for run in runs])
-    chosen = {id(run): _checkpoint(run, at) for run in runs if run.frames >= at}
-    episodes = episodes_per_level or max(run.config.eval_episodes_per_level for run in runs)
-    levels = _common_levels(list(chosen.values()), split)
-    scored = []
-    for run in runs:
-        checkpoint = chosen.get(id(run))
-        if checkpoint is None:
-            scored.append(replace(run, rows=[]))
-            continue
-        own = levels[run.config.env_name]
+    newest = {run.run.path: _checkpoint(run, at) for run in runs if run.frames >= at}
+    selection = select([_planned(run, newest.get(run.run.path), split) for run in runs], split, at, False)
+    selected = [
+        (selection.runs[variant][game][seed], seeds, newest[selection.runs[variant][game][seed].run.path])
+        for variant, games in selection.scores.items()
+        for game, seeds in games.items()
+        for seed in seeds
+    ]
+    checkpoints = [checkpoint for _, _, checkpoint in selected]
+    levels = _common_levels(checkpoints, split)
+    episodes = episodes_per_level or max(run.config.eval_episodes_per_level for run, _, _ in selected)
+    if split == "test":
+        log_uses_of_test_levels(checkpoints, "aggregate", episodes)
+    for run, scores, checkpoint in selected:
+        slots = [(split, level) for level in levels[run.config.env_name]]
         print(
-            f"evaluator: {run.run.path}: policy_version {checkpoint.policy_version}, {len(own)} {split} levels x "
+            f"evaluator: {run.run.path}: policy_version {checkpoint.policy_version}, {len(slots)} {split} levels x "
             f"{episodes} episodes",
             file=sys.stderr,
         )
-        if split == "test":
-            log_use_of_test_levels(checkpoint, "aggregate", episodes)
-        evaluation = evaluate(checkpoint, [(split, level) for level in own], episodes, run.config.seed)
-        row = {"frames": checkpoint.frames, split: asdict(evaluation.splits[split])}
-        scored.append(replace(run, rows=[row]))
-    return scored, at
+        evaluation = evaluate(checkpoint, slots, episodes, run.config.seed)
+        scores[run.config.seed] = Score(evaluation.splits[split].mean, checkpoint.frames)
+    return selection
+
+
+def _planned(run: ScoredRun, checkpoint: Checkpoint | None, split: Split) -> ScoredRun:
+    """The run as if only `checkpoint` had been scored; its score is not known yet."""
+    return replace(run, rows=[] if checkpoint is None else [{"frames": checkpoint.frames, split: {"mean": math.nan}}])
 
 
 def _checkpoint(run: ScoredRun, at: int) -> Checkpoint:

@@ -1,6 +1,7 @@
 """Learning curves of a study: mean return of each game, and the IQM over games, against frames."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ def learning_curves(selection: Selection, ranges: Ranges) -> dict[str, Any]:
         runs = [selection.runs[variant][game][seed] for variant in variants for seed in selection.scores[variant][game]]
         if not all(_curve_rows(run, selection.split) for run in runs):
             return {}
-        if evaluation_differences(runs, selection.split, selection.at):
+        if evaluation_differences([replace(run, rows=run.curve) for run in runs], selection.split, selection.at):
             return {}
     curves = {variant: _curves(selection, variant, ranges) for variant in variants}
     if PUBLISHED in selection.scores:

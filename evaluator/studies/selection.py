@@ -57,6 +57,9 @@ def select(
         UsageError: runs cannot be compared, or none reached `at`.
     """
     grouped = by_variant(runs)
+    # A run's last evaluation may be before its last update; training is what counts for "beyond".
+    if at is not None and at > (most := max(run.frames for run in runs)):
+        raise UsageError(f"--at: no run has trained {at:,} frames; the most is {most:,}")
     notes: list[str] = []
     played = [name for name in PLAYABLE_SPLITS if any(run.scored(name) for run in runs)]
     if not played:
@@ -70,10 +73,6 @@ def select(
     scored = [run for run in runs if run.scored(chosen)]
     reached = [run.scored(chosen)[-1]["frames"] for run in scored if run.is_finished]
     frames = at if at is not None else min(reached or [run.scored(chosen)[-1]["frames"] for run in scored])
-    # A run's last evaluation may be before its last update; training is what counts for "beyond".
-    if all(run.frames < frames for run in runs):
-        most = max(run.frames for run in runs)
-        raise UsageError(f"--at: no run has trained {frames:,} frames; the most is {most:,}")
     table: Table = {}
     for variant, by_game in grouped.items():
         for game, seeds in by_game.items():

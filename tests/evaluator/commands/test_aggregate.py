@@ -2,7 +2,9 @@
 
 import base64
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -144,6 +146,54 @@ def test_rescore_logs_each_use_of_the_test_levels(study, capsys):
     assert summary["variants"]["default"]["games"]["leaper"]["frames"] == [0, 0]  # the checkpoint at or before 5,000
     (use,) = read_jsonl(study / "seed-7" / "test_uses.jsonl")
     assert use["command"] == "aggregate" and use["policy_version"] == 0
+
+
+def test_rescore_plays_validation_levels_unless_all_runs_have_scores_on_test_levels(study, capsys):
+    rows = study / "seed-8" / "evaluations.jsonl"
+    rows.write_text(rows.read_text().replace('"test"', '"validation"'))
+    assert main(["aggregate", str(study), "--rescore", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["split"] == "validation" and err.count("2 validation levels x 3 episodes") == 2
+    assert not list(study.rglob("test_uses.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        ("copy", "have the same game, variant and seed (8)"),
+        ("frames", "--at: no run has trained 1,000,000 frames; the most is 10,000"),
+        ("levels", "levels.json was edited"),
+        ("log", "cannot log the use of the test levels in {study}/seed-8/test_uses.jsonl: it is not writable"),
+    ],
+)
+def test_rescore_refuses_before_it_plays_or_logs(study, capsys, monkeypatch, mistake, said):
+    arguments = ["--at", "1M"] if mistake == "frames" else []
+    if mistake == "copy":
+        shutil.copytree(study / "seed-8", study / "seed-8-copy")
+    if mistake == "levels":
+        path = study / "seed-8" / "levels.json"
+        path.write_text(path.read_text().replace('"tolerance": 32', '"tolerance": 31'))
+    if mistake == "log":  # root may write everywhere
+        monkeypatch.setattr(os, "access", lambda path, mode: path != study / "seed-8")
+    before = files(study)
+    assert main(["aggregate", str(study), "--rescore", "--split", "test", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said.format(study=study) in line and files(study) == before
+
+
+def test_rescore_plays_no_game_that_a_variant_lacks(study, capsys):
+    maze = study / "maze"
+    shutil.copytree(study / "seed-8", maze)
+    config = json.loads((maze / "config.json").read_text())
+    config["settings"]["env_name"] = "maze"
+    (maze / "config.json").write_text(json.dumps(config))
+    shutil.copytree(study / "seed-8", study / "gamma")
+    config["settings"] |= {"env_name": "leaper", "gamma": 0.9}
+    config["requested"]["gamma"] = 0.9
+    (study / "gamma" / "config.json").write_text(json.dumps(config))
+    assert main(["aggregate", str(study), "--rescore", "--split", "test"]) == 0
+    assert "maze is left out" in " ".join(capsys.readouterr().out.split())
+    assert sorted(path.parent.name for path in study.rglob("test_uses.jsonl")) == ["gamma", "seed-7", "seed-8"]
 
 
 def test_rescore_without_a_checkpoint_is_refused(study, capsys):
