@@ -47,7 +47,7 @@ def _add_score(commands: Any) -> None:
         "score",
         help="play a checkpoint on training and validation levels",
         description="Plays a checkpoint on its training levels and on levels it never trained on. "
-        "Changes nothing in the run directory, except with --backfill.",
+        "Stores no scores in the run directory, except with --backfill.",
     )
     add = parser.add_argument
     add("path", type=Path, metavar="RUN_DIR_OR_CHECKPOINT", help=_CHECKPOINT)

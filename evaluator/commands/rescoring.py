@@ -1,6 +1,7 @@
 """`aggregate --rescore`: scores the checkpoints of runs again, on the same levels with the same number of episodes.
 
-Nothing is written into the runs, except that each use of the test levels is logged, as by `score`.
+As by `score`, nothing is written into the runs, except that each use of the test levels is logged and that a run
+without levels.json gets it.
 """
 
 import json
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from common.cli import UsageError
+from common.process import prepare_process
 from common.storage.checkpoints import MANIFEST_FILE, Checkpoint, CheckpointError, list_checkpoints, load_checkpoint
 from evaluator.commands.playing import level_sets_of, log_uses_of_test_levels
 from evaluator.levels.level_sets import Split
@@ -42,6 +44,8 @@ def rescore(
         for seed in seeds
     ]
     checkpoints = [checkpoint for _, _, checkpoint in selected]
+    group_readable = all(run.config.group_readable for run, _, _ in selected)  # levels.json, test_uses.jsonl
+    prepare_process(num_threads=1, sees_gpu=False, group_readable=group_readable)
     levels = _common_levels(checkpoints, split)
     episodes = episodes_per_level or max(run.config.eval_episodes_per_level for run, _, _ in selected)
     if split == "test":

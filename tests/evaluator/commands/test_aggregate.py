@@ -181,6 +181,18 @@ def test_rescore_refuses_before_it_plays_or_logs(study, capsys, monkeypatch, mis
     assert said.format(study=study) in line and files(study) == before
 
 
+@pytest.mark.parametrize(("group_readable", "mode"), [(False, 0o600), (True, 0o640)])
+def test_rescore_creates_files_with_the_modes_of_the_run(study, group_readable, mode):
+    run = RunDirectory(study / "seed-8")
+    config = json.loads(run.config.read_text())
+    config["settings"]["group_readable"] = group_readable
+    run.config.write_text(json.dumps(config))
+    run.level_sets.unlink()
+    os.umask(0o022)  # the next module has its own again
+    assert main(["aggregate", str(run.path), "--rescore", "--split", "test", "--json"]) == 0
+    assert [path.stat().st_mode & 0o777 for path in (run.level_sets, run.test_uses)] == [mode, mode]
+
+
 def test_rescore_plays_no_game_that_a_variant_lacks(study, capsys):
     maze = study / "maze"
     shutil.copytree(study / "seed-8", maze)
