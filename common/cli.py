@@ -4,11 +4,13 @@ import argparse
 import contextlib
 import difflib
 import importlib
+import math
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn, TypeVar
@@ -159,13 +161,15 @@ def number_type(
 
 def parse_whole_number(text: str) -> int:
     """An int, also written 10e6 or 200_000; ValueError for anything else."""
+    if not math.isfinite(float(text)):  # refuses 1e999, and 2__0, which Decimal accepts
+        raise ValueError(f"{text} is not finite")
     try:
-        return int(text)
-    except ValueError:
-        number = float(text)
-        if not number.is_integer():  # also true for nan and inf
-            raise
-        return int(number)
+        value = Decimal(text)  # exact: 4.00000000000000000001 is a whole number as a float
+    except InvalidOperation as error:
+        raise ValueError(f"{text} has too large an exponent") from error
+    if value != value.to_integral_value():
+        raise ValueError(f"{text} has a fraction")
+    return int(value)
 
 
 number = number_type(float, "a number")

@@ -164,14 +164,14 @@ def _add_aggregate(commands: Any) -> None:
 
 def _frames(text: str) -> int:
     """A whole number, also as 500k or 1.5M."""
-    factors = {"k": 1e3, "K": 1e3, "M": 1e6}
+    exponents = {"k": "e3", "K": "e3", "M": "e6"}
     try:
-        value = float(text[:-1]) * factors[text[-1]] if text[-1:] in factors else parse_whole_number(text)
+        frames = parse_whole_number(text[:-1] + exponents.get(text[-1:], text[-1:]))
     except ValueError:
-        value = -1
-    if value < 0 or value != int(value):
+        frames = -1
+    if frames < 0:
         raise argparse.ArgumentTypeError(f"expected a number of frames such as 500k, 1M or 1000000, got {text!r}")
-    return int(value)
+    return frames
 
 
 def _add_playing(parser: argparse.ArgumentParser) -> None:

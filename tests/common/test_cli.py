@@ -37,6 +37,7 @@ ARGUMENTS = {"learner": ["doctor"], "evaluator": ["score", "."]}
         (whole_number, "10e6", 10_000_000),
         (whole_number, "200_000", 200_000),
         (whole_number, "2.0", 2),
+        (whole_number, "1e23", 10**23),  # as a float it is 99999999999999991611392
         (at_least_one, "1", 1),
         (level_seed, "0", 0),
         (level_seed, "2147483646", 2147483646),
@@ -53,6 +54,11 @@ def test_number_is_read(read: Any, text: str, value: float) -> None:
     ("read", "text", "message"),
     [
         (whole_number, "2.5", "expected a whole number, got '2.5'"),
+        (whole_number, "4.00000000000000000001", "expected a whole number, got '4.00000000000000000001'"),
+        (whole_number, "1e-400", "expected a whole number, got '1e-400'"),
+        (whole_number, "1e-99999999999999999999", "expected a whole number, got '1e-99999999999999999999'"),
+        (whole_number, "2__0", "expected a whole number, got '2__0'"),
+        (whole_number, "inf", "expected a whole number, got 'inf'"),
         (whole_number, "", "expected a whole number, got ''"),
         (whole_number, "nan", "expected a whole number, got 'nan'"),
         (whole_number, "1e999", "expected a whole number, got '1e999'"),

@@ -15,6 +15,7 @@ from common.storage.checkpoints import load_checkpoint
 from common.storage.jsonl import append_jsonl, read_jsonl
 from common.storage.run_directory import RunDirectory
 from evaluator.__main__ import main
+from evaluator.commands.parser import parse
 from evaluator.levels.level_file import stored_level_sets
 from evaluator.levels.level_sets import draw_level_sets
 from evaluator.output import text as text_module
@@ -216,11 +217,23 @@ def test_rescore_without_a_checkpoint_is_refused(study, capsys):
 
 
 @pytest.mark.parametrize(
+    ("text", "frames"),
+    [("4.1M", 4_100_000), ("8.2M", 8_200_000), ("2.01M", 2_010_000), (".5k", 500), ("20K", 20_000), ("1e6", 1_000_000)],
+)
+def test_frames_may_be_written_in_thousands_and_millions(text, frames):
+    assert parse(["aggregate", "runs", "--at", text]).at == frames
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--at", "1M"], "evaluator: --at: no run has trained 1,000,000 frames; the most is 10,000"),
         (["--at", "1G"], "--at: expected a number of frames such as 500k, 1M or 1000000, got '1G'"),
         (["--at", "-1"], "--at: expected"),
+        (["--at", "infM"], "--at: expected"),
+        (["--at", "nanM"], "--at: expected"),
+        (["--at", "1e400k"], "--at: expected"),
+        (["--at", "1.0005k"], "--at: expected"),
         (["--split", "train"], "evaluator: no run has train scores, only test; choose another --split"),
         (["--episodes-per-level", "5"], "--episodes-per-level has no effect without --rescore"),
         (["--ranges", "cobbe"], "--ranges: unknown value 'cobbe'; choose from openai, paper"),
