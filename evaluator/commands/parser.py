@@ -39,7 +39,18 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.command == "aggregate" and options.episodes_per_level is not None and not options.rescore:
         parser.error("aggregate: --episodes-per-level has no effect without --rescore")
+    if options.command == "score" and options.backfill:
+        _require_effect_with_backfill(options, commands.choices["score"])
     return options
+
+
+def _require_effect_with_backfill(options: argparse.Namespace, score: argparse.ArgumentParser) -> None:
+    """--backfill scores as the evaluator beside the run does, so nothing about playing or printing can be chosen."""
+    names = ("split", "episodes_per_level", "policy", "seed", "json", "levels")
+    # --split is a list if it is given; its default is a tuple.
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) != score.get_default(name)]
+    if given:
+        score.error(f"--backfill: scores as during training; leave {', '.join(given)} out")
 
 
 def _add_score(commands: Any) -> None:
@@ -54,7 +65,8 @@ def _add_score(commands: Any) -> None:
     _add_playing(parser)
     add("--levels", action="store_true", help="also print the score of every level")
     text = (
-        "instead, score every checkpoint of the run that has no scores yet, and store the scores in the run directory"
+        "instead, score every checkpoint of the run that has no scores yet, as during training, and store the scores "
+        "in the run directory; no other flag applies"
     )
     add("--backfill", action="store_true", help=text)
 

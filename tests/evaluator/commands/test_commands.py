@@ -230,6 +230,14 @@ def test_damaged_newest_checkpoint_is_named_and_the_previous_one_used(
         (["{run}", "--episodes-per-level", "x"], AT_LEAST_ONE + "got 'x'"),
         (["{run}", "--split", "held_out"], "evaluator score: --split: unknown value 'held_out'; choose from train, "),
         (["score", "{run}", "--jsno"], "evaluator: --jsno: unknown flag; did you mean --json?"),
+        (
+            ["score", "{run}", "--backfill", "--seed", "3", "--split", "train", "validation"],
+            "evaluator score: --backfill: scores as during training; leave --split, --seed out",
+        ),
+        (
+            ["{run}", "--backfill", "--json", "--levels", "--policy", "greedy", "--episodes-per-level", "2"],
+            "evaluator score: --backfill: scores as during training; leave --episodes-per-level, --policy, --json, --l",
+        ),
         (["score", "{tmp}", "--backfill"], "evaluator: {tmp} is not a run directory (it has no config.json)"),
         ([*VIDEO, "--level", "2147483647"], "evaluator video: --level: expected a whole number from 0 to 21"),
         ([*VIDEO, "--level", "-1"], "evaluator video: --level: expected a whole number from 0 to 2147483646"),
