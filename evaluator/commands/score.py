@@ -9,6 +9,7 @@ from common.process import prepare_process
 from common.text import format_interval, format_score
 from evaluator.commands.files import open_checkpoint, open_run
 from evaluator.commands.playing import evaluate_all, flags_of
+from evaluator.levels.level_file import stored_level_sets
 from evaluator.levels.level_sets import Split
 from evaluator.output.text import print_table
 from evaluator.scores.evaluation import Evaluation
@@ -33,10 +34,12 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _backfill(options: argparse.Namespace) -> None:
+    """Scores what has no scores yet; UsageError if the run cannot be scored or written."""
     directory = open_run(options.path)
     config = directory.read_config()
     directory.require_writable()
     prepare_process(num_threads=1, sees_gpu=False, group_readable=config.group_readable)
+    stored_level_sets(directory, config)  # a damaged levels.json is refused here, not by the service's thread
     service = EvaluationService(directory, config)
     before = service.num_scored
     service.backfill()

@@ -178,6 +178,29 @@ def test_backfill_scores_each_checkpoint_once_and_all_commands_show_it(
     assert "evaluation of policy_version 20" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("flags", [[], ["--backfill"]])
+@pytest.mark.parametrize(
+    ("change", "reason"), [('"test": [', "was edited: its sha256 does not match"), ("{", "cannot be read: Expecting")]
+)
+def test_changed_levels_are_refused_in_one_line(
+    save: Callable[[Path, int], Path],
+    config: Config,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    change: str,
+    reason: str,
+) -> None:
+    run = RunDirectory(tmp_path)
+    run.write_config(config, {})
+    save(run.checkpoints, 10)
+    stored_level_sets(run, config)
+    run.level_sets.write_text(run.level_sets.read_text().replace(change, f"{change}6,", 1))
+    assert main(["score", str(tmp_path), *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"evaluator: {run.level_sets} {reason}")
+
+
 def test_video_of_a_run_uses_its_newest_checkpoint_with_scores(
     save: Callable[[Path, int], Path], config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
