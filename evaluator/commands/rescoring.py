@@ -84,7 +84,8 @@ def _common_levels(checkpoints: Sequence[Checkpoint], split: Split) -> dict[str,
     levels: dict[str, list[int]] = {}
     for checkpoint in checkpoints:
         game, own = checkpoint.config.env_name, level_sets_of(checkpoint).of(split)
-        levels[game] = [level for level in levels.get(game, own) if level in set(own)]
+        available = set(own)
+        levels[game] = [level for level in levels.get(game, own) if level in available]
         if not levels[game]:
             raise UsageError(f"{game}: the runs have no {split} levels in common; compare runs of the same levels")
     return levels

@@ -10,6 +10,7 @@ import csv
 import io
 import logging
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import astuple, fields
 from typing import Any, cast
@@ -85,7 +86,8 @@ class ScoreFiles:
 
     def is_scored(self, policy_version: int) -> bool:
         """Whether evaluations.jsonl has this version."""
-        return policy_version in map(_version, self.rows)
+        index = bisect_left(self.rows, policy_version, key=_version)
+        return index < len(self.rows) and _version(self.rows[index]) == policy_version
 
     def add(self, evaluation: Evaluation, *, skipped: int, eval_seconds: float, updates_behind: int) -> dict[str, Any]:
         """Writes one evaluation and returns its row.
@@ -170,11 +172,15 @@ class ScoreFiles:
             return
         header, *lines = self.run.levels.read_text(errors="replace").splitlines(keepends=True) or [""]
         scored = {str(_version(row)) for row in self.rows}
-        kept = [line for line in lines if line.endswith("\n") and line.split(",", 1)[0] in scored]
-        if len(kept) == len(lines) and header.endswith("\n"):
+        kept: list[str] = []
+        abandoned: list[str] = []
+        for line in lines:
+            belongs = line.endswith("\n") and line.split(",", 1)[0] in scored
+            (kept if belongs else abandoned).append(line)
+        if not abandoned and header.endswith("\n"):
             return
         with open(self.run.levels.with_name("levels.csv.abandoned"), "a") as file:
-            file.writelines(line.rstrip("\n") + "\n" for line in lines if line not in kept)
+            file.writelines(line.rstrip("\n") + "\n" for line in abandoned)
         write_atomically(self.run.levels, (",".join(CSV_COLUMNS) + "\n" + "".join(kept)).encode())
 
     def _link_best(self) -> None:

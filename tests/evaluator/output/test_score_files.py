@@ -211,6 +211,17 @@ def test_levels_without_an_evaluation_are_set_aside_at_the_next_start(
     assert [row["policy_version"] for row in level_rows(run)] == ["5"] * 4 + ["6"] * 4
 
 
+def test_versions_are_scored_whatever_the_order_in_which_they_were_added(
+    evaluation: Evaluation, config: Config, tmp_path: Path
+) -> None:
+    files = ScoreFiles(RunDirectory(tmp_path), config)
+    for version in (8, 2, 6):  # as --backfill does
+        assert not files.is_scored(version)
+        files.add(later(evaluation, version), **CIRCUMSTANCES)
+    assert [version for version in range(10) if files.is_scored(version)] == [2, 6, 8]
+    files.close()
+
+
 def shown_steps(run: RunDirectory) -> dict[int, set[int]]:
     """For each step that TensorBoard shows: how often its scalars are shown (pictures may be missing)."""
     shown = shown_tags(run.tensorboard / "evaluator")
