@@ -1,5 +1,6 @@
 """levels.json: the level sets of a run, drawn and audited once, then read by everything that scores the run."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -11,6 +12,7 @@ from typing import Any
 
 from common.config import Config, ConfigError
 from common.storage.atomic_files import replace, write_durably
+from common.storage.file_system import remove_quietly
 from common.storage.run_directory import RunDirectory
 from common.versions import procgen_build
 from evaluator.levels.audit import BIASES, FEW_STEPS, TOLERANCE, Audit
@@ -158,10 +160,11 @@ def _write_once(path: Path, contents: dict[str, Any]) -> None:
     try:
         write_durably(temporary, (json.dumps(contents, indent=2) + "\n").encode())
         _link(temporary, path)
-    except (FileExistsError, PermissionError):
-        pass
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
     finally:
-        temporary.unlink(missing_ok=True)
+        remove_quietly(temporary)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -3,14 +3,17 @@
 Nothing but run directories is needed: they may be copies, unfinished, or not made by a study at all.
 """
 
+import contextlib
 import json
+import math
 import re
 import statistics
-import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from common.cli import UsageError
 from common.config import PRESETS, SETTINGS, Config, algorithm, flag
@@ -91,16 +94,10 @@ class ScoredRun:
             return None
 
     def num_parameters(self) -> int | None:
-        """Parameters of the policy network, from the newest checkpoint's header; None without a checkpoint."""
+        """Parameters of the policy network, by the newest checkpoint's header; None without a readable checkpoint."""
         for path in sorted(self.run.checkpoints.glob("[0-9]*/policy.safetensors"), reverse=True):
-            try:
-                with open(path, "rb") as file:
-                    (length,) = struct.unpack("<Q", file.read(8))
-                    header = json.loads(file.read(length))
-                shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-                return sum(_product(shape) for shape in shapes)
-            except (OSError, ValueError, KeyError, TypeError, struct.error):
-                continue
+            with contextlib.suppress(OSError, SafetensorError), safe_open(path, framework="numpy") as file:
+                return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
         return None
 
 
@@ -264,10 +261,10 @@ def _numeric_order(path: Path) -> list[str | int]:
 
 def _read(run: RunDirectory) -> ScoredRun:
     config = run.read_config()
-    rows = sorted((row for row in read_jsonl(run.evaluations) if "frames" in row), key=lambda row: row["frames"])
-    metrics = read_jsonl(run.metrics)
+    rows = sorted(read_jsonl(run.evaluations, {"frames": int}), key=lambda row: row["frames"])
+    metrics = read_jsonl(run.metrics, {"frames": int})
     frames = max([0, *(row["frames"] for row in (*metrics[-1:], *rows[-1:]))])
-    speeds = [row["fps"] for row in metrics if row.get("fps")]
+    speeds = [row["fps"] for row in metrics if isinstance(row.get("fps"), int | float)]
     return ScoredRun(
         run,
         config,
@@ -293,10 +290,3 @@ def setting_text(name: str, value: Any) -> str:
     """As in the name of a variant: `max-policy-lag=4`, `repeatable=no`."""
     shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
     return f"{flag(name)[2:]}={shown}"
-
-
-def _product(shape: Iterable[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

@@ -1,7 +1,9 @@
 """Uses real Procgen. `behave_alike` plays action sequences that the audit does not use."""
 
+import errno
 import json
 import logging
+import os
 import struct
 from collections import deque
 from pathlib import Path
@@ -190,6 +192,20 @@ def test_levels_json_is_written_once(tmp_path: Path) -> None:
     run.level_sets.write_text(json.dumps(contents))
     assert stored_level_sets(run, config).test == (77, 78, 79) != first.test
     assert [path.name for path in tmp_path.iterdir()] == ["levels.json"]
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_levels_are_drawn_but_not_stored_in_a_read_only_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    run, config = RunDirectory(tmp_path), easy("leaper", num_levels=2)
+    monkeypatch.setattr(level_file, "write_durably", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)  # a read-only mount says so even if there is no such file
+    assert stored_level_sets(run, config) == audited_level_sets(config)[0]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_edited_levels_are_refused(tmp_path: Path) -> None:

@@ -52,10 +52,12 @@ def test_worst_typical_and_most_forgotten_levels() -> None:
     assert worst(rising, 1, "validation") == 2
 
 
-def test_levels_csv_is_read_without_torn_lines_and_unscored_versions(tmp_path: Path) -> None:
+def test_levels_csv_is_read_without_damaged_lines_and_unscored_versions(tmp_path: Path) -> None:
     path = tmp_path / "levels.csv"
     path.write_text(
-        HEADER + "0,train,3,2,5.0,0.5,0.0,80.0\n0,test,9,2,0.0,0.0,1.0,500.0\n"
+        HEADER + "0,train,3,2,5.0,0.5,0.0,80.0\n"
+        '0,tra1n,3,2,0.0,0.0,0.0,80.0\n0,"train,3,2,0.0,0.0,0.0,80.0\n' + 200_000 * "\0" + "\n"
+        "0,test,9,2,0.0,0.0,1.0,500.0\n"
         "10,train,3,2,0.0,0.0,0.0,80.0\n99,train,3,2,0.0,0.0,0.0,80.0\n10,train,4,2,0.0"
     )
     history = LevelHistory.read(path, {0, 10})

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import struct
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from common.cli import UsageError
 from common.resolution import Machine
@@ -317,6 +319,26 @@ def test_runs_are_found_once_below_any_directory_also_copied(study, tmp_path):
     for path, said in (("empty", "holds no runs"), ("missing", "does not exist")):
         with pytest.raises(UsageError, match=said):
             find_runs([study, tmp_path / path])
+
+
+@pytest.mark.parametrize("damage", [b"", *(struct.pack("<Q", length) + b"[]" for length in (2, 10**12, 2**63))])
+def test_parameters_are_those_of_the_newest_readable_checkpoint(make_run, tmp_path, damage):
+    run = make_run("coinrun", 0, [5, 6])
+    weights = safetensors.numpy.save({"a": np.zeros((3, 4), np.float32), "b": np.zeros(5, np.float32)})
+    for name, data in (("00000001", weights), ("00000002", damage)):
+        (run.checkpoints / name).mkdir(parents=True)
+        (run.checkpoints / name / "policy.safetensors").write_bytes(data)
+    assert summary_of(tmp_path / "study")["variants"]["default"]["parameters"] == 17
+
+
+def test_damaged_rows_are_skipped(make_run, tmp_path):
+    run = make_run("coinrun", 0, [5, 6])
+    for path in (run.evaluations, run.metrics):
+        append_jsonl(path, {"frames": "many", "test": {}})
+        append_jsonl(path, {"policy_version": 1})
+    append_jsonl(run.metrics, {"frames": 16_384, "fps": "fast"})
+    own = summary_of(tmp_path / "study")["variants"]["default"]
+    assert own["games"]["coinrun"]["seeds"] == {"0": 6.0} and own["frames_per_second"] == 1000.0
 
 
 def test_curves_have_the_scores_of_every_version(study):
