@@ -1,7 +1,9 @@
 """The 16 Procgen games: names, score ranges and time limits.
 
-Score ranges are R_min and R_max of Cobbe et al. 2020, "Leveraging Procedural Generation to Benchmark
-Reinforcement Learning", appendix C. Time limits are those of the games' C++ sources.
+Score ranges are R_min and R_max of OpenAI's code (openai/train-procgen, train_procgen/constants.py), for the normalized
+return of Cobbe et al. 2020, "Leveraging Procedural Generation to Benchmark Reinforcement Learning". Later papers print
+other ranges for jumper and leaper on easy (evaluator/studies/ranges.py). Time limits are those of the games' C++
+sources.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The table of games: Procgen's names, time limits and the paper's score ranges."""
+"""The table of games: Procgen's names, time limits and score ranges."""
 
 import numpy as np
 import pytest
@@ -21,11 +21,12 @@ def test_score_range_is_increasing_in_every_mode(name):
         assert Game(name, mode).normalized_return(high) == 1
 
 
-def test_normalized_returns_match_the_paper():
+def test_normalized_returns_match_the_ranges_of_openais_code():
     assert Game("coinrun", "easy").normalized_return(8.0) == pytest.approx(0.6)  # (8 - 5) / (10 - 5)
     assert Game("heist", "easy").normalized_return(3.5) == 0
     assert Game("heist", "hard").normalized_return(3.5) == pytest.approx(1.5 / 8)  # (3.5 - 2) / (10 - 2)
     assert Game("fruitbot", "easy").normalized_return(-1.5 + 33.9 / 2) == pytest.approx(0.5)
+    assert Game("jumper", "easy").normalized_return(1.0) == Game("leaper", "easy").normalized_return(1.5) == 0
     assert Game("coinrun", "hard").normalized_return(0.0) == pytest.approx(-1)  # worse than trivial is below 0
 
 
