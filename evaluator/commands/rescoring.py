@@ -36,7 +36,9 @@ def rescore(
     if at is None:
         at = min([run.frames for run in runs if run.is_trained] or [run.frames for run in runs])
     newest = {run.run.path: _checkpoint(run, at) for run in runs if run.frames >= at}
-    selection = select([_planned(run, newest.get(run.run.path), split) for run in runs], split, at, False)
+    selection = select(
+        [_planned(run, newest.get(run.run.path), split) for run in runs], split, at, require_equal_evaluations=False
+    )
     selected = [
         (selection.runs[variant][game][seed], seeds, newest[selection.runs[variant][game][seed].run.path])
         for variant, games in selection.scores.items()

@@ -212,7 +212,7 @@ def _causes(differing: Differences, named: Sequence[str] = ()) -> Differences:
 
 
 def _describe(differing: Differences) -> str:
-    """`--mode is sync in runs/a and overlap in runs/b`."""
+    """`mode is sync in runs/a and overlap in runs/b`."""
     return ", ".join(
         f"{name} is {' and '.join(f'{value} in {run.run.path}' for value, run in values.items())}"
         for name, values in differing.items()
@@ -264,7 +264,7 @@ def _read(run: RunDirectory) -> ScoredRun:
     rows = sorted(read_jsonl(run.evaluations, {"frames": int}), key=lambda row: row["frames"])
     metrics = read_jsonl(run.metrics, {"frames": int})
     frames = max([0, *(row["frames"] for row in (*metrics[-1:], *rows[-1:]))])
-    speeds = [row["fps"] for row in metrics if isinstance(row.get("fps"), int | float)]
+    speeds = [row["fps"] for row in metrics if isinstance(row.get("fps"), int | float) and row["fps"]]
     return ScoredRun(
         run,
         config,
