@@ -102,6 +102,24 @@ def test_staged_batch_shares_no_memory_with_its_rollouts():
     np.testing.assert_array_equal(staged.sources[1].episode_lengths, same.episodes.lengths)
 
 
+def test_cleared_batch_remembers_neither_the_sources_nor_their_order():
+    staged = StagedBatch(tiny_config(), CPU)
+    for slots in ((0, 1, 2), (2, 1, 0)):
+        staged.clear()
+        assert staged.sources == {} and staged.oldest_version() == -1
+        for slot in slots:
+            staged.stage(slot, random_rollout(seed=3))  # all from the same actor
+        arrived = [columns.tolist() for columns, _ in staged.rounds()]
+        assert arrived == [[slot * ENVS, slot * ENVS + 1] for slot in slots]
+
+
+def test_oldest_version_of_a_batch_is_the_lowest_in_it():
+    staged = StagedBatch(tiny_config(), CPU)
+    for slot, version in enumerate((7, 5, 6)):
+        staged.stage(slot, dataclasses.replace(random_rollout(slot), policy_version=version))
+    assert staged.oldest_version() == 5
+
+
 def test_unwritten_slots_hold_absurd_values():
     staged = StagedBatch(tiny_config(), CPU)
     staged.stage(1, random_rollout(0))

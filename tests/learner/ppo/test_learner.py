@@ -268,6 +268,16 @@ def test_decoupled_objective_without_lag_is_the_standard_one_bit_for_bit():
     assert largest_difference(lagged.weights(), decoupled.weights()) > 1e-4
 
 
+def test_one_fresh_rollout_does_not_turn_off_the_correction_of_a_lagged_batch():
+    old, expected = update_in_overlap("decoupled", 1)
+    mixed = new_learner(old.config)
+    mixed.policy_version = 1
+    staged = staged_batch(mixed.config, mixed.policy)
+    staged.sources[0] = replace(staged.sources[0], policy_version=1)
+    assert mixed.update(staged, never) == expected and expected["max_importance_weight"] > 1
+    assert_bit_equal(mixed.state_dict(), old.state_dict())
+
+
 def test_threads_and_micro_batches_do_not_change_the_update_of_lagged_data():
     whole, _ = update_in_overlap("decoupled", 1, adam_eps=1e-5, micro_batch=T * B)
     parts, one = update_in_overlap("decoupled", 1, adam_eps=1e-5, micro_batch=3)
@@ -527,6 +537,16 @@ def test_update_that_is_not_finite_is_undone_completely(poison, number):
     assert_bit_equal({**learner.state_dict(), "policy_version": 1, "frames": T * B}, before)
     assert (learner.policy_version, learner.frames) == (2, 2 * T * B)
     assert learner.update(staged_batch(config, learner.policy, 3), never)["grad_norm"] > 0
+
+
+def test_constant_target_values_leave_no_explained_variance_and_are_trained_on():
+    config = tiny_config(reward_transform="raw")
+    learner = new_learner(config)
+    staged = staged_batch(config, learner.policy)
+    staged.rewards.zero_()
+    staged.dones.fill_(True)  # every target value is the reward alone
+    assert math.isnan(learner.update(staged, never)["explained_variance"])
+    assert learner.policy_version == 1
 
 
 def test_weights_made_infinite_by_the_last_step_are_noticed():
