@@ -262,6 +262,16 @@ def test_rollout_holds_the_digest_of_its_weights(policy, rollouts):
     assert weights_sha256(other) != rollouts[0].weights_sha256
 
 
+def test_digest_is_of_the_weights_that_acted_not_of_those_that_were_sent(policy, monkeypatch):
+    actor = RolloutActor(tiny_config(unroll_length=2), ActorIdentity(0))
+    weights = policy.weights()
+    actor.collect(weights, 0)
+    monkeypatch.setattr(actor, "_load", lambda weights: None)
+    rollout = actor.collect({name: array + 1 for name, array in weights.items()}, 1)
+    actor.close()
+    assert rollout.weights_sha256 == weights_sha256(weights)
+
+
 def test_half_batches_play_the_same_rollouts(policy, rollouts):
     for whole, halved in zip(rollouts, collect(tiny_config(half_batches=True), policy, ROLLOUTS), strict=True):
         for name in ("observations", "actions", "rewards", "dones", "bootstrap_observation"):

@@ -19,9 +19,11 @@ from common.process import set_file_modes
 from common.storage.run_directory import RunDirectory
 from evaluator import service as service_module
 from evaluator.output.log_file import LogFile
-from evaluator.scores.evaluation import evaluate
+from evaluator.output.video import record_episode
+from evaluator.scores.evaluation import Evaluation, evaluate
 from evaluator.service import EvaluationFailed, EvaluationService
 from tests.conftest import wait_until
+from tests.evaluator.conftest import UP, SaveBlind
 
 DEADLINE = 180
 PROJECT = Path(__file__).parents[2]
@@ -148,6 +150,29 @@ def test_scored_version_is_not_scored_again_after_a_restart(
     assert row is not None and row["policy_version"] == 10
     assert len(stored(run)) == 1
     assert len(run.levels.read_text().splitlines()) == 1 + 6
+
+
+def test_score_and_videos_use_the_seed_and_the_episodes_of_the_settings(
+    run: RunDirectory, config: Config, save_blind: SaveBlind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = []
+
+    def record(checkpoint: Any, slots: Any, episodes_per_level: int, seed: int) -> Evaluation:
+        seeds.append(seed)
+        return evaluate(checkpoint, slots, episodes_per_level, seed)
+
+    def record_video(policy: Any, game: Any, level: int, seed: int) -> Any:
+        seeds.append(seed)
+        return record_episode(policy, game, level, seed)
+
+    monkeypatch.setattr(service_module, "evaluate", record)
+    monkeypatch.setattr(service_module, "record_episode", record_video)
+    service = EvaluationService(run, dataclasses.replace(config, eval_episodes_per_level=3))
+    service.notify(notice(save_blind(run.checkpoints, 0, [UP])))
+    row = service.finish(DEADLINE)
+    service.close()
+    assert row is not None and row["train"]["episodes"] == row["test"]["episodes"] == 3 * 2
+    assert len(seeds) > 1 and set(seeds) == {config.seed}
 
 
 def test_new_service_finds_the_unscored_baseline_and_newest_checkpoint(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -15,18 +16,19 @@ import pytest
 from common.config import Config
 from common.policy_network import PolicyNetwork
 from common.resolution import resolve
-from common.storage.checkpoints import load_checkpoint, save_checkpoint
+from common.storage.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from common.storage.jsonl import read_jsonl
 from common.storage.run_directory import RunDirectory
 from evaluator.__main__ import main
-from evaluator.commands import parser
+from evaluator.commands import parser, playing
 from evaluator.commands.playing import level_sets_of
 from evaluator.levels import level_sets
 from evaluator.levels.level_file import stored_level_sets
 from evaluator.levels.level_sets import draw_level_sets, live_splits
 from evaluator.output.score_files import ScoreFiles
-from evaluator.scores.evaluation import evaluate
+from evaluator.scores.evaluation import Evaluation, evaluate
 from tests.conftest import wait_until
+from tests.evaluator.conftest import LEFT, UP, SaveBlind
 
 PROJECT = Path(__file__).parents[3]
 AT_LEAST_ONE = "evaluator score: --episodes-per-level: expected a whole number of at least 1, "
@@ -146,6 +148,43 @@ def test_compare_shows_no_difference_between_equal_policies(
     assert (result["train"]["about"], result["validation"]["about"]) == ("these levels", "all levels")
     assert main(["compare", *paths]) == 0
     assert "no difference was seen" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def zigzag_and_up(config: Config, save_blind: SaveBlind, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two checkpoints of one run, on whose validation levels the first policy gets 0 and 0, the second 10 and 0."""
+    run = RunDirectory(tmp_path_factory.mktemp("policies") / "run")
+    run.create()
+    run.write_config(config, {})
+    return [str(save_blind(run.checkpoints, version, actions)) for version, actions in enumerate(([LEFT, UP], [UP]))]
+
+
+def test_compare_shows_b_minus_a(zigzag_and_up: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for paths, means, difference in ((zigzag_and_up, "0.00 5.00", 5.0), (zigzag_and_up[::-1], "5.00 0.00", -5.0)):
+        command = ["compare", *paths, "--split", "validation"]
+        assert main([*command, "--json"]) == 0
+        result = json.loads(capsys.readouterr().out)
+        low, high = result["validation"]["interval"]
+        assert result["validation"]["difference"] == difference and low < difference < high
+        assert [result["A"], result["B"]] == paths
+        assert main(command) == 0
+        (row,) = re.findall(r"^validation +2 +1 +(.*)$", capsys.readouterr().out, re.MULTILINE)
+        assert " ".join(row.split()).startswith(f"{means} {difference:+.2f} ")
+
+
+def test_compare_plays_both_on_the_same_levels_with_the_same_random_numbers(
+    zigzag_and_up: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played = []
+
+    def record(checkpoint: Checkpoint, *how: Any) -> Evaluation:
+        played.append((checkpoint.path, how))
+        return evaluate(checkpoint, *how)
+
+    monkeypatch.setattr(playing, "evaluate", record)
+    assert main(["compare", *zigzag_and_up, "--split", "validation", "--seed", "3"]) == 0
+    slots = [("validation", 4), ("validation", 5)]
+    assert played == [(Path(path), (slots, 1, 3, False)) for path in zigzag_and_up]
 
 
 def test_levels_prints_what_the_audit_removed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import pytest
 from common.config import Config, ConfigError
 from common.games import MAX_LEVEL_SEED
 from common.resolution import Machine, resolve
+from evaluator.levels import level_sets
 from evaluator.levels.level_sets import ALL_LEVELS, Finding, LevelSets, Split, draw_level_sets, live_splits
 
 
@@ -63,6 +64,13 @@ def test_training_on_all_levels_is_scored_on_a_disjoint_sample() -> None:
     every = sets("easy", num_levels=0)
     assert len(every.train) == len(every.validation) == len(every.test) == 200
     assert len(set(every.train + every.validation + every.test)) == 600
+
+
+def test_level_sets_are_disjoint_even_if_their_samples_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(level_sets, "_SAMPLES", dict.fromkeys(level_sets._SAMPLES, 1))  # real ones hardly ever meet
+    every = sets("easy", num_levels=0, held_out_levels=20)
+    assert len(every.train) == len(every.validation) == len(every.test) == 20
+    assert len(set(every.train + every.validation + every.test)) == 60
 
 
 def test_next_levels_are_kept_and_flagged() -> None:

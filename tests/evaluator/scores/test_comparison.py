@@ -1,3 +1,5 @@
+import random
+
 import numpy as np
 import pytest
 
@@ -35,6 +37,16 @@ def test_pairing_removes_differences_between_levels() -> None:
     swapped = compared(levels + 0.5 + 0.1 * noise(50, 3, 1), levels)
     expected = f"A is better on held-out levels by {result.difference:.2f} [{low:.2f}, {high:.2f}]"
     assert sentence(swapped, "held-out levels") == expected
+
+
+def test_episodes_are_paired_by_level_and_number_in_any_order() -> None:
+    returns = 100 * noise(50, 3)
+    first, second = episodes(returns), episodes(returns + 0.5 + 0.1 * noise(50, 3, 1))
+    expected = compare(first, second, STARPILOT, False)
+    random.Random(0).shuffle(second)
+    result = compare(first, second, STARPILOT, False)
+    assert result == expected
+    assert result.interval is not None and 0.4 < result.interval[0] < result.interval[1] < 0.6
 
 
 def test_inconclusive_result_names_the_episodes_needed() -> None:

@@ -136,6 +136,14 @@ def test_actions_do_not_depend_on_the_batch_size(policy: PolicyNetwork) -> None:
     assert together.tolist() == one_by_one
 
 
+def test_logits_of_a_frame_are_the_same_bits_in_every_batch(policy: PolicyNetwork) -> None:
+    frames = np.random.RandomState(1).randint(0, 256, (32, 64, 64, 3)).astype(np.uint8)
+    with torch.inference_mode():
+        together = scoring._forward(policy, frames)[0]
+        for count in range(1, 32):
+            assert torch.equal(scoring._forward(policy, frames[:count])[0], together[:count]), count
+
+
 def test_every_episode_has_its_own_fixed_random_stream() -> None:
     first = episode_uniforms(0, 3, 0, 1000)
     assert first.dtype == np.float32 and first.min() >= 0 and first.max() < 1

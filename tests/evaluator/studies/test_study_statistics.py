@@ -172,6 +172,13 @@ def test_paired_difference_cancels_what_a_seed_does_to_both():
     assert low < -0.5 and high > 0.5
 
 
+def test_paired_probability_of_improvement_cancels_what_a_seed_does_to_both():
+    seeds = np.linspace(0, 1, 20)
+    first, second = [seeds], [seeds + np.random.default_rng(0).normal(0.0, 0.02, 20)]
+    paired, unpaired = (np.ptp(statistics.improvement_interval(first, second, paired)) for paired in (True, False))
+    assert 0 < paired < unpaired / 2
+
+
 def test_paired_difference_of_means_is_the_interval_of_the_mean_difference():
     first, second = scores([0.1, 0.5, 0.7, 0.2]), scores([0.3, 0.4, 0.9, 0.6])
     paired = statistics.difference_interval(statistics.mean, first, second, paired=True)
