@@ -28,15 +28,19 @@ BROKEN = {
     "full disk": ("> /dev/full 2> /dev/full", "No space left on device"),
     "closed pipe": ("2>&1 | true", "Broken pipe"),
     "closed descriptors": (">&- 2>&- <&-", None),
-    "reader that does not read": ("2>&1 | sleep 5", "nobody reads it"),
+    # It ends when the program has ended, or after a minute.
+    "reader that does not read": (
+        '2>&1 | for _ in {1..600}; do grep -qs "went on" "$1" && break; sleep 0.1; done',
+        "nobody reads it",
+    ),
 }
 
 
 def run_program(context, redirections, log):
     program = PROGRAM.replace("CONTEXT", context)
-    command = f'"{sys.executable}" -c "$0" {log} {redirections}; exit ${{PIPESTATUS[0]}}'
-    shell = ["bash", "-c", command, program]
-    return subprocess.run(shell, cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    command = f'"{sys.executable}" -c "$0" "$1" {redirections}; exit ${{PIPESTATUS[0]}}'
+    shell = ["bash", "-c", command, program, log]
+    return subprocess.run(shell, cwd=PROJECT, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize("case", BROKEN)

@@ -50,18 +50,25 @@ def stored(run: RunDirectory) -> list[dict[str, Any]]:
     return [json.loads(line) for line in run.evaluations.read_text().splitlines()]
 
 
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Scoring waits until the gate is set; notices that arrive before that wait in the mailbox."""
-    opened = threading.Event()
+class Gate(threading.Event):
+    """Scoring waits until it is set; notices that arrive before that wait in the mailbox."""
 
-    def evaluate_later(*args: Any, **options: Any) -> Any:
-        assert opened.wait(DEADLINE)
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_reached = threading.Event()
+
+    def evaluate(self, *args: Any, **options: Any) -> Evaluation:
+        self.is_reached.set()
+        assert self.wait(DEADLINE)
         return evaluate(*args, **options)
 
-    monkeypatch.setattr(service_module, "evaluate", evaluate_later)
-    yield opened
-    opened.set()
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate = Gate()
+    monkeypatch.setattr(service_module, "evaluate", gate.evaluate)
+    yield gate
+    gate.set()
 
 
 def test_baseline_is_scored_first_then_the_newest_checkpoint(
@@ -114,10 +121,10 @@ def test_slow_start_counts_each_skipped_version_once(
 
 
 def test_waiting_baseline_is_not_replaced_by_newer_notices(
-    service: EvaluationService, run: RunDirectory, save: Save, gate: threading.Event
+    service: EvaluationService, run: RunDirectory, save: Save, gate: Gate
 ) -> None:
     service.notify(notice(save(run.checkpoints, 10)))
-    assert service.finish(0.5) is None  # 10 is taken and held at the gate
+    assert gate.is_reached.wait(DEADLINE)
     for version in (0, 20, 30):
         service.notify(notice(save(run.checkpoints, version)))
     gate.set()
@@ -268,11 +275,13 @@ def test_unwritable_run_directory_is_retried_until_it_works(
 ) -> None:
     caplog.set_level(logging.INFO, "evaluator")
     monkeypatch.setattr(service_module, "RETRY_SECONDS", 0.05)
+    retries, reload = [], service._files.reload
+    monkeypatch.setattr(service._files, "reload", lambda: (retries.append(time.monotonic()), reload()))
     run.levels.mkdir()  # a directory where the file should be
     service.notify(notice(save(run.checkpoints, 10)))
     wait_until(lambda: service.last_error is not None)
     assert "cannot write the scores of 00000010" in service.last_error
-    time.sleep(1.0)  # several retries
+    wait_until(lambda: len(retries) >= 3)
     run.levels.rmdir()
     last = service.finish(DEADLINE)
     assert last is not None and last["policy_version"] == 10
