@@ -260,29 +260,45 @@ def tiny_pair() -> list[str]:
     return TINY_PAIR
 
 
+def kill_all(processes: list[subprocess.Popen[Any]]) -> None:
+    """Kills those that have not ended, with their children, and empties the list."""
+    for process in processes:
+        if process.poll() is None:
+            kill_tree(psutil.Process(process.pid))
+            process.wait()
+    processes.clear()
+
+
 @pytest.fixture(scope="session")
-def learners() -> list[subprocess.Popen[str]]:
-    """Every learner that this process has started."""
+def started() -> list[subprocess.Popen[Any]]:
+    """What the present test has started with `popen` and its like."""
     return []
 
 
 @pytest.fixture(autouse=True)
-def no_learner_survives_its_test(learners: list[subprocess.Popen[str]]) -> Iterator[None]:
-    """A failed test must not leave a learner that slows down those after it."""
+def no_process_survives_its_test(started: list[subprocess.Popen[Any]]) -> Iterator[None]:
+    """A failed test must not leave a process that slows down those after it."""
     yield
-    for process in learners:
-        if process.poll() is None:
-            kill_tree(psutil.Process(process.pid))
-            process.wait()
-    learners.clear()
+    kill_all(started)
 
 
 @pytest.fixture(scope="session")
-def start_learner(learners: list[subprocess.Popen[str]]) -> Callable[..., subprocess.Popen[str]]:
+def popen(started: list[subprocess.Popen[Any]]) -> Callable[..., subprocess.Popen[Any]]:
+    """As subprocess.Popen, for a process that ends with its test, even if that fails."""
+
+    def start(*args: Any, **options: Any) -> subprocess.Popen[Any]:
+        started.append(subprocess.Popen(*args, **options))
+        return started[-1]
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def start_learner(popen: Callable[..., subprocess.Popen[str]]) -> Callable[..., subprocess.Popen[str]]:
     """Starts `python -m learner ARGS` in the project's root and returns the process; `prefix` may be `nice`, say."""
 
     def start(*args: object, prefix: Sequence[str] = (), **environment: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
+        return popen(
             [*prefix, sys.executable, "-m", "learner", *map(str, args)],
             cwd=PROJECT,
             env={**os.environ, **environment},
@@ -291,8 +307,6 @@ def start_learner(learners: list[subprocess.Popen[str]]) -> Callable[..., subpro
             stderr=subprocess.PIPE,
             text=True,
         )
-        learners.append(process)
-        return process
 
     return start
 

@@ -4,10 +4,11 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import torch
 
-from tests.conftest import assert_bit_equal, wait_until
+from tests.conftest import assert_bit_equal, kill_all, wait_until
 
 
 def start(code):
@@ -25,6 +26,20 @@ def test_wait_that_takes_too_long_ends_its_process_and_shows_its_output():
     with pytest.raises(pytest.fail.Exception, match=r"nothing after 2 s\n.*still here"):
         wait_until(lambda: False, process, seconds=2.0)
     assert process.poll() is not None and time.monotonic() - started < 60
+
+
+def test_processes_of_a_test_are_killed_with_their_children():
+    process = start(
+        "import subprocess, sys; code = 'import time; time.sleep(600)'\n"
+        "child = subprocess.Popen([sys.executable, '-c', code]); print(child.pid, flush=True); child.wait()"
+    )
+    child = psutil.Process(int(process.stdout.readline()))
+    ended, processes = start(""), [process]
+    ended.wait()
+    processes.append(ended)
+    kill_all(processes)
+    assert processes == [] and process.poll() is not None
+    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -161,11 +162,13 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize("program", ["learner", "evaluator"])
-def test_ctrl_c_ends_a_program_that_imports_its_libraries(program: str, tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_program_that_imports_its_libraries(
+    program: str, tmp_path: Path, popen: Callable[..., subprocess.Popen[str]]
+) -> None:
     marker = tmp_path / "importing"
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text(SLOW_TORCH.format(marker=str(marker)))
-    process = subprocess.Popen(
+    process = popen(
         [sys.executable, "-m", program, *ARGUMENTS[program]],
         cwd=PROJECT,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},

@@ -11,14 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import pytest
 
 from common.storage.checkpoints import load_newest_complete
 from learner.startup.flags import parse
-from tests.conftest import free_ports, num_lines, wait_until
+from tests.conftest import free_ports, kill_all, num_lines, wait_until
 
 PROJECT = Path(__file__).parents[2]
 SCRIPTS = PROJECT / "deploy" / "slurm"
@@ -56,6 +56,8 @@ esac
 class BatchShell:
     """A job script run as Slurm's batch step runs it, with stand-ins for everything it starts."""
 
+    started: ClassVar[list[subprocess.Popen[str]]] = []  # those of the present test
+
     def __init__(self, directory: Path, script: Path, *arguments: str, end: str = "0", nodes: int = 1, task: int = 1):
         self.calls, self.temporary = directory / "calls", directory / "t"
         environment = directory / "environment"
@@ -81,6 +83,7 @@ class BatchShell:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        self.started.append(self.process)
 
     def exit_code(self) -> int:
         out, _ = self.process.communicate(timeout=60)
@@ -99,11 +102,12 @@ class BatchShell:
 
 
 @pytest.fixture
-def short_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def short_path() -> Iterator[Path]:
     """A directory whose path leaves room for Ray's sockets, as the scripts require."""
     path = Path("/tmp") / f"heldout-test-{os.getpid()}"
     path.mkdir(mode=0o700)
     yield path
+    kill_all(BatchShell.started)  # a job of a failed test would write into the directory
     shutil.rmtree(path)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import free_ports
+from tests.conftest import free_ports, kill_all
 from tests.end_to_end.ray_heads import NO_IDLE_WORKERS_ENVIRONMENT
 
 PROJECT = Path(__file__).parents[2]
@@ -71,7 +71,10 @@ def dashboard() -> Iterator[str]:
         yield address
     finally:
         head.send_signal(signal.SIGTERM)
-        head.wait(60)
+        try:
+            head.wait(60)
+        finally:
+            kill_all([head])
         shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -15,18 +15,16 @@ from tests.conftest import PATIENCE, num_lines, wait_until
 PROJECT = Path(__file__).parents[2]
 
 
-def test_study_is_stopped_with_a_checkpoint_and_continued(tiny, tmp_path, rows, learners):
+def test_study_is_stopped_with_a_checkpoint_and_continued(tiny, tmp_path, rows, popen):
     study = tmp_path / "study"
     game, flags = tiny[1], [*tiny[2:], "--total-frames", str(64 * 15), "--checkpoint-interval", "15", "--no-evaluator"]
     command = [sys.executable, "-m", "learner", "study", str(study)]
 
     def start(*arguments):
-        process = subprocess.Popen(
+        return popen(
             [*command, *arguments], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=os.environ, stdin=subprocess.DEVNULL,
         )  # fmt: skip
-        learners.append(process)
-        return process
 
     process = start("--games", game, "--seeds", "1", "--vary", "gamma=.9", "--", *flags)
     run = study / game / "gamma=.9" / "seed-0"

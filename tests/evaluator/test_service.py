@@ -207,7 +207,9 @@ def test_backfill_scores_readable_skipped_checkpoints_newest_first(
 
 
 @pytest.mark.processes
-def test_killed_evaluator_writes_nothing_twice_or_partially(run: RunDirectory, config: Config, save: Save) -> None:
+def test_killed_evaluator_writes_nothing_twice_or_partially(
+    run: RunDirectory, config: Config, save: Save, popen: Callable[..., subprocess.Popen[bytes]]
+) -> None:
     """A separate process is killed as soon as it writes one of the files of a score, each time another one."""
     run.write_config(config, {})
     for version in (0, 10, 20):
@@ -218,7 +220,7 @@ def test_killed_evaluator_writes_nothing_twice_or_partially(run: RunDirectory, c
 
     def score() -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "evaluator", "score", str(run.path), "--backfill"]
-        return subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     for written in (0, 1):
         process, before = score(), sizes()

@@ -64,12 +64,10 @@ def test_on_another_thread_no_signal_is_handled():
     assert errors == []
 
 
-def test_children_do_not_receive_what_only_ends_the_learner():
+def test_children_do_not_receive_what_only_ends_the_learner(popen):
     with StopSignals() as stop:
         with only_for_the_learner():
-            child = subprocess.Popen(
-                [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"], stdout=-1
-            )
+            child = popen([sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"], stdout=-1)
             os.kill(os.getpid(), signal.SIGHUP)
         # Ours arrives after the block; if another thread takes it, this one learns of it a moment later.
         with pytest.raises(StopRequested, match="SIGHUP"):

@@ -28,15 +28,11 @@ time.sleep(600)
 
 
 @pytest.fixture
-def holder(tmp_path):
+def holder(popen, tmp_path):
     """Another process that holds tmp_path/lock."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path / "lock")], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    process = popen([sys.executable, "-c", HOLDER, str(tmp_path / "lock")], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
-    yield process
-    process.kill()
-    process.communicate()
+    return process
 
 
 def test_second_process_is_refused_and_learns_the_holder(holder, tmp_path):
@@ -52,18 +48,16 @@ def test_lock_of_a_killed_process_is_free(holder, tmp_path):
     lock.close()
 
 
-def test_close_releases_the_lock_and_a_child_does_not_keep_it(tmp_path):
+def test_close_releases_the_lock_and_a_child_does_not_keep_it(popen, tmp_path):
     lock = FileLock(tmp_path / "lock")
     with pytest.raises(FileIsLocked):
         FileLock(tmp_path / "lock")
     program = "import time; print('up', flush=True); time.sleep(600)"
-    child = subprocess.Popen([sys.executable, "-c", program], close_fds=False, stdout=subprocess.PIPE)
+    child = popen([sys.executable, "-c", program], close_fds=False, stdout=subprocess.PIPE)
     assert child.stdout.readline() == b"up\n"  # Linux wakes the parent just before it closes the child's descriptors
     lock.close()
     lock.close()
     FileLock(tmp_path / "lock").close()
-    child.kill()
-    child.communicate()
 
 
 def test_full_disk_does_not_prevent_locking(tmp_path, monkeypatch):

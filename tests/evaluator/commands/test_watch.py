@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from evaluator.__main__ import main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # children of a background job inherit that it is ignored
 sys.exit(main())
 """
+Popen = Callable[..., subprocess.Popen[bytes]]
 SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
 
 
@@ -265,10 +267,10 @@ def test_directory_without_a_run_is_a_usage_error(tmp_path: Path) -> None:
 class Terminal:
     """`watch` on a pseudo-terminal, with its output so far."""
 
-    def __init__(self, run: RunDirectory, *arguments: str):
+    def __init__(self, popen: Popen, run: RunDirectory, *arguments: str):
         self.output = ""
         self.master, terminal = pty.openpty()
-        self.process = subprocess.Popen(
+        self.process = popen(
             [sys.executable, "-c", PROGRAM, "watch", str(run.path), *arguments],
             cwd=PROJECT,
             stdin=terminal,
@@ -298,9 +300,9 @@ class Terminal:
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_on_a_terminal_the_table_grows_and_the_cursor_returns(
-    run: RunDirectory, number: signal.Signals, exit_code: int
+    run: RunDirectory, popen: Popen, number: signal.Signals, exit_code: int
 ) -> None:
-    terminal = Terminal(run, "--interval", "0.1")
+    terminal = Terminal(popen, run, "--interval", "0.1")
     terminal.read_until("no evaluations yet")
     append_jsonl(run.metrics, metrics(10, time.time()))
     append_jsonl(run.evaluations, row(10))
@@ -314,8 +316,8 @@ def test_on_a_terminal_the_table_grows_and_the_cursor_returns(
     assert "Traceback" not in terminal.output
 
 
-def test_once_on_a_terminal_shows_the_table_and_exits(run: RunDirectory) -> None:
+def test_once_on_a_terminal_shows_the_table_and_exits(run: RunDirectory, popen: Popen) -> None:
     append_jsonl(run.evaluations, row(10))
-    terminal = Terminal(run, "--once")
+    terminal = Terminal(popen, run, "--once")
     assert terminal.read_to_the_end() == 0
     assert "15/20 +2 -1" in terminal.output and HIDE_CURSOR not in terminal.output
