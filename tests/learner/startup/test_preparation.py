@@ -35,7 +35,7 @@ def prepare():
 
 @pytest.fixture
 def run(prepare, tmp_path):
-    """A stored run with checkpoints 0 and 1, two rows of metrics and no lock."""
+    """A stored run with checkpoints 0 and 1, rows of versions 1 and 2 in both logs, and no lock."""
     new = prepare(*SMALL, "--device", "cpu", "--run-dir", tmp_path / "run")
     new.begin()
     learner = PPOLearner(new.config)
@@ -43,7 +43,8 @@ def run(prepare, tmp_path):
         state = {"learner": learner.state_dict()}
         save_checkpoint(new.run.checkpoints, new.config, version, 32 * version, learner.weights(), state)
     learner.close()
-    new.run.metrics.write_text('{"policy_version": 1}\n{"policy_version": 2}\n')
+    for log in (new.run.metrics, new.run.evaluations):
+        log.write_text('{"policy_version": 1}\n{"policy_version": 2}\n')
     new.close()
     return new.run
 
@@ -75,7 +76,9 @@ def test_resumed_run_continues_from_the_newest_checkpoint_with_the_stored_config
     assert resumed.config == run.read_config()
     resumed.begin()
     assert stored(run) == before
-    assert run.metrics.read_text() == '{"policy_version": 1}\n'
+    for log in (run.metrics, run.evaluations):
+        assert log.read_text() == '{"policy_version": 1}\n'
+        assert log.with_name(f"{log.name}.abandoned").read_text() == '{"policy_version": 2}\n'
 
 
 @pytest.mark.parametrize("stored_build", ["procgen", "procgen-mirror", "procgen-gym"])
@@ -195,8 +198,9 @@ def test_resume_auto_starts_continues_and_restarts_in_one_directory(prepare, tmp
     assert isinstance(again, NewRun) and again.lock is not None
     again.begin()
     assert run.read_config().seed == 5
-    assert run.metrics.read_text() == ""
-    assert len((run.path / "metrics.jsonl.abandoned").read_text().splitlines()) == 2
+    for log in (run.metrics, run.evaluations):
+        assert log.read_text() == ""
+        assert len(log.with_name(f"{log.name}.abandoned").read_text().splitlines()) == 2
 
 
 def test_runs_that_start_in_the_same_second_get_different_names(prepare, tmp_path, monkeypatch):
