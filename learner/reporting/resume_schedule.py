@@ -11,15 +11,14 @@ class ResumeSchedule:
     writes it. Waiting for the disk costs training nothing. Times are `time.monotonic()` seconds.
     """
 
-    def __init__(self, now: float, max_share: float = MAX_SHARE):
+    def __init__(self, now: float):
         self._started = now
-        self._max_share = max_share
         self._spent = 0.0
         self._last_cost = 0.0  # 0 until one is measured: the first point is always allowed
 
     def is_due(self, now: float) -> bool:
         """Whether a resume point may be written now."""
-        return self._spent + self._last_cost <= self._max_share * (now - self._started)
+        return self._spent + self._last_cost <= MAX_SHARE * (now - self._started)
 
     def record(self, copy_seconds: float, write_seconds: float) -> None:
         """Adds the cost of a resume point, whether it could be written or not."""

@@ -1,4 +1,7 @@
-"""How a fleet starts actors that fail or hang while starting: without Ray, whose part is a stand-in."""
+"""When a fleet starts actors, with what, and what it says of those that fail. Stand-ins for Ray and the clock.
+
+`test_fleet.py` has real actors.
+"""
 
 import logging
 from types import SimpleNamespace
@@ -9,6 +12,7 @@ import ray
 import learner.rollouts.fleet as fleet_module
 from common.versions import software
 from learner.rollouts.counters import RunCounters
+from learner.rollouts.failures import ActorHung, WrongWeights
 from learner.rollouts.fleet import Fleet, FleetError
 from tests.conftest import tiny_config
 
@@ -41,6 +45,7 @@ class Cluster:
     def __init__(self, clock):
         self.clock = clock
         self.num_started = 0
+        self.built_with = []
         self.answer_to_build = lambda: "built"
 
     def get_runtime_context(self):
@@ -57,7 +62,8 @@ class Cluster:
     def _describe(self):
         return (SimpleNamespace(host="host", node_id="node"), software())
 
-    def _build(self, *_arguments):
+    def _build(self, *arguments):
+        self.built_with.append(arguments)
         return self.answer_to_build()
 
     def wait(self, references, num_returns=1, timeout=None):
@@ -96,8 +102,8 @@ def cluster(monkeypatch, clock):
     return cluster
 
 
-def new_fleet(**settings):
-    return Fleet(tiny_config(**{"num_actors": 1, **settings}), 0, RunCounters())
+def new_fleet(start_version=0, states=None, **settings):
+    return Fleet(tiny_config(**{"num_actors": 1, **settings}), start_version, RunCounters(), states)
 
 
 def failure(number=0):
@@ -108,6 +114,22 @@ def failure(number=0):
 
 def never():
     """A poll that does nothing."""
+
+
+def wait_until_ready(fleet):
+    for _ in range(5):  # `ready` takes a start one step further
+        if fleet.ready() == [0]:
+            return
+    pytest.fail("the actor is not ready")
+
+
+def seconds_until_started(fleet, cluster):
+    failed_at, before = cluster.clock.now, cluster.num_started
+    while cluster.num_started == before:
+        assert cluster.clock.now < failed_at + 120
+        fleet.ready()
+        cluster.clock.sleep(0.25)
+    return cluster.clock.now - 0.25 - failed_at
 
 
 def test_actors_that_failed_are_the_reason_why_none_was_ready(clock, cluster):
@@ -166,3 +188,36 @@ def test_actor_that_fails_for_days_does_not_end_the_run(clock, cluster, caplog):
         fleet.ready()
         clock.sleep(1.0)
     assert clock.now > 1000 * fleet_module.MAX_BACK_OFF
+
+
+def test_actor_that_keeps_failing_is_started_after_1_2_4_up_to_30_seconds(cluster):
+    fleet = new_fleet()
+    delays = []
+    for error in [WrongWeights("other"), ActorHung("no rollout")] * 3 + [WrongWeights("other")]:  # equal ones end a run
+        wait_until_ready(fleet)
+        fleet.replace(0, error)
+        delays.append(seconds_until_started(fleet, cluster))
+    assert delays == [1, 2, 4, 8, 16, 30, 30]
+
+
+def test_delivered_rollout_ends_a_series_of_failures(cluster):
+    fleet = new_fleet()
+    for _ in range(4):
+        wait_until_ready(fleet)
+        fleet.replace(0, WrongWeights("other"))
+        seconds_until_started(fleet, cluster)
+    wait_until_ready(fleet)
+    fleet.delivered(0)
+    fleet.replace(0, WrongWeights("other"))
+    assert seconds_until_started(fleet, cluster) == 1
+
+
+def test_actor_lost_after_a_resume_does_not_continue_from_the_saved_state_again(cluster):
+    state = object()
+    fleet = new_fleet(start_version=7, states={0: state})
+    wait_until_ready(fleet)
+    fleet.replace(0, ActorHung("its node was lost"))
+    seconds_until_started(fleet, cluster)
+    wait_until_ready(fleet)
+    first, second = cluster.built_with
+    assert state in first and state not in second
