@@ -60,6 +60,10 @@ class ProcgenEnvs(abc.ABC):
         """Environment i continues where `states[i]` was saved, including level range and generators."""
 
     @abc.abstractmethod
+    def set_state_of(self, index: int, state: bytes) -> None:
+        """`set_state` of one environment; the others stay as they are. Call `observe` before and after."""
+
+    @abc.abstractmethod
     def close(self) -> None:
         """Frees the environments."""
 
@@ -86,6 +90,9 @@ class _Gym3Envs(ProcgenEnvs):
 
     def set_state(self, states: Sequence[bytes]) -> None:
         self._envs.set_state(states)
+
+    def set_state_of(self, index: int, state: bytes) -> None:
+        self._envs.call_c_func("set_state", index, state, len(state))
 
     def close(self) -> None:
         self._envs.close()
@@ -114,6 +121,9 @@ class _GymnasiumEnvs(ProcgenEnvs):
 
     def set_state(self, states: Sequence[bytes]) -> None:
         self._envs.set_state(states)
+
+    def set_state_of(self, index: int, state: bytes) -> None:
+        self._envs._clib.call_c_func("set_state", index, state, len(state))
 
     def close(self) -> None:
         self._envs.close()
@@ -213,14 +223,29 @@ def make_envs(
     return envs
 
 
+# Procgen ends an episode after this action, in which nothing moves (`Game::step` in game.cpp).
+_END_EPISODE = -1
+
+
 def level_state(game: Game, level: int) -> bytes:
     """The saved state of an environment at the start of `level`, which plays only this level.
 
     A saved state includes the level range, so loading it into a slot binds that slot to the level, also after each
-    restart. Replacing the range in another level's state is not enough: Dodgeball and Miner carry over more.
+    restart. But a restart does not reset everything: two games carry something over from the episode before.
+
+        Miner       `diamonds_remaining`, which is counted after each step, so that in the first one it is that of the
+                    episode before. If it is 0, the exit is open. A new environment has 0, and on some levels the first
+                    step reaches the exit: 10 points.
+        Dodgeball   `last_move_action`, the direction of a ball thrown before the first move.
+
+    The state returned is that after an episode without a move. Miner's exit is closed, as after every episode that left
+    diamonds, and Dodgeball's ball flies to the right, where the player is drawn to look. Neither a restart nor another
+    level's state with this level's range is the same.
     """
     single = make_envs(1, game, int(level), 1, rand_seed=0)
     try:
+        single.observe()
+        single.act(np.array([_END_EPISODE], np.int32))
         single.observe()
         (state,) = single.get_state()
     finally:

@@ -30,7 +30,11 @@ def batch_size(num_levels: int) -> int:
 
 
 def level_state(game: Game, level: int) -> bytes:
-    """The start of `level`. A slot that loads it plays only this level, also after each restart."""
+    """The start of `level`. A slot that loads it plays only this level, also after each restart.
+
+    To be loaded before every episode that is scored or shown: `common.procgen_env.level_state` says what a restart
+    carries over.
+    """
     return zstandard.ZstdDecompressor().decompress(_compressed_state(game, int(level)))
 
 

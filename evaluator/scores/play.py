@@ -1,9 +1,9 @@
 """Plays a policy on exact levels: k episodes on every level, many levels in one vectorized batch.
 
 Slot i is bound to the level `slots[i]` and plays its first k episodes to their end: taking the episodes that finish
-first would favor short ones. Every (level, episode) has its own random numbers, so its actions do not depend on which
-other levels share the batch. Finished slots need no inference; once half of the batch is finished, waiting slots take
-their places.
+first would favor short ones. Every episode of a level starts from the same saved state and has its own random numbers,
+so it depends neither on the episodes before nor on which other levels share the batch. Finished slots need no
+inference; once half of the batch is finished, waiting slots take their places.
 """
 
 import contextlib
@@ -103,6 +103,10 @@ def play(
                 info = envs.infos()
                 for place in ended:
                     tracker.end_episode(int(order[place]), info[place])
+                if (further := ended[tracker.is_playing[order[ended]]]).size:
+                    for place in further:
+                        envs.set_state_of(int(place), level_state(game, slots[order[place]][1]))
+                    _, frames, _ = envs.observe()
     return [record for records in tracker.records for record in records]
 
 

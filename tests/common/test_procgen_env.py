@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.games import Game
+from common.games import GAMES, Game
 from common.procgen_env import envs_from_states, level_state, make_envs
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -106,6 +106,73 @@ def test_level_bound_slots_replay_their_level_after_every_restart(opened):
         assert infos[t][slot]["level_seed"] == infos[t][slot]["prev_level_seed"] == levels[slot]
         np.testing.assert_array_equal(frames[t, slot], start[slot])
     assert all([info[slot]["level_seed"] for slot in range(4)] == levels for info in infos)
+
+
+def episode_after(opened, game, level, history):
+    """Rewards, frames and first of 150 random steps on `level`, after `history`: arrays of actions, one per episode.
+
+    An episode ends after its actions if it has not ended before. Up to the first end of the 150 steps.
+    """
+    envs = opened(make_envs(1, game, level, 1, rand_seed=3))
+    envs.observe()
+    for actions in history:
+        for action in [*actions, -1]:
+            envs.act(np.array([action], np.int32))
+            if envs.observe()[2][0]:
+                break
+    return until_first_end(envs)
+
+
+def until_first_end(envs):
+    rewards, frames, firsts, _ = play(envs, random_actions(150, 1, seed=5))
+    steps = int(firsts[:, 0].argmax()) + 1 if firsts.any() else len(firsts)
+    return rewards[:steps], frames[:steps], firsts[:steps]
+
+
+@pytest.mark.parametrize("env_name", sorted(set(GAMES) - {"miner", "dodgeball"}))
+@pytest.mark.parametrize("mode", ["easy", "hard"])
+def test_new_restarted_and_loaded_environments_play_the_same(opened, env_name, mode):
+    game, level = Game(env_name, mode), 4
+    loaded = until_first_end(opened(envs_from_states(game, [level_state(game, level)])))
+    for history in ([], [random_actions(100, 1, seed)[:, 0] for seed in range(3)]):
+        for one, other in zip(episode_after(opened, game, level, history), loaded, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(("mode", "level"), [("easy", 5), ("hard", 15)])
+def test_first_step_finds_the_exit_of_miner_open_only_in_a_new_environment(opened, mode, level):
+    """On these levels the exit is above the player."""
+    game, up, stay = Game("miner", mode), 5, 4
+
+    def reward_of_going_up(envs):
+        envs.act(np.array([up], np.int32))
+        return float(envs.observe()[0][0])
+
+    new = opened(make_envs(1, game, level, 1, rand_seed=3))
+    assert reward_of_going_up(new) == 10
+    restarted = opened(make_envs(1, game, level, 1, rand_seed=3))
+    for action in [stay] * 10 + [-1]:
+        restarted.act(np.array([action], np.int32))
+    assert restarted.observe()[2][0] and reward_of_going_up(restarted) == 0
+    assert reward_of_going_up(opened(envs_from_states(game, [level_state(game, level)]))) == 0
+
+
+@pytest.mark.parametrize("env_name", ["miner", "dodgeball"])
+def test_loading_a_level_forgets_the_episode_before(opened, env_name):
+    game, levels = Game(env_name, "easy"), [5, 0, 7]
+    states = [level_state(game, level) for level in levels]
+    actions = random_actions(40, 3, seed=8)
+    actions[0] = 9  # throws, in Dodgeball
+    expected = play(opened(envs_from_states(game, states)), actions)
+    envs = opened(envs_from_states(game, states))
+    _, _, _, infos = play(envs, random_actions(300, 3, seed=6))
+    others = [info["level_seed"] for info in infos[-1]]
+    for index, state in enumerate(states):
+        envs.set_state_of(index, state)
+        envs.observe()
+    assert others == levels
+    for one, other in zip(play(envs, actions)[:3], expected[:3], strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_batch_slot_plays_the_same_as_a_single_environment(opened):

@@ -12,8 +12,10 @@ from PIL import Image
 from common.games import Game
 from common.policy_network import PolicyNetwork
 from common.storage.checkpoints import Checkpoint
+from evaluator.output import video as recording
 from evaluator.output.video import _CHOSEN, Step, Video, encode_gif, record_episode
-from evaluator.scores.play import load_policy, play
+from evaluator.scores import play as scoring
+from evaluator.scores.play import episode_uniforms, load_policy, play
 
 LEAPER = Game("leaper", "easy")
 SEED, LEVEL = 11, 2
@@ -47,6 +49,35 @@ def test_video_shows_exactly_the_scored_episode(policy: PolicyNetwork, greedy: b
     assert all(step.probabilities.sum() == pytest.approx(1, abs=1e-5) for step in video.steps)
     if greedy:
         assert all(step.action == step.probabilities.argmax() for step in video.steps)
+
+
+@pytest.mark.parametrize(("env_name", "level", "first"), [("miner", 5, 5), ("dodgeball", 0, 9)])
+def test_video_of_a_later_episode_is_exact_where_a_restart_carries_something_over(
+    env_name: str, level: int, first: int, policy: PolicyNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every episode begins with an action that shows it: up, to Miner's exit; a throw in Dodgeball."""
+
+    def uniforms(seed: int, level: int, episode: int, count: int) -> np.ndarray:
+        drawn = episode_uniforms(seed, level, episode, count)
+        drawn[0] = (first + 0.5) / 15
+        return drawn
+
+    def decide(policy: PolicyNetwork, frames: np.ndarray, uniforms: np.ndarray, greedy: bool) -> tuple[np.ndarray, ...]:
+        return (15 * uniforms).astype(np.int32), np.zeros(len(frames)), np.full((len(frames), 15), 1 / 15)
+
+    for module in (scoring, recording):
+        monkeypatch.setattr(module, "episode_uniforms", uniforms)
+        monkeypatch.setattr(module, "decide", decide)
+    game = Game(env_name, "easy")
+    frames: dict[int, list[bytes]] = defaultdict(list)
+
+    def record(level: int, episode: int, frame: np.ndarray, action: int) -> None:
+        frames[episode].append(frame.tobytes())
+
+    for scored in play(policy, game, [("test", level)], 4, SEED, on_step=record):
+        video = record_episode(policy, game, level, SEED, scored.episode)
+        assert [step.frame.tobytes() for step in video.steps] == frames[scored.episode]
+        assert (video.episode_return, video.length) == (scored.episode_return, scored.length)
 
 
 def test_sharp_video_shows_the_same_episode(policy: PolicyNetwork) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from common import procgen_env
-from common.games import Game
+from common.games import GAMES, Game
 from common.policy_network import PolicyNetwork
 from common.procgen_env import make_envs
 from common.storage.checkpoints import Checkpoint
@@ -104,6 +104,36 @@ def test_episodes_do_not_depend_on_the_other_slots(
     alone, actions = play_recorded(policy, SLOTS[2:3], 1)
     assert alone == [e for e in batched[0] if e.level == 2 and e.episode == 0]
     assert actions[2, 0] == batched[1][2, 0]
+
+
+@pytest.mark.parametrize("env_name", sorted(GAMES))
+def test_episodes_of_a_level_have_the_same_start_whatever_came_before(
+    env_name: str, policy: PolicyNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same actions in every episode, all frames and returns are the same.
+
+    The first action throws in Dodgeball, in the direction of the last move, and goes up elsewhere: on Miner's level 5
+    to the exit, which may be open.
+    """
+    first = 9 if env_name == "dodgeball" else 5
+
+    def uniforms(seed: int, level: int, episode: int, count: int) -> np.ndarray:
+        actions = np.random.default_rng(level).integers(0, 15, count)
+        return (np.concatenate([[first], actions[1:]]).astype(np.float32) + 0.5) / 15
+
+    monkeypatch.setattr(scoring, "episode_uniforms", uniforms)
+    monkeypatch.setattr(scoring, "choose_actions", lambda policy, frames, uniforms, _: (15 * uniforms).astype(np.int32))
+    seen: dict[int, dict[int, list[bytes]]] = {}
+
+    def record(level: int, episode: int, frame: np.ndarray, action: int) -> None:
+        seen.setdefault(level, {}).setdefault(episode, []).append(frame.tobytes())
+
+    slots: list[tuple[Split, int]] = [("train", level) for level in (5, 0, 7)]
+    played = play(policy, Game(env_name, "easy"), slots, 3, SEED, on_step=record, num_envs=2)
+    for level, episodes in seen.items():
+        assert episodes[1] == episodes[0] and episodes[2] == episodes[0]
+        assert len({(e.episode_return, e.length, e.completed) for e in played if e.level == level}) == 1
+    assert env_name != "miner" or played[0].length > 1  # the exit is closed
 
 
 def test_environment_on_a_different_level_is_an_error(policy: PolicyNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
