@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from evaluator.studies.runs import find_runs
+from evaluator.studies.selection import add_published, select
+from evaluator.studies.summary import summarize
 from tests.conftest import PROJECT
 
 RESULTS = PROJECT / "docs" / "results" / "published"
@@ -94,3 +97,17 @@ def test_counts_and_the_table_of_those_outside_follow_from_the_rows() -> None:
     }
     assert listed == outside
     assert all(low <= own <= high for own, *_, low, high in outside.values())
+
+
+def test_numbers_over_games_are_those_of_aggregate() -> None:
+    selection = select(find_runs([RESULTS]), "train", None, require_equal_evaluations=True)
+    add_published(selection)
+    own, theirs = (summarize(selection, "openai")["variants"][name] for name in selection.scores)
+
+    def text(statistic: str) -> str:
+        number, interval = theirs[statistic]["value"], theirs[statistic]["interval"]
+        return f"{number:.3f} [{', '.join(f'{end:.3f}' for end in interval)}]".replace("0.", ".")
+
+    iqm, mean = (f"{own[statistic]['value']:.3f}".removeprefix("0") for statistic in ("iqm", "mean"))
+    sentence = f"at 1M is {iqm} here and {text('iqm')} there, the mean {mean} and {text('mean')} (`aggregate`"
+    assert sentence in " ".join(PAGE.split())

@@ -15,19 +15,34 @@ Intervals are a stratified bootstrap: seeds are drawn with replacement within ea
 and the normal distribution's 1.96 takes the place of Student's t. So the ends' distances from the statistic are
 multiplied by
 
-    t(.975, df) / 1.96 * sqrt(1 / (1 - G/N)),   df = N - G (of an unpaired difference: of both sides together)
+    t(.975, df) / 1.96 * sqrt(max_p n_p/(n_p - 1)),   df = (sum_p v_p)^2 / sum_p v_p^2/(n_p - 1)
 
-which is 1 for many runs, 1.22 for 10 seeds of one game, 1.44 for 4 games with 3 seeds, 2.69 for one game with 3 seeds.
-With the factor, intervals of the mean cover 94 to 95 % in simulations of 3 to 10 seeds, those of the IQM 93 to 98 %.
+over the parts p that are resampled independently: the games, and in a difference that is not paired the games of each
+side. n_p is the number of seeds and v_p the part's share of the statistic's variance, from the jackknife over its seeds
+(T_-i is the statistic without seed i):
+
+    v_p = (n_p - 1)/n_p sum_i (T_-i - mean of all T_-i)^2
+
+For the mean v_p is s_p^2 / (G^2 n_p), and df those of Welch (1947) and Satterthwaite (1946), which do not assume that
+games or sides vary equally. For the other statistics v_p says how much a game matters: to the IQM, one whose runs are
+outside the middle half does not.
+
+Under the root is the largest n/(n - 1) of all parts, not their average weighted by v_p, because 2 or 3 seeds may agree
+by accident: then v_p would give them little weight just where more care is needed. So the factor is never smaller than
+with the pooled df = sum_p (n_p - 1). It is 1 for many runs, 1.22 for 10 seeds of one game and 2.69 for 3; for 4 games
+with 3 seeds it is between 1.44, if they vary equally, and 2.69, if one does alone.
+
 Where a game has one seed, there is no interval over seeds, nor where all resamples are equal, as of equal scores or of
-variants of which one wins with every seed: few seeds that agree do not say how far others would differ.
+variants of which one wins with every seed: few seeds that agree do not say how far others would differ. docs/studies.md
+says how often the intervals contain the truth (`python -m benchmarks.seed_coverage`).
 """
 
-import math
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
 
 import numpy as np
+
+from evaluator.scores.intervals import t_quantile
 
 Scores = Sequence[np.ndarray]  # one float64 [seeds] for each game
 Interval = tuple[float, float]
@@ -80,34 +95,58 @@ def resample(scores: Scores, stream: int = 0) -> list[np.ndarray]:
     return [game[generator.integers(game.size, size=(RESAMPLES, game.size))] for game in scores]
 
 
-def widening(sizes: Sequence[int], freedom: int | None = None) -> float:
-    """The factor for the ends of an interval, from the number of seeds in each game (see the module's docstring).
+def widening(variances: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+    """float64 `[...]`: the factor for the ends of an interval (see the module's docstring).
 
-    `freedom` are the degrees of freedom, if not N - G.
+    Args:
+        variances: v_p, float64 `[parts, ...]`.
+        sizes: n_p.
     """
-    runs, games = sum(sizes), len(sizes)
-    quantile = student_quantile(0.975, runs - games if freedom is None else freedom)
-    return quantile / _Z * math.sqrt(runs / (runs - games))
+    freedom = np.array(sizes, np.float64).reshape(-1, *[1] * (variances.ndim - 1)) - 1
+    fewest = freedom.min()
+    with np.errstate(invalid="ignore"):  # 0/0 where no seed makes a difference
+        df = np.nan_to_num(variances.sum(axis=0) ** 2 / (variances**2 / freedom).sum(axis=0), nan=fewest)
+    return np.asarray(t_quantile(df) / _Z * np.sqrt((fewest + 1) / fewest))
+
+
+def jackknife(statistic: Callable[..., np.ndarray], sides: Sequence[Scores], paired: bool) -> np.ndarray:
+    """float64 `[parts, ...]`: v_p of `statistic(*sides)`, the games of the first side first.
+
+    With `paired`, a seed is left out on all sides together.
+    """
+    variances = []
+    for together in [range(len(sides))] if paired else [[side] for side in range(len(sides))]:
+        for game, scores in enumerate(sides[together[0]]):
+            without = []
+            for seed in range(scores.size):
+                rest = [list(side) for side in sides]
+                for side in together:
+                    rest[side][game] = np.delete(rest[side][game], seed)
+                without.append(statistic(*rest))
+            variances.append((scores.size - 1) * np.var(without, axis=0))
+    return np.array(variances)
 
 
 def interval(
-    value: np.ndarray | float, resampled: np.ndarray, sizes: Sequence[int], freedom: int | None = None
+    statistic: Callable[..., np.ndarray], sides: Sequence[Scores], resampled: np.ndarray, paired: bool = True
 ) -> np.ndarray | None:
-    """float64 `[2, ...]`: the 95 % interval of a statistic from its value and resamples `[RESAMPLES, ...]`.
+    """float64 `[2, ...]`: the 95 % interval of `statistic(*sides)` from its resamples `[RESAMPLES, ...]`.
 
-    `sizes` and `freedom` are those of `widening`; None if a game has a single seed.
+    With `paired`, all sides were resampled together. None if a game has a single seed.
     """
-    if min(sizes) < 2:
+    parts = [size for side in (sides[:1] if paired else sides) for size in sizes(side)]
+    if min(parts) < 2:
         return None
+    value = statistic(*sides)
     ends = np.quantile(resampled, (0.025, 0.975), axis=0)
-    return np.asarray(value + widening(sizes, freedom) * (ends - value))
+    return np.asarray(value + widening(jackknife(statistic, sides, paired), parts) * (ends - value))
 
 
 def statistic_interval(statistic: Statistic, scores: Scores, low: float, high: float) -> Interval | None:
     """The 95 % interval of a statistic that lies between `low` and `high`; None with one seed or equal resamples."""
     if min(sizes(scores)) < 2:
         return None
-    return _clipped(interval(statistic(scores), statistic(resample(scores)), sizes(scores)), low, high)
+    return _clipped(interval(statistic, [scores], statistic(resample(scores))), low, high)
 
 
 def sizes(scores: Scores) -> list[int]:
@@ -121,22 +160,23 @@ def difference_interval(statistic: Statistic, first: Scores, second: Scores, pai
     With `paired`, position i of a game is the same seed on both sides, and both are resampled together: what a seed
     does to both cancels. None with one seed or equal resamples.
     """
-    resampled = statistic(resample(second)) - statistic(resample(first, stream=0 if paired else 1))
-    ends = interval(statistic(second) - statistic(first), resampled, *_of_both(first, second, paired))
-    return _clipped(ends, -np.inf, np.inf)
+
+    def difference(first: Scores, second: Scores) -> np.ndarray:
+        return statistic(second) - statistic(first)
+
+    return _clipped(_two_sided(difference, first, second, paired), -np.inf, np.inf)
 
 
 def improvement_interval(first: Scores, second: Scores, paired: bool) -> Interval | None:
     """The interval of `probability_of_improvement`; None with one seed or equal resamples."""
-    resampled = probability_of_improvement(resample(first, stream=0 if paired else 1), resample(second))
-    ends = interval(probability_of_improvement(first, second), resampled, *_of_both(first, second, paired))
-    return _clipped(ends, 0.0, 1.0)
+    return _clipped(_two_sided(probability_of_improvement, first, second, paired), 0.0, 1.0)
 
 
-def _of_both(first: Scores, second: Scores, paired: bool) -> tuple[list[int], int | None]:
-    """`sizes` and `freedom` of an interval about two sides."""
-    smallest = [min(one.size, other.size) for one, other in zip(first, second, strict=True)]
-    return smallest, None if paired else sum(sizes(first)) + sum(sizes(second)) - 2 * len(first)
+def _two_sided(
+    statistic: Callable[[Scores, Scores], np.ndarray], first: Scores, second: Scores, paired: bool
+) -> np.ndarray | None:
+    resampled = statistic(resample(first, stream=0 if paired else 1), resample(second))
+    return interval(statistic, [first, second], resampled, paired)
 
 
 def _clipped(ends: np.ndarray | None, low: float, high: float) -> Interval | None:
@@ -144,35 +184,3 @@ def _clipped(ends: np.ndarray | None, low: float, high: float) -> Interval | Non
     if ends is None or ends[1] - ends[0] < _NO_WIDTH:
         return None
     return min(high, max(low, float(ends[0]))), min(high, max(low, float(ends[1])))
-
-
-def student_quantile(probability: float, freedom: int) -> float:
-    """The quantile of Student's t distribution, for a probability above 1/2, by bisection of its distribution function.
-
-    The distribution function is the finite sum for whole degrees of freedom: Abramowitz and Stegun 1964, 26.7.3 and
-    26.7.4.
-    """
-    low, high = 0.0, 1.0
-    while student_probability(high, freedom) < probability:
-        low, high = high, 2 * high
-    for _ in range(60):
-        middle = (low + high) / 2
-        if student_probability(middle, freedom) < probability:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def student_probability(t: float, freedom: int) -> float:
-    """P(T <= t) for t >= 0 and `freedom` degrees of freedom."""
-    if freedom > 1000:
-        return NormalDist().cdf(t)  # differs by less than 2e-4
-    theta = math.atan2(t, math.sqrt(freedom))
-    cosine2, odd = math.cos(theta) ** 2, freedom % 2 == 1
-    term, total = (math.cos(theta) if odd else 1.0), 0.0
-    for k in range(freedom // 2):
-        total += term
-        term *= cosine2 * (2 * k + 2) / (2 * k + 3) if odd else cosine2 * (2 * k + 1) / (2 * k + 2)
-    inside = (2 / math.pi) * (theta + math.sin(theta) * total) if odd else math.sin(theta) * total
-    return 0.5 + inside / 2

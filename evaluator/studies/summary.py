@@ -184,15 +184,17 @@ def _of_seeds(
 
 def _profile(scores: Scores) -> dict[str, Any]:
     """The performance profile and its pointwise band."""
-    value = statistics.performance_profile(scores, _THRESHOLDS)
-    # In parts: all resamples of many runs at once would not fit in memory.
-    parts = [
-        statistics.performance_profile(statistics.resample(scores), _THRESHOLDS[i : i + 10])
-        for i in range(0, len(_THRESHOLDS), 10)
-    ]
-    ends = statistics.interval(value, np.concatenate(parts, axis=-1), statistics.sizes(scores))
+
+    def profile(scores: Scores) -> np.ndarray:
+        # In parts: all resamples of many runs at once would not fit in memory.
+        parts = [
+            statistics.performance_profile(scores, _THRESHOLDS[i : i + 10]) for i in range(0, len(_THRESHOLDS), 10)
+        ]
+        return np.concatenate(parts, axis=-1)
+
+    ends = statistics.interval(profile, [scores], profile(statistics.resample(scores)))
     band = [None, None] if ends is None else np.clip(ends, 0.0, 1.0).tolist()
-    return {"share": value.tolist(), "low": band[0], "high": band[1]}
+    return {"share": profile(scores).tolist(), "low": band[0], "high": band[1]}
 
 
 def _as_list(interval: Interval | None) -> list[float] | None:
