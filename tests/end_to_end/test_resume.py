@@ -201,8 +201,7 @@ def test_three_updates_in_a_row_that_are_not_finite_stop_the_run_and_are_kept(ru
 
 
 def test_killed_learner_leaves_no_process_and_no_shared_memory(left_behind):
-    if not left_behind:
-        pytest.skip("no test before this one has killed a learner")
+    assert left_behind, "run the whole file: earlier tests kill the learners"
     # Ray's two agents look for their raylet for a minute before they end too.
     _, alive = psutil.wait_procs([orphan.process for orphan in left_behind], timeout=180)
     assert not alive

@@ -36,8 +36,9 @@ class Clock:
 
 
 class Cluster:
-    """Ray with room for every actor. `describe` answers immediately, and `build` with what `answer_to_build` returns: a
-    value, an exception or NEVER.
+    """Ray with room for every actor. `describe` answers immediately; `build` answers what `answer_to_build` returns.
+
+    That is a value, an exception to raise, or NEVER.
     """
 
     exceptions = ray.exceptions
@@ -107,7 +108,7 @@ def new_fleet(start_version=0, states=None, **settings):
 
 
 def failure(number=0):
-    """An exception of the actor's code with a message of its own."""
+    """An exception raised in the actor; its message depends on `number`."""
     message = f"out of memory in process {number}"
     return ray.exceptions.RayTaskError("build", f"Traceback: {message}", RuntimeError(message))
 
