@@ -39,17 +39,19 @@ TINY = [
 TINY_BATCH = 64
 # The same batch from two actors.
 TINY_PAIR = [*TINY, "--num-actors", "2", "--envs-per-actor", "2"]
-# Of a cluster's head: Ray starts no workers that nobody needs. Each takes a second of processor time.
-NO_IDLE_WORKERS = {"prestart_worker_first_driver": False}
+# Of a cluster's head. Ray starts no workers that nobody needs: each takes a second of processor time. Workers have the
+# priority of other processes: at Ray's default, nice 15, they get next to nothing beside tests that fill the cores.
+WORKER_SETTINGS = {"prestart_worker_first_driver": False, "worker_niceness": 0}
 # Settings of the head of a `ray.cluster_utils.Cluster`, beside its resources. Any port of the agent: with its default,
 # Ray starts three seconds later while another Ray of this machine has it.
 HEAD: dict[str, Any] = {
     "include_dashboard": False,
     "dashboard_agent_listen_port": 0,
-    "_system_config": NO_IDLE_WORKERS,
+    "_system_config": WORKER_SETTINGS,
 }
 # Before the command of a run without an end: while it waits for a fault, it leaves the cores to tests that have work.
-LOW_PRIORITY = ("nice", "-n", "10")
+# No lower: at nice 10 a learner beside four busy processes on two cores took minutes to start.
+LOW_PRIORITY = ("nice", "-n", "5")
 
 
 # Tests that start process trees (Ray, learners, clusters): `make test` leaves them out, `make test-all` runs them.

@@ -10,13 +10,13 @@ from pathlib import Path
 import psutil
 
 from learner.cluster.authentication_probe import CLIENT_TIMEOUTS
-from tests.conftest import NO_IDLE_WORKERS
+from tests.conftest import WORKER_SETTINGS
 
 PROJECT = Path(__file__).parents[2]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 # Ray retries many times after a refusal; one attempt is enough here.
 IMPATIENCE = {**CLIENT_TIMEOUTS, "RAY_NUM_REDIS_GET_RETRIES": "1"}
-NO_IDLE_WORKERS_ENVIRONMENT = {f"RAY_{name}": str(value) for name, value in NO_IDLE_WORKERS.items()}
+WORKER_ENVIRONMENT = {f"RAY_{name}": str(value) for name, value in WORKER_SETTINGS.items()}
 # Ray replaces a node address of 127.0.0.1 by the host's own one; 127.0.0.2 stays.
 HOST = "127.0.0.2"
 WRONG_TOKEN = "0123456789abcdef" * 4
@@ -59,7 +59,7 @@ def start_head(
     ]
     with open(log, "w") as output:
         return subprocess.Popen(
-            command, env={**env, **NO_IDLE_WORKERS_ENVIRONMENT}, cwd=PROJECT, stdout=output, stderr=output, text=True
+            command, env={**env, **WORKER_ENVIRONMENT}, cwd=PROJECT, stdout=output, stderr=output, text=True
         )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import free_ports, kill_all
-from tests.end_to_end.ray_heads import NO_IDLE_WORKERS_ENVIRONMENT
+from tests.end_to_end.ray_heads import WORKER_ENVIRONMENT
 
 PROJECT = Path(__file__).parents[2]
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
@@ -54,7 +54,7 @@ def dashboard() -> Iterator[str]:
     )
     head = subprocess.Popen(
         [*RAY, *map(str, start), "--object-store-memory", str(400 << 20), "--temp-dir", directory],
-        env={**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **NO_IDLE_WORKERS_ENVIRONMENT},
+        env={**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **WORKER_ENVIRONMENT},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import network_hosts
 from benchmarks.network_hosts import HostsError, Network, cluster_address, join, send_signal, start_head, why_no_hosts
-from tests.conftest import LOW_PRIORITY, NO_IDLE_WORKERS, wait_until
+from tests.conftest import LOW_PRIORITY, WORKER_SETTINGS, wait_until
 
 ACTOR, RAYLET = "ray::RemoteRolloutActor", "raylet"
 
@@ -30,7 +30,7 @@ def network():
             *(head, 0),
             **{"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000},
             **{"health_check_timeout_ms": 1000, "health_check_failure_threshold": 4},
-            **NO_IDLE_WORKERS,
+            **WORKER_SETTINGS,
         )
         for host in others:
             join(host, head, 1)

@@ -20,7 +20,7 @@ from common.process import prepare_ray_environment
 from common.storage.run_directory import RunDirectory
 from learner.cluster.embedded import only_needed_processes
 from learner.evaluator_handle import RemoteEvaluator
-from tests.conftest import NO_IDLE_WORKERS, wait_until
+from tests.conftest import WORKER_SETTINGS, wait_until
 
 pytestmark = pytest.mark.processes
 DEADLINE = 180
@@ -32,7 +32,7 @@ def cluster() -> Iterator[None]:
     """A local Ray whose only CPU is taken: the evaluator must not need one."""
     prepare_ray_environment()
     with only_needed_processes():
-        ray.init(address="local", num_cpus=1, log_to_driver=False, _system_config=NO_IDLE_WORKERS)
+        ray.init(address="local", num_cpus=1, log_to_driver=False, _system_config=WORKER_SETTINGS)
     occupant = Occupant.options(num_cpus=1).remote()  # type: ignore[attr-defined]
     ray.get(occupant.ready.remote(), timeout=DEADLINE)
     yield

@@ -35,7 +35,7 @@ from learner.rollouts.failures import NoRollouts, WrongWeights
 from learner.rollouts.fleet import Fleet, FleetError
 from learner.rollouts.stream import RolloutStream
 from tests import conftest
-from tests.conftest import NO_IDLE_WORKERS, wait_until
+from tests.conftest import WORKER_SETTINGS, wait_until
 
 # Some tests start ten actors one after another; on a busy machine each takes many seconds.
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(400)]
@@ -48,7 +48,7 @@ def embedded_ray():
     prepare_ray_environment()
     with only_needed_processes():
         ray.init(
-            address="local", num_cpus=ACTORS, log_to_driver=False, logging_level="ERROR", _system_config=NO_IDLE_WORKERS
+            address="local", num_cpus=ACTORS, log_to_driver=False, logging_level="ERROR", _system_config=WORKER_SETTINGS
         )
     yield
     ray.shutdown()
