@@ -91,11 +91,14 @@ def test_variables_that_break_rays_processes_do_not_reach_them(name: str, value:
     assert name not in os.environ
 
 
-def test_priority_that_the_user_chose_for_rays_workers_is_kept() -> None:
+@pytest.mark.parametrize(("chosen", "used"), [(None, "0"), ("5", "5")])
+def test_workers_have_the_learners_priority_unless_the_user_chose_another(chosen: str | None, used: str) -> None:
     name = "RAY_worker_niceness"
-    os.environ[name] = "5"
+    os.environ.pop(name, None)
+    if chosen is not None:
+        os.environ[name] = chosen
     prepare_ray_environment()
-    assert os.environ[name] == "5"
+    assert os.environ[name] == used
 
 
 def test_ray_variables_that_heldout_does_not_know_are_named() -> None:
