@@ -1,11 +1,13 @@
 """The Ray actor around `RolloutActor`. The learner calls it; it never calls the learner."""
 
+import contextlib
 import dataclasses
 import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import psutil
 import ray
 
 from actors.rollout_actor import RolloutActor
@@ -60,3 +62,16 @@ class RemoteRolloutActor:
             observations=compress_frames(rollout.observations),
             bootstrap_observation=compress_frames(rollout.bootstrap_observation),
         )
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def kill_actor_process(process_id: int) -> None:
+    """Kills the process of an actor; called on the actor's node. A process that is none of an actor is left alone.
+
+    Ray 2.60 does not end a process that has been suspended since shortly after its start (SIGSTOP, a frozen container):
+    the raylet fails to connect to it and sends no SIGKILL. It would keep its CPU, and no replacement could be placed.
+    """
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(process_id)
+        if "ray::RemoteRolloutActor" in " ".join(process.cmdline()):
+            process.kill()

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.remote import Location, RemoteRolloutActor
+from actors.remote import Location, RemoteRolloutActor, kill_actor_process
 from common.config import Config
 from common.messages import ActorIdentity, ActorState, Rollout
 from common.text import format_ranges
@@ -218,6 +219,9 @@ class Fleet:
                     f"{member.last_failure}",
                     details=member.failure_details,
                 ) from error
+        if isinstance(error, ActorHung) and member.location is not None:
+            on_its_node = NodeAffinitySchedulingStrategy(member.location.node_id, soft=False)
+            kill_actor_process.options(scheduling_strategy=on_its_node).remote(member.location.process_id)
         self._end(member)
         self.counters.actor_restarts += 1
         doublings = min(max(0, len(member.failures) - 1), 10)  # 2 to the power of 1,024 would overflow

@@ -24,6 +24,7 @@ from ray._private.worker import global_worker
 import common.procgen_env
 import learner.rollouts.fleet
 import learner.rollouts.stream
+from actors.remote import kill_actor_process
 from actors.rollout_actor import RolloutActor
 from common.messages import ActorIdentity
 from common.policy_network import PolicyNetwork
@@ -209,7 +210,9 @@ class TestRunningFleet:
         train_until_all_collect(running, weights)
         assert member.location.process_id != location.process_id
 
-    def test_stopped_actor_is_counted_as_hung_once_and_its_process_ends(self, running, weights):
+    def test_stopped_actor_is_counted_as_hung_once_and_its_process_ends(self, running, weights, monkeypatch):
+        # Ray does not end a process to which the raylet has tried to connect in vain.
+        monkeypatch.setattr(learner.rollouts.fleet.ray, "kill", lambda handle, no_restart: None)
         train_until_all_collect(running, weights)
         before = copy.copy(running.fleet.counters)
         process = psutil.Process(running.fleet.members[1].location.process_id)
@@ -220,6 +223,15 @@ class TestRunningFleet:
         assert counted == {"actor_restarts": 1, "actors_hung": 1, "lost_rollouts": 1}
         psutil.wait_procs([process], timeout=120)
         assert not process.is_running()
+        train_until_all_collect(running, weights)
+
+    def test_only_the_process_of_an_actor_is_killed(self, popen):
+        process = popen(["sleep", "1000"])
+        ray.get(kill_actor_process.remote(process.pid), timeout=DEADLINE)
+        assert process.poll() is None
+        process.kill()
+        process.wait()
+        ray.get(kill_actor_process.remote(process.pid), timeout=DEADLINE)  # it has ended
 
     def test_rollouts_of_other_weights_are_not_used(self, running, weights, monkeypatch):
         fleet, stream, replaced = running.fleet, running.stream, []

@@ -47,6 +47,7 @@ class Cluster:
         self.clock = clock
         self.num_started = 0
         self.built_with = []
+        self.killed = []  # process ids
         self.answer_to_build = lambda: "built"
 
     def get_runtime_context(self):
@@ -61,7 +62,7 @@ class Cluster:
         return SimpleNamespace(describe=describe, build=build)
 
     def _describe(self):
-        return (SimpleNamespace(host="host", node_id="node"), software())
+        return (SimpleNamespace(host="host", process_id=7, node_id="0" * 56), software())
 
     def _build(self, *arguments):
         self.built_with.append(arguments)
@@ -96,6 +97,8 @@ def cluster(monkeypatch, clock):
     cluster = Cluster(clock)
     monkeypatch.setattr(fleet_module, "ray", cluster)
     monkeypatch.setattr(fleet_module, "RemoteRolloutActor", cluster)
+    kill = SimpleNamespace(options=lambda **_options: SimpleNamespace(remote=cluster.killed.append))
+    monkeypatch.setattr(fleet_module, "kill_actor_process", kill)
     monkeypatch.setattr(fleet_module, "room", lambda gpus_each: 99)
     monkeypatch.setattr(fleet_module, "capacity", lambda gpus_each: 99)
     monkeypatch.setattr(fleet_module, "damage_of_this_node", lambda: None)
@@ -169,6 +172,14 @@ def test_actor_that_hangs_while_it_builds_environments_is_replaced(clock, cluste
     assert 100 < clock.now - started < 110
     assert fleet.counters.actor_restarts == 1
     assert "actor 1 (incarnation 0)" in caplog.text and "not ready within 100 s (--actor-timeout)" in caplog.text
+
+
+@pytest.mark.parametrize(("error", "killed"), [(ActorHung("no rollout"), [7]), (WrongWeights("other"), [])])
+def test_process_of_an_actor_that_hangs_is_killed_beside_ray(cluster, error, killed):
+    fleet = new_fleet()
+    wait_until_ready(fleet)
+    fleet.replace(0, error)
+    assert cluster.killed == killed
 
 
 def test_time_in_which_the_learner_was_suspended_does_not_count_as_a_hang(clock, cluster):
