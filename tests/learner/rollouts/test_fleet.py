@@ -121,7 +121,7 @@ class Running:
 @pytest.fixture(scope="class")
 def running(weights):
     """One fleet for several tests: each actor takes three seconds of processor time to start."""
-    config = tiny_config(actor_timeout=10.0)
+    config = tiny_config(actor_timeout=20.0)  # a replacement has to start within it, beside other tests
     with contextlib.ExitStack() as stack:
         fleet = Fleet(config, 0, RunCounters(), None)
         stack.callback(fleet.stop)
