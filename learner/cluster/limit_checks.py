@@ -29,6 +29,14 @@ def cpu_check() -> Check:
     return Check("CPUs", "ok", found)
 
 
+def worker_priority_check(niceness: int) -> Check:
+    """Whether actors and the evaluator, which `ray start` runs at nice 15 by default, get their share of busy cores."""
+    if niceness <= 0:
+        return Check("priority", "ok", f"Ray's workers run at nice {niceness}")
+    found = f"Ray's workers run at nice {niceness} and get little of cores that are busy, as with a learner on CPUs"
+    return Check("priority", "warning", found, "start Ray with RAY_worker_niceness=0 in the environment")
+
+
 def open_files_check(actors: int) -> Check:
     """Whether Ray can open the files and sockets that `actors` actors need; it raises the soft limit by itself."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,5 +1,6 @@
 """Runs probes on the nodes of a joined cluster: which software they have, and whether an actor can work there."""
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from common.versions import differences, software
+from learner.cluster.limit_checks import worker_priority_check
 from learner.cluster.machine_checks import Check, machine_checks
 from learner.cluster.remote_errors import cause_in_one_line
 from learner.cluster.target import ClusterError
@@ -59,7 +61,7 @@ def software_probe() -> dict[str, str]:
 @ray.remote(num_cpus=0, max_retries=0, max_calls=1)
 def machine_probe() -> tuple[dict[str, str], list[Check]]:
     """A node's software versions and checks. `max_calls` ends the process, which has imported torch and Procgen."""
-    return dict(software()), machine_checks(actors=0)
+    return dict(software()), [*machine_checks(actors=0), worker_priority_check(os.nice(0))]
 
 
 def probe(

@@ -3,7 +3,13 @@
 import pytest
 
 from learner.cluster import limit_checks
-from learner.cluster.limit_checks import cpu_check, open_files_check, processes_check, sizes_check
+from learner.cluster.limit_checks import (
+    cpu_check,
+    open_files_check,
+    processes_check,
+    sizes_check,
+    worker_priority_check,
+)
 
 
 @pytest.mark.parametrize(("hard", "verdict"), [(32, "fatal"), (200, "warning"), (8192, "ok"), (-1, "ok")])
@@ -65,3 +71,10 @@ def test_limits_of_sizes_and_time_that_are_too_low_are_named(kind, limit, verdic
     monkeypatch.setattr(resource, "getrlimit", lambda asked: (limit if asked == limited else -1, -1))
     check = sizes_check(500 << 20)
     assert check.found.startswith(found) and check.verdict == verdict
+
+
+@pytest.mark.parametrize(("niceness", "verdict"), [(0, "ok"), (-5, "ok"), (1, "warning"), (15, "warning")])
+def test_priority_of_workers_below_that_of_other_programs_is_a_warning(niceness, verdict):
+    check = worker_priority_check(niceness)
+    assert check.verdict == verdict and f"nice {niceness}" in check.found
+    assert ("RAY_worker_niceness=0" in check.remedy) == (verdict == "warning")
