@@ -66,10 +66,10 @@ class RemoteRolloutActor:
 
 @ray.remote(num_cpus=0, max_retries=0)
 def kill_actor_process(process_id: int) -> None:
-    """Kills the process of an actor; called on the actor's node. A process that is none of an actor is left alone.
+    """Kills an actor's process; any other process is left alone. Runs on the actor's node.
 
-    Ray 2.60 does not end a process that has been suspended since shortly after its start (SIGSTOP, a frozen container):
-    the raylet fails to connect to it and sends no SIGKILL. It would keep its CPU, and no replacement could be placed.
+    `ray.kill` of Ray 2.60 can leave an actor running that was suspended (SIGSTOP, a frozen container) soon after its
+    start: the raylet cannot connect to it and sends no SIGKILL. It then keeps its CPU, and no replacement is placed.
     """
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(process_id)

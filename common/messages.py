@@ -94,7 +94,7 @@ class CheckpointNotice:
 class EvaluatorStatus:
     """What the evaluator answers to the learner."""
 
-    row: dict[str, Any] | None = None  # newest row of evaluations.jsonl; None if there is none or the call timed out
+    row: dict[str, Any] | None = None  # newest of evaluations.jsonl; None: no row yet, or the call timed out
     last_error: str | None = None
     unfinished: frozenset[int] = frozenset()  # the policy versions being scored or waiting
     newest_known: int = -1  # the newest policy_version it was notified of or found

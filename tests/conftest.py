@@ -39,8 +39,8 @@ TINY = [
 TINY_BATCH = 64
 # The same batch from two actors.
 TINY_PAIR = [*TINY, "--num-actors", "2", "--envs-per-actor", "2"]
-# Of a cluster's head. Ray starts no workers that nobody needs: each takes a second of processor time. Workers have the
-# priority of other processes: at Ray's default, nice 15, they get next to nothing beside tests that fill the cores.
+# Of a cluster's head. Ray starts no workers that nobody needs: each takes a second of processor time. Workers have
+# normal priority: at Ray's default, nice 15, they get almost no CPU time beside other tests.
 WORKER_SETTINGS = {"prestart_worker_first_driver": False, "worker_niceness": 0}
 # Settings of the head of a `ray.cluster_utils.Cluster`, beside its resources. Any port of the agent: with its default,
 # Ray starts three seconds later while another Ray of this machine has it.
@@ -50,7 +50,8 @@ HEAD: dict[str, Any] = {
     "_system_config": WORKER_SETTINGS,
 }
 # Before the command of a run without an end: while it waits for a fault, it leaves the cores to tests that have work.
-# No lower: at nice 10 a learner beside four busy processes on two cores took minutes to start.
+# Not lower: with the learner at nice 10 and its workers at 15, beside busy processes on both cores, a run did not start
+# within three minutes.
 LOW_PRIORITY = ("nice", "-n", "5")
 
 

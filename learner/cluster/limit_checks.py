@@ -30,11 +30,11 @@ def cpu_check() -> Check:
 
 
 def worker_priority_check(niceness: int) -> Check:
-    """Whether actors and the evaluator, which `ray start` runs at nice 15 by default, get their share of busy cores."""
+    """Whether Ray's workers have normal priority; `ray start` runs them at nice 15 by default."""
     if niceness <= 0:
         return Check("priority", "ok", f"Ray's workers run at nice {niceness}")
-    found = f"Ray's workers run at nice {niceness} and get little of cores that are busy, as with a learner on CPUs"
-    return Check("priority", "warning", found, "start Ray with RAY_worker_niceness=0 in the environment")
+    found = f"Ray's workers run at nice {niceness} and get little CPU time when other programs, or a learner, need it"
+    return Check("priority", "warning", found, "set RAY_worker_niceness=0 in the environment of `ray start`")
 
 
 def open_files_check(actors: int) -> Check:

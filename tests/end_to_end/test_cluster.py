@@ -84,7 +84,7 @@ def test_actors_on_both_nodes_are_replaced_when_they_die_or_hang(two_nodes, star
         actor.send_signal(signum)
 
     def goes_on_with_both() -> bool:
-        """A replacement that does not start in time, because the cores are busy, is replaced as well."""
+        """There may be more than two restarts: a replacement that starts too slowly on busy cores is replaced too."""
         newest = rows(metrics)[-1]
         replaced = newest["actor_restarts"] >= before["actor_restarts"] + 2
         return replaced and newest["actors_ready"] == 2 and newest["policy_version"] > before["policy_version"] + 3

@@ -36,9 +36,9 @@ class Clock:
 
 
 class Cluster:
-    """Ray with room for every actor. `describe` answers immediately; `build` answers what `answer_to_build` returns.
+    """Ray with room for every actor. `describe` returns immediately.
 
-    That is a value, an exception to raise, or NEVER.
+    `answer_to_build()` decides about `build`: it returns the result, an exception that `build` raises, or NEVER.
     """
 
     exceptions = ray.exceptions
