@@ -17,6 +17,12 @@ def format_duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def format_count(number: float, noun: str) -> str:
+    """`1 run`, `2 runs`, `1,024 runs`, `1.5 CPUs`; `noun` is a singular whose plural adds an s."""
+    amount = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{amount} {noun}" if number == 1 else f"{amount} {noun}s"
+
+
 def format_interval(interval: Sequence[float] | None, spec: str = ".2f") -> str:
     """`6.50 to 9.00` with both ends in the format `spec`; `-` for None."""
     return MISSING if interval is None else f"{interval[0]:{spec}} to {interval[1]:{spec}}"

@@ -11,6 +11,7 @@ from common.config import ConfigError
 from common.limits import available_cores
 from common.output import harmless_output, make_console
 from common.process import prepare_process, restored_afterwards, set_file_modes
+from common.text import format_count
 from evaluator.levels.level_sets import draw_level_sets
 from learner.cluster import connection, nodes
 from learner.cluster.target import ClusterError, ClusterTarget
@@ -183,7 +184,7 @@ def _announce(
     )
     progress.note(f"run directory {prepared.run.path}")
     if "total_frames" in prepared.requested and config.total_frames % config.batch_size:
-        updates = "1 update" if config.num_updates == 1 else f"{config.num_updates:,} updates"
+        updates = format_count(config.num_updates, "update")
         progress.note(
             f"training {config.num_updates * config.batch_size:,} frames ({updates}): "
             f"--total-frames {config.total_frames:,} is rounded up to whole updates of {config.batch_size:,} frames"

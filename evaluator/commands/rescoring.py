@@ -13,6 +13,7 @@ from dataclasses import replace
 from common.cli import UsageError
 from common.process import prepare_process
 from common.storage.checkpoints import MANIFEST_FILE, Checkpoint, CheckpointError, list_checkpoints, load_checkpoint
+from common.text import format_count
 from evaluator.commands.playing import level_sets_of, log_uses_of_test_levels
 from evaluator.levels.level_sets import Split
 from evaluator.scores.evaluation import evaluate
@@ -55,8 +56,8 @@ def rescore(
     for run, scores, checkpoint in selected:
         slots = [(split, level) for level in levels[run.config.env_name]]
         print(
-            f"evaluator: {run.run.path}: policy_version {checkpoint.policy_version}, {len(slots)} {split} levels x "
-            f"{episodes} episodes",
+            f"evaluator: {run.run.path}: policy_version {checkpoint.policy_version}, "
+            f"{format_count(len(slots), f'{split} level')} x {format_count(episodes, 'episode')}",
             file=sys.stderr,
         )
         evaluation = evaluate(checkpoint, slots, episodes, run.config.seed)

@@ -19,7 +19,7 @@ from common.config import Config, describe_differences, differs_from_preset
 from common.storage.checkpoints import list_checkpoints
 from common.storage.jsonl import read_jsonl
 from common.storage.run_directory import RunDirectory
-from common.text import MISSING, format_interval, format_score
+from common.text import MISSING, format_count, format_interval, format_score
 from evaluator.levels.level_file import describe_finding
 from evaluator.levels.level_sets import SPLITS, Split
 from evaluator.output.scoreboard import LEVEL_CHOICES, LevelHistory, scoreboard
@@ -218,7 +218,7 @@ def _videos(run: RunDirectory, rows: Sequence[Row], history: LevelHistory) -> li
     for version, kind, level, path in sorted(shown, key=lambda video: list(LEVEL_CHOICES).index(video[1])):
         caption = f"Version {version}, {splits[version]} level {level}, {kind}: {_VIDEO_MEANING[kind]}."
         if (score := history.at(splits[version], version).get(level)) is not None:
-            episodes = "1 episode" if score.episodes == 1 else f"{score.episodes} episodes"
+            episodes = format_count(score.episodes, "episode")
             caption += f" Return {score.mean_return:.2f}, success {score.success_rate:.0%} of {episodes}."
         alt = f"One episode of policy version {version} on level {level}, frame by frame with action probabilities"
         figures.append(_figure(path, "gif", alt, caption))

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from common.config import Config
+from common.text import format_count
 from evaluator.levels.level_sets import SPLITS, Split
 from evaluator.output.published import PAPER_FRAMES, published_runs
 from evaluator.output.scoreboard import LevelHistory
@@ -42,7 +43,7 @@ def scores_figure(rows: Sequence[dict[str, Any]], config: Config) -> Figure:
     if reason := rows[-1].get("generalization_gap_no_interval"):
         gap.set_title(f"no interval for the gap: {reason}", loc="left", fontsize=7, color=_GREY)
     gap.axhline(0, color="black", linewidth=0.8)
-    training = f"{config.num_levels} training levels" if config.num_levels else "all levels"
+    training = format_count(config.num_levels, "training level") if config.num_levels else "all levels"
     scores.set_title(f"{config.game}: {training}, {rows[-1]['held_out']['levels']} held-out levels", loc="left")
     scores.set_ylabel("episode return, 95 % interval", color=_GREY)
     gap.set_ylabel("generalization gap", color=_GREY)
@@ -78,7 +79,7 @@ def levels_figure(history: LevelHistory, config: Config) -> Figure:
         image = axes.imshow(
             table, aspect="auto", interpolation="nearest", cmap="viridis", vmin=low, vmax=max(high, low + 1e-9)
         )
-        axes.set_title(f"{split}, {len(levels)} levels", loc="left", fontsize=10)
+        axes.set_title(f"{split}, {format_count(len(levels), 'level')}", loc="left", fontsize=10)
         axes.set_xlabel("policy_version")
         ticks = sorted({round(place) for place in np.linspace(0, len(versions) - 1, min(6, len(versions)))})
         axes.set_xticks(ticks, [str(versions[place]) for place in ticks], fontsize=7)

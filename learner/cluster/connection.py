@@ -20,6 +20,7 @@ from common.config import Config
 from common.messages import rollout_bytes
 from common.policy_network import weights_bytes
 from common.process import prepare_ray_environment, set_ray_authentication, unexpected_ray_variables
+from common.text import format_count
 from common.versions import package_directories
 from learner.cluster import authentication
 from learner.cluster.embedded import logs_of_embedded_ray, replaced, start_embedded_ray
@@ -51,10 +52,10 @@ class Connection:
 
     def describe(self) -> str:
         """For people: `Ray cluster at 10.0.0.1:6379, 2 nodes, 16 CPUs, token authentication`."""
-        cpus = f"{self.cpus} CPU{'s' * (self.cpus != 1)}"
+        cpus = format_count(self.cpus, "CPU")
         if self.address is None:
             return f"embedded local Ray, {cpus}"
-        nodes = f"{self.nodes} node{'s' * (self.nodes != 1)}"
+        nodes = format_count(self.nodes, "node")
         access = "token authentication" if self.authenticated else "no authentication"
         return f"Ray cluster at {self.address}, {nodes}, {cpus}, {access}"
 

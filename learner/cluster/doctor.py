@@ -13,6 +13,7 @@ from common.config import PRESETS, Config
 from common.output import CLOSED_PIPE_EXIT_CODE, OutputError, checked_output, make_console, print_error
 from common.process import set_file_modes
 from common.resolution import resolve
+from common.text import format_count
 from common.versions import differences, software
 from learner.cluster import connection
 from learner.cluster.authentication import HOW_TO_ENABLE
@@ -124,7 +125,9 @@ def node_checks(result: ProbeResult) -> list[Check]:
         problems.append(Check("software", "fatal", ", ".join(differing), remedy))
     lines = [Check(f"{node.name}: {check.name}", check.verdict, check.found, check.remedy) for check in problems]
     if not any(check.verdict == "fatal" for check in problems):
-        resources = ", ".join(f"{node.resources[kind]:g} {kind}s" for kind in ("CPU", "GPU") if kind in node.resources)
+        resources = ", ".join(
+            format_count(node.resources[kind], kind) for kind in ("CPU", "GPU") if kind in node.resources
+        )
         lines.append(Check(node.name, "ok", f"{resources or 'no CPUs'}, same software, Procgen runs"))
     return lines
 

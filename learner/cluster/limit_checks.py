@@ -5,6 +5,7 @@ import os
 import resource
 
 from common.limits import available_cores, cpu_quota, processes_left
+from common.text import format_count
 from learner.cluster.machine_checks import GIB, Check, Verdict, mib
 
 # Measured with two actors: Ray's processes, learner and evaluator have 250 threads, and none has over 60 open files.
@@ -21,7 +22,7 @@ def cpu_check() -> Check:
     machine, affinity, quota = os.cpu_count() or 1, len(os.sched_getaffinity(0)), cpu_quota()
     limits = [f"affinity {affinity}"] if affinity < machine else []
     if quota is not None:
-        limits.append(f"quota {quota:g} CPUs")
+        limits.append(f"quota {format_count(quota, 'CPU')}")
     by = f" (limited by {' and '.join(limits)})" if limits else ""
     found = f"{available_cores()} of the machine's {machine} cores{by}"
     if quota is not None and quota < 1:

@@ -7,6 +7,7 @@ from typing import Any
 
 from common.config import Config
 from common.games import OBSERVATION_SHAPE
+from common.text import format_count
 
 # A learner that waits for at most this share of the time is itself the bottleneck.
 MAX_IDLE_FRACTION = 0.1
@@ -57,7 +58,7 @@ class Bottleneck:
             )
         # Collecting a batch takes training + waiting; this many more actors would reduce it to training alone.
         missing = max(1, math.ceil(self._config.num_actors * waiting / training))
-        more = f"{missing} more actor{'' if missing == 1 else 's'} of {self._config.envs_per_actor} envs"
+        more = f"{format_count(missing, 'more actor')} of {self._config.envs_per_actor} envs"
         advice = f"about {more} would remove the wait"
         # With lag 1 the newest weights are the same, and a fast actor is at most one batch ahead either way.
         if self._config.repeatable and self._config.max_policy_lag > 1:

@@ -17,6 +17,7 @@ from common.output import harmless_output, print_error
 from common.process import set_file_modes
 from common.storage.file_lock import FileIsLocked, FileLock
 from common.storage.run_directory import RunDirectory
+from common.text import format_count
 from learner.startup.flags import learner_flags
 from learner.study import run_files
 from learner.study.plan import (
@@ -78,7 +79,8 @@ def _train(directory: Path, plan: Plan, program: Sequence[str], jobs: int) -> in
     left = [run for run in plan.runs if run not in finished]
     jobs = max(1, min(jobs, len(left)))
     progress = StudyProgress(directory, plan, finished, jobs, Console(highlight=False))
-    progress.note(f"study {directory.absolute()}: {len(plan.runs)} runs, {len(finished)} finished, {len(left)} to do")
+    runs = format_count(len(plan.runs), "run")
+    progress.note(f"study {directory.absolute()}: {runs}, {len(finished)} finished, {len(left)} to do")
     if jobs > 1:
         cores = cores_of_each(jobs)
         share = (

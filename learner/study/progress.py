@@ -11,7 +11,7 @@ from rich.text import Text
 
 from common.output import is_live_terminal
 from common.storage.run_directory import RunDirectory
-from common.text import MISSING, format_duration
+from common.text import MISSING, format_count, format_duration
 from learner.study import run_files
 from learner.study.plan import Plan, PlannedRun
 from learner.study.run_files import RunStatus
@@ -152,4 +152,5 @@ def status_lines(directory: Path, plan: Plan, now: float | None = None) -> list[
     speed = sum(each.fps or 0.0 for each in running)
     frames = zip(plan.runs, statuses, strict=True)
     left = sum(max(0, run.frames - each.frames) for run, each in frames if each.state != "finished")
-    return [*lines, f"{len(plan.runs)} runs: {', '.join(counts)}; {_speed(speed)}, left {time_left(left, speed)}"]
+    runs = format_count(len(plan.runs), "run")
+    return [*lines, f"{runs}: {', '.join(counts)}; {_speed(speed)}, left {time_left(left, speed)}"]

@@ -1,6 +1,6 @@
 import pytest
 
-from common.text import format_duration, format_interval, format_number, format_ranges, format_score
+from common.text import format_count, format_duration, format_interval, format_number, format_ranges, format_score
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,21 @@ from common.text import format_duration, format_interval, format_number, format_
 )
 def test_duration_is_shown_in_its_two_largest_units(duration: float, text: str) -> None:
     assert format_duration(duration) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0 CPUs"),
+        (1, "1 CPU"),
+        (1.0, "1 CPU"),
+        (2, "2 CPUs"),
+        (4 / 3, "1.33333 CPUs"),
+        (1_234_567, "1,234,567 CPUs"),
+    ],
+)
+def test_noun_agrees_with_its_number(number: float, text: str) -> None:
+    assert format_count(number, "CPU") == text
 
 
 def test_score_is_shown_with_its_interval_where_it_has_one() -> None:
