@@ -105,11 +105,16 @@ class PolicyNetwork(nn.Module):
         self.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
 
 
-def weights_bytes(settings: NetworkSettings) -> int:
-    """Bytes of the network's `weights`; none are allocated to find out."""
+def num_parameters(settings: NetworkSettings) -> int:
+    """Parameters of the network; no memory is allocated for them."""
     with torch.device("meta"):
         network = PolicyNetwork(settings)
-    return 4 * sum(parameter.numel() for parameter in network.parameters())
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def weights_bytes(settings: NetworkSettings) -> int:
+    """Bytes of the network's `weights`."""
+    return 4 * num_parameters(settings)
 
 
 def sample_actions(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,17 +3,13 @@
 Nothing but run directories is needed: they may be copies, unfinished, or not made by a study at all.
 """
 
-import contextlib
 import json
-import math
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError, safe_open
 
 from common.cli import UsageError
 from common.config import PRESETS, SETTINGS, Config, algorithm, flag
@@ -92,13 +88,6 @@ class ScoredRun:
             return tuple(sorted(json.loads(self.run.level_sets.read_bytes())[split]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
-
-    def num_parameters(self) -> int | None:
-        """Parameters of the policy network, by the newest checkpoint's header; None without a readable checkpoint."""
-        for path in sorted(self.run.checkpoints.glob("[0-9]*/policy.safetensors"), reverse=True):
-            with contextlib.suppress(OSError, SafetensorError), safe_open(path, framework="numpy") as file:
-                return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-        return None
 
 
 # For each setting in which runs differ, one run with each of its values.

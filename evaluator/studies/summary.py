@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from common.policy_network import num_parameters
 from evaluator.studies import statistics
 from evaluator.studies.curves import learning_curves
 from evaluator.studies.published import NAME as PUBLISHED
@@ -81,7 +82,7 @@ def _variant(selection: Selection, variant: str, scores: Scores, ranges: Ranges)
         "iqm": _with_interval(statistics.interquartile_mean, scores),
         "optimality_gap": _with_interval(statistics.optimality_gap, scores, low=0.0),
         "frames_per_second": fmean(speeds) if speeds else None,
-        "parameters": next((number for run in runs if (number := run.num_parameters()) is not None), None),
+        "parameters": num_parameters(runs[0].config.network) if runs else None,
     }
 
 

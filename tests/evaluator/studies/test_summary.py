@@ -2,11 +2,9 @@
 
 import json
 import shutil
-import struct
 
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from common.cli import UsageError
 from common.resolution import Machine
@@ -53,7 +51,7 @@ def test_summary_has_the_numbers_of_every_game_and_variant(study):
     low, high = game["interval"]
     # Student's interval of three seeds is 8.1 +- 4.303 x .1 / sqrt(3); the bootstrap's three values are coarser.
     assert low == pytest.approx(8.1 - 0.25, abs=0.05) and high == pytest.approx(8.1 + 0.25, abs=0.05)
-    assert own["runs"] == 6 and own["frames_per_second"] == pytest.approx(1001) and own["parameters"] is None
+    assert own["runs"] == 6 and own["frames_per_second"] == pytest.approx(1001) and own["parameters"] == 626_256
     assert own["mean"]["value"] == own["iqm"]["value"] == pytest.approx(0.62)
     assert own["optimality_gap"]["value"] == pytest.approx(0.38)
 
@@ -321,14 +319,12 @@ def test_runs_are_found_once_below_any_directory_also_copied(study, tmp_path):
             find_runs([study, tmp_path / path])
 
 
-@pytest.mark.parametrize("damage", [b"", *(struct.pack("<Q", length) + b"[]" for length in (2, 10**12, 2**63))])
-def test_parameters_are_those_of_the_newest_readable_checkpoint(make_run, tmp_path, damage):
-    run = make_run("coinrun", 0, [5, 6])
-    weights = safetensors.numpy.save({"a": np.zeros((3, 4), np.float32), "b": np.zeros(5, np.float32)})
-    for name, data in (("00000001", weights), ("00000002", damage)):
-        (run.checkpoints / name).mkdir(parents=True)
-        (run.checkpoints / name / "policy.safetensors").write_bytes(data)
-    assert summary_of(tmp_path / "study")["variants"]["default"]["parameters"] == 17
+def test_parameters_are_those_of_the_settings_so_that_copies_need_no_checkpoints(make_run, tmp_path):
+    for encoder in ("impala", "impoola"):
+        make_run("coinrun", 0, [5, 6], encoder=encoder)
+    variants = summary_of(tmp_path / "study")["variants"]
+    assert variants["encoder=impala"]["parameters"] == 626_256
+    assert variants["encoder=impoola"]["parameters"] == 110_160
 
 
 def test_damaged_rows_are_skipped(make_run, tmp_path):
