@@ -122,7 +122,7 @@ def _real_rates() -> tuple[np.ndarray, np.ndarray]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table on stderr and JSON on stdout."""
-    parser = OneLineParser(prog="benchmarks.coverage", description=__doc__.split("\n\n")[0])
+    parser = OneLineParser(prog="python -m benchmarks.coverage", description=__doc__.split("\n\n")[0])
     text = "simulated data sets with 20 levels; a tenth of it with 200 (default: 20000)"
     parser.add_argument("--data-sets", type=at_least_one, default=20_000, metavar="N", help=text)
     options = parser.parse_args(arguments)

@@ -132,7 +132,7 @@ def _true_iqm(means: Sequence[float], variant: Sequence[tuple[float, int]], draw
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table on stderr and JSON on stdout."""
-    parser = OneLineParser(prog="benchmarks.seed_coverage", description=__doc__.split("\n\n")[0])
+    parser = OneLineParser(prog="python -m benchmarks.seed_coverage", description=__doc__.split("\n\n")[0])
     parser.add_argument("--studies", type=at_least_one, default=2000, metavar="N", help="simulated (default: 2000)")
     options = parser.parse_args(arguments)
     results = [

@@ -89,10 +89,13 @@ def suggestion(word: str, choices: Sequence[str]) -> str:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are `PROG: message` on stderr, without the usage text, and say what to do."""
+    """An ArgumentParser whose errors are `PROG: message` on stderr, without the usage text, and say what to do.
+
+    The usage text shows `prog` as it is typed; errors leave out its `python -m`.
+    """
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message.removeprefix('argument ')}", file=sys.stderr)
+        print(f"{self.prog.removeprefix('python -m ')}: {message.removeprefix('argument ')}", file=sys.stderr)
         sys.exit(USAGE_EXIT_CODE)
 
     # argparse's stub declares three overloads; this signature accepts all of them.

@@ -133,7 +133,8 @@ class Config:
     )
     max_policy_lag: int = option(
         COLLECT,
-        "overlap: train on rollouts up to N versions old, with N + 1 staging buffers (1 in overlap mode, 0 in sync)",
+        "overlap: train on rollouts up to this many versions old, with one more staging buffer (1 in overlap mode, 0 "
+        "in sync)",
         None,
         unit="updates",
         at_least=0,
@@ -149,8 +150,8 @@ class Config:
     )
     actor_timeout: float = option(
         COLLECT,
-        "longest time to build environments, or without a rollout, before an actor is replaced (a rollout: sooner "
-        "once rollout times are known)",
+        "replace an actor that takes longer than this to build its environments or to return a rollout (for a rollout "
+        "less once rollout times are known: 10 times the slowest recent one, at least 60 s)",
         600.0,
         unit="seconds",
         above=0,
@@ -198,11 +199,13 @@ class Config:
         NETWORK, "convolutions and 256-unit layer; glorot: Glorot uniform, zero bias; torch: PyTorch's", "torch"
     )
     encoder: Literal["impala", "impoola"] = setting(
-        NETWORK, "impoola: ReLU and global average pooling before the 256-unit layer; impala: neither", "impala"
+        NETWORK,
+        "what precedes the 256-unit layer; impala: flattening; impoola: ReLU and global average pooling",
+        "impala",
     )
     width: int = setting(NETWORK, "multiply the channels of the convolutions by this", 1, at_least=1, at_most=16)
     precision: Literal["float32", "bfloat16"] = option(
-        NETWORK, "arithmetic of the convolutions; auto: bfloat16 where the hardware has it", AUTO
+        NETWORK, "arithmetic of the convolutions and the 256-unit layer; auto: bfloat16 where the hardware has it", AUTO
     )
     actor_precision: Literal["float32", "bfloat16"] = option(
         NETWORK, "--precision on the actors' device", AUTO, has_flag=False

@@ -28,7 +28,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         epilog="See python -m evaluator COMMAND --help. Wrong usage is reported in one line, with exit code 2.",
     )
     commands = parser.add_subparsers(
-        prog="evaluator", title="commands", metavar="COMMAND", required=True, dest="command"
+        prog="python -m evaluator", title="commands", metavar="COMMAND", required=True, dest="command"
     )
     for add_command in (_add_score, _add_compare, _add_video, _add_levels, _add_report, _add_watch, _add_aggregate):
         add_command(commands)
@@ -89,7 +89,8 @@ def _add_video(commands: Any) -> None:
         description="Plays one episode and writes a gif: frame, step, reward, value and action probabilities.",
     )
     add = parser.add_argument
-    add("path", type=Path, metavar="RUN_DIR_OR_CHECKPOINT", help=_CHECKPOINT)
+    text = f"{_CHECKPOINT} (without --level: its newest one with scores)"
+    add("path", type=Path, metavar="RUN_DIR_OR_CHECKPOINT", help=text)
     add("--output", type=Path, required=True, metavar="FILE", help="the gif to write; must not exist")
     level = parser.add_mutually_exclusive_group()
     level.add_argument("--level", type=level_seed, metavar="N", help="the level to play")
@@ -113,7 +114,7 @@ def _add_levels(commands: Any) -> None:
     add = parser.add_argument
     text = "Procgen games, or all (default: coinrun)"
     add("--env-name", nargs="+", choices=(*GAMES, "all"), default=["coinrun"], metavar="GAME", help=text)
-    text = "easy, hard or both (default: easy)"
+    text = "easy, hard, or both: easy hard (default: easy)"
     add("--distribution-mode", nargs="+", choices=DISTRIBUTION_MODES, default=["easy"], metavar="MODE", help=text)
     add("--start-level", type=level_seed, default=0, metavar="N", help="first training level (default: 0)")
     text = "number of training levels; 0 is all levels (default: 200)"

@@ -165,7 +165,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="learner doctor",
         usage="python -m learner doctor [flags]",
         description="Checks whether this machine, and a Ray cluster if --address or RAY_ADDRESS names one, can train.",
-        epilog="Exit codes: 0 no check is fatal, 1 a check is fatal, 2 invalid usage.",
+        epilog="Exit codes: 0 nothing fatal was found, 1 something fatal was found, or the table could not be "
+        "written, 2 invalid usage.",
         allow_abbrev=False,
     )
     parser.add_argument(

@@ -65,7 +65,8 @@ def _parser() -> OneLineParser:
         "--resume",
         type=directory_path,
         metavar="{DIR,auto}",
-        help="continue this run from its newest complete checkpoint; auto: continue the run in --run-dir, or start it",
+        help="continue this run from its newest complete checkpoint or resume point; auto: continue the run in "
+        "--run-dir, or start it",
     )
     where.add_argument(
         "--address",

@@ -148,17 +148,22 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         own, flags = own[:place], tuple(own[place + 1 :])
     parser = _StudyParser(
         prog="learner study",
-        usage="python -m learner study DIR --games GAME,... [flags] -- LEARNER FLAGS",
+        usage="python -m learner study DIR [--games GAME,...] [flags] [-- LEARNER FLAGS]",
         description="Trains every game with every variant and seed, each an ordinary run of python -m learner in "
-        "DIR/GAME/VARIANT/seed-K. Started again it skips what is finished and continues what is not; games, seeds and "
-        "variants can be added.",
+        "DIR/GAME/VARIANT/seed-K. If started again, it skips what is finished and continues what is not; games, seeds "
+        "and variants can be added.",
         epilog="Exit codes: 0 finished, 1 a run failed (the others are finished), 2 invalid usage, 130 Ctrl-C, 143 "
         "SIGTERM, 129 SIGHUP (after a checkpoint of every run; a second Ctrl-C ends immediately).",
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("directory", type=directory_path, metavar="DIR", help="directory of the study")
-    add("--games", type=_games, metavar="GAME,...", help="Procgen games, separated by commas, or all")
+    add(
+        "--games",
+        type=_games,
+        metavar="GAME,...",
+        help="Procgen games, separated by commas, or all; required for a new study",
+    )
     text = f"seeds of each variant: 0 to N - 1 ({DEFAULT_SEEDS})"
     add("--seeds", type=at_least_one, metavar="N", help=text)
     text = "values of a learner flag, one variant each, such as gamma=.99,.999; if repeated, all combinations are run"
