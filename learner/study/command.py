@@ -13,7 +13,7 @@ from rich.console import Console
 
 from common.cli import OneLineParser, UsageError, at_least_one, directory_path
 from common.games import GAMES
-from common.output import harmless_output, print_error
+from common.output import CLOSED_PIPE_EXIT_CODE, OutputError, checked_output, harmless_output, print_error
 from common.process import set_file_modes
 from common.storage.file_lock import FileIsLocked, FileLock
 from common.storage.run_directory import RunDirectory
@@ -37,13 +37,24 @@ logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs a study and returns the exit code: 0, 1 if a run failed, 2 invalid usage, 128 + n after signal n."""
+    """Runs a study, or prints what --list and --status ask for, and returns the exit code.
+
+    0, 1 if a run failed or what was asked for could not be printed, 2 for invalid usage, 128 + n after signal n, 141 if
+    the reader of what was asked for closed the pipe.
+    """
     try:
         with harmless_output():
-            return _run(_parse(argv))
+            options = _parse(argv)
+        with checked_output() if options.list or options.status else harmless_output():
+            return _run(options)
     except UsageError as error:
         print_error(f"learner study: {error}")
         return 2
+    except OutputError as error:
+        if error.is_closed_pipe:
+            return CLOSED_PIPE_EXIT_CODE
+        print_error(f"learner study: cannot write to standard output: {error}")
+        return 1
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -1,20 +1,25 @@
 """The plan of a study: which runs, with which flags; what is refused, and what a used directory accepts."""
 
+import fcntl
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from common.cli import UsageError
 from common.config import SETTINGS
+from common.output import PATIENCE_SECONDS
 from learner.startup.flags import parse
 from learner.study.command import main
 from learner.study.plan import Plan, Study, make_plan, read_plan, require_same, write_plan
 
 PROJECT = Path(__file__).parents[3]
 PROGRAM = ["python", "-m", "learner"]
+LEARNER = [sys.executable, "-m", "learner"]
 
 
 def study(games=("coinrun",), seeds=2, flags=("--total-frames", "1000"), **vary):
@@ -156,6 +161,44 @@ def test_list_prints_one_command_a_line_and_stores_the_plan(tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 6
     assert main([str(tmp_path), "--status"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "6 runs: 6 waiting; - frames/s, left -"
+
+
+@pytest.mark.parametrize("mode", ["--list", "--status"])
+def test_list_and_status_lose_no_line_into_a_pipe_that_is_read_late(tmp_path, mode):
+    make_plan_of(tmp_path, seeds=200)
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    process = subprocess.Popen([*LEARNER, "study", tmp_path, mode], cwd=PROJECT, stdout=writer)
+    os.close(writer)
+    with open(reader) as lines:
+        first = lines.read(1)  # the pipe is full now, and stays so for longer than training would wait
+        time.sleep(2 * PATIENCE_SECONDS)
+        text = first + lines.read()
+    assert process.wait() == 0
+    assert text.count("coinrun/default/seed-") == 200
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "said"),
+    [
+        ("> /dev/full", 1, "learner study: cannot write to standard output: No space left on device\n"),
+        (">&-", 1, "learner study: cannot write to standard output: it is closed\n"),
+        ("| true", 141, ""),
+    ],
+    ids=["full disk", "closed", "closed pipe"],
+)
+@pytest.mark.parametrize("mode", ["--list", "--status"])
+def test_list_or_status_that_cannot_be_printed_is_an_error(tmp_path, mode, redirection, code, said):
+    make_plan_of(tmp_path, seeds=2000)  # more than a pipe takes
+    shell = f'"$@" {redirection}; exit ${{PIPESTATUS[0]}}'
+    command = ["bash", "-c", shell, "bash", *LEARNER, "study", tmp_path, mode]
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (code, "", said)
+
+
+def make_plan_of(directory, **settings):
+    """Stores the plan of a study in `directory`."""
+    write_plan(directory, make_plan(study(**settings)), PROGRAM)
 
 
 def test_study_imports_neither_torch_nor_ray():
