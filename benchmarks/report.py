@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from common import output
 from common.cli import OneLineParser
 
 Row = Mapping[str, Any]
@@ -37,7 +38,7 @@ def make_parser(description: str | None) -> OneLineParser:
 def make_console(stderr: bool = True) -> Console:
     """A console that is wide enough for the tables: without a terminal rich assumes 80 columns."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else 180)
+    return output.make_console(width=None if stream.isatty() else 180, stderr=stderr)
 
 
 def show_table(console: Console, title: str | None, rows: Iterable[Row], columns: Mapping[str, Column]) -> None:

@@ -160,16 +160,16 @@ def print_error(line: str) -> None:
         print(line, file=sys.stderr)
 
 
-def make_console(width: int | None = None) -> "Console":
+def make_console(width: int | None = None, stderr: bool = False) -> "Console":
     """A console of rich as wide as the terminal, or `width`; 80 x 25 where COLUMNS, LINES or the terminal say nonsense.
 
     With COLUMNS=0, which some programs leave in the environment, rich prints nothing at all.
     """
     from rich.console import Console
 
-    console = Console(highlight=False, width=width)
+    console = Console(highlight=False, width=width, stderr=stderr)
     if console.width < _MIN_COLUMNS or console.height < _MIN_LINES:
-        console = Console(highlight=False, width=width or 80, height=25)
+        console = Console(highlight=False, width=width or 80, height=25, stderr=stderr)
     return console
 
 

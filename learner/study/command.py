@@ -9,11 +9,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
 from common.cli import OneLineParser, UsageError, at_least_one, directory_path
 from common.games import GAMES
-from common.output import CLOSED_PIPE_EXIT_CODE, OutputError, checked_output, harmless_output, print_error
+from common.output import (
+    CLOSED_PIPE_EXIT_CODE,
+    OutputError,
+    checked_output,
+    harmless_output,
+    make_console,
+    print_error,
+)
 from common.process import set_file_modes
 from common.storage.file_lock import FileIsLocked, FileLock
 from common.storage.run_directory import RunDirectory
@@ -89,7 +94,7 @@ def _train(directory: Path, plan: Plan, program: Sequence[str], jobs: int) -> in
     finished = [run for run in plan.runs if run_files.is_finished(RunDirectory(run.directory(directory)))]
     left = [run for run in plan.runs if run not in finished]
     jobs = max(1, min(jobs, len(left)))
-    progress = StudyProgress(directory, plan, finished, jobs, Console(highlight=False))
+    progress = StudyProgress(directory, plan, finished, jobs, make_console())
     runs = format_count(len(plan.runs), "run")
     progress.note(f"study {directory.absolute()}: {runs}, {len(finished)} finished, {len(left)} to do")
     if jobs > 1:

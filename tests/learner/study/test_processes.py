@@ -108,6 +108,13 @@ def test_every_run_is_started_once_and_skipped_when_it_is_finished(study, tmp_pa
 
 
 @pytest.mark.processes
+def test_environment_that_says_zero_columns_hides_no_line(study, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "0")
+    _, out, _ = run_to_end(study("finish", *FLAGS))
+    assert len(out) == 8
+
+
+@pytest.mark.processes
 def test_failing_run_is_reported_with_its_last_line_and_the_others_go_on(study, tmp_path):
     code, out, err = run_to_end(study("fail", *FLAGS))
     assert code == 1 and err == ["learner study: runs have failed; the same command continues the study"]
