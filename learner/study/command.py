@@ -28,6 +28,7 @@ from learner.study import run_files
 from learner.study.plan import (
     DEFAULT_SEEDS,
     Plan,
+    PlannedRun,
     Study,
     make_plan,
     read_plan,
@@ -91,7 +92,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _train(directory: Path, plan: Plan, program: Sequence[str], jobs: int) -> int:
-    finished = [run for run in plan.runs if run_files.is_finished(RunDirectory(run.directory(directory)))]
+    finished = [run for run in plan.runs if _is_finished(directory, run)]
     left = [run for run in plan.runs if run not in finished]
     jobs = max(1, min(jobs, len(left)))
     progress = StudyProgress(directory, plan, finished, jobs, make_console())
@@ -114,6 +115,14 @@ def _train(directory: Path, plan: Plan, program: Sequence[str], jobs: int) -> in
     else:
         progress.note(f"finished; results: python -m evaluator aggregate {shlex.quote(str(directory))}")
     return exit_code
+
+
+def _is_finished(directory: Path, run: PlannedRun) -> bool:
+    """Whether a run is finished; not if its files cannot be read, which is reported when it is to be started."""
+    try:
+        return run_files.is_finished(RunDirectory(run.directory(directory)), run.frames)
+    except OSError:
+        return False
 
 
 def _why(exit_code: int) -> str:

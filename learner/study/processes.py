@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
 # After a second signal learners end immediately; one that does not is killed.
 _LAST_SECONDS = 10.0
+# After an error of the study; a learner takes up to 20 s for its last checkpoint.
+_STOPPING_SECONDS = 60.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -99,9 +101,11 @@ class Learners:
                 self._collect(is_stopping=bool(signals.received))
                 self._progress.refresh()
                 time.sleep(_POLL_SECONDS)
+        except BaseException:  # an error of ours
+            self._end_all(signals)
+            raise
         finally:
             signal.signal(signal.SIGTSTP, previous)
-            self._send(signal.SIGTERM)  # only after an error of ours
         if signals.received:
             return 128 + signals.received[0]
         return 1 if self._failed else 0
@@ -111,6 +115,7 @@ class Learners:
         slot = min(set(range(self._jobs)) - {learner.slot for learner in self._running})
         cores = os.sched_getaffinity(0)
         try:
+            run_files.is_finished(RunDirectory(directory), run.frames)  # whether its files can be read
             run_files.note_start(directory)
             with open(run_files.output_path(directory), "ab") as output:
                 begin = output.seek(0, os.SEEK_END)
@@ -139,8 +144,11 @@ class Learners:
             code = 128 - code if code < 0 else code
             output = run_files.output_path(directory)
             reason = run_files.last_line(output, learner.output_begin) or "it printed nothing"
-            if code == 0 and not run_files.is_finished(RunDirectory(directory)):
-                code, reason = 1, "it ended without the score of its last checkpoint; start the study again to score it"
+            try:
+                if code == 0 and not run_files.is_finished(RunDirectory(directory), learner.run.frames):
+                    code, reason = 1, "it ended without its last score; start the study again to score it"
+            except OSError as error:
+                code, reason = 1, run_files.describe(error, RunDirectory(directory))
             with contextlib.suppress(OSError):  # a full disk
                 run_files.note_end(directory, code, reason)
             if code == 0:
@@ -149,6 +157,15 @@ class Learners:
                 self._progress.stopped(learner.run, reason)
             else:
                 self._fail(learner.run, f"exit code {code}: {reason}")
+
+    def _end_all(self, signals: StudySignals) -> None:
+        """Ends all learners, each after a checkpoint, and waits for them: others may use the directory afterwards."""
+        deadline = time.monotonic() + _STOPPING_SECONDS
+        self._send(signal.SIGTERM)
+        while any(learner.process.poll() is None for learner in self._running):
+            if time.monotonic() > deadline or signals.ends_immediately:
+                self._send(signal.SIGKILL)
+            time.sleep(_POLL_SECONDS)
 
     def _fail(self, run: PlannedRun, reason: str) -> None:
         self._failed += 1

@@ -98,7 +98,7 @@ class StudyProgress:
         return Group(Text(self._summary(), style="bold"), *lines)
 
     def _status(self, run: PlannedRun) -> RunStatus:
-        return run_files.status(RunDirectory(run.directory(self._directory)))
+        return run_files.status(RunDirectory(run.directory(self._directory)), run.frames)
 
     def _summary(self) -> str:
         """Runs done, running and failed, frames/s of those that are running, and time left of the whole study."""
@@ -135,7 +135,7 @@ def _speed(frames_per_second: float | None) -> str:
 
 def status_lines(directory: Path, plan: Plan, now: float | None = None) -> list[str]:
     """The state of every run of a study, by its files, and a summary: for --status."""
-    statuses = [run_files.status(RunDirectory(run.directory(directory)), now) for run in plan.runs]
+    statuses = [run_files.status(RunDirectory(run.directory(directory)), run.frames, now) for run in plan.runs]
     width = max(len(run.name) for run in plan.runs)
     lines = []
     for run, each in zip(plan.runs, statuses, strict=True):

@@ -1,8 +1,9 @@
 """What the files of a run say about it: how far it is and whether it is finished, running or failed.
 
 Only files are read, so it works while the run goes on, after a crash, from another machine and on a copy. A finished
-run has a metrics row of its last update, and the checkpoint or the score of that update. All else depends on the time
-of the newest row and on the note that a study writes when it starts a learner and when that ends.
+run has a metrics row of its last update, with all frames that were planned, and the checkpoint or the score of that
+update. All else depends on the time of the newest row and on the note that a study writes when it starts a learner and
+when that ends.
 """
 
 import json
@@ -59,49 +60,59 @@ def note_end(run: Path, exit_code: int, reason: str) -> None:
     _write(note_path(run), {"started": started, "ended": time.time(), "exit_code": exit_code, "reason": reason})
 
 
-def is_finished(run: RunDirectory) -> bool:
-    """Whether the run has trained all its frames and, if it has an evaluator, has the last score."""
+def is_finished(run: RunDirectory, frames: int) -> bool:
+    """Whether the run has trained `frames` frames and all of its own settings and, if it has an evaluator, has the last
+    score; OSError if a file cannot be read.
+    """
     rows = recent_rows(run.metrics)
-    if not rows:
-        return False
     try:
-        config = run.read_config()
+        return bool(rows) and _is_finished(run, run.read_config(), frames, rows)
     except ConfigError:
         return False
-    return _is_finished(run, config, rows)
 
 
-def status(run: RunDirectory, now: float | None = None) -> RunStatus:
-    """The state of a run at the time `now`, by default the present."""
+def status(run: RunDirectory, frames: int, now: float | None = None) -> RunStatus:
+    """The state of a run that is to train `frames` frames, at the time `now`, by default the present."""
     now = time.time() if now is None else now
-    note, rows = _read(note_path(run.path)), recent_rows(run.metrics)
-    frames, fps = (rows[-1]["frames"], _speed(rows)) if rows else (0, None)
+    trained, fps = 0, None
     try:
-        if rows and _is_finished(run, run.read_config(), rows):
-            return RunStatus("finished", frames, fps)
+        if rows := recent_rows(run.metrics):
+            trained, fps = rows[-1]["frames"], _speed(rows)
+            if _is_finished(run, run.read_config(), frames, rows):
+                return RunStatus("finished", trained, fps)
     except ConfigError as error:
-        return RunStatus("failed", frames, fps, str(error))
+        return RunStatus("failed", trained, fps, str(error))
+    except OSError as error:
+        return RunStatus("failed", trained, fps, describe(error, run))
+    note = _read(note_path(run.path))
     newest = rows[-1]["time"] if rows else 0.0
     ended = note.get("ended")
     if ended is not None and ended >= newest - 1:  # later rows are of a learner that somebody else started
         code = note.get("exit_code", 1)
-        return RunStatus("stopped" if code >= 128 or code == 0 else "failed", frames, fps, str(note.get("reason", "")))
+        return RunStatus("stopped" if code >= 128 or code == 0 else "failed", trained, fps, str(note.get("reason", "")))
     started = note.get("started") or 0.0
     if now - newest <= stale_after(rows) or now - started <= _STARTING_SECONDS:
-        return RunStatus("running", frames, fps)
+        return RunStatus("running", trained, fps)
     if not rows and not started:
         return RunStatus("waiting")
-    return RunStatus("stopped", frames, fps, last_line(run.learner_log) or "ended without a message")
+    return RunStatus("stopped", trained, fps, last_line(run.learner_log) or "ended without a message")
+
+
+def describe(error: OSError, run: RunDirectory) -> str:
+    """Which file of a run cannot be read, as far as the error says, and why."""
+    return f"{error.filename or run.path} cannot be read: {error.strerror}"
 
 
 def recent_rows(path: Path) -> list[Row]:
-    """The last rows of metrics.jsonl, oldest first, read from its end; empty if there are none."""
+    """The last rows of metrics.jsonl, oldest first, read from its end; empty if there is no file, OSError if it cannot
+    be read.
+    """
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _TAIL_BYTES))
             lines = file.read().decode(errors="replace").split("\n")
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     rows = []
     for line in lines[1 if size > _TAIL_BYTES else 0 :][-_RECENT_UPDATES - 1 :]:
@@ -124,9 +135,9 @@ def last_line(path: Path, begin: int = 0) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def _is_finished(run: RunDirectory, config: Config, rows: list[Row]) -> bool:
+def _is_finished(run: RunDirectory, config: Config, frames: int, rows: list[Row]) -> bool:
     version = rows[-1]["policy_version"]
-    if version < config.num_updates:
+    if version < config.num_updates or rows[-1]["frames"] < frames:
         return False
     if config.evaluator:
         return any(row.get("policy_version") == version for row in read_jsonl(run.evaluations))

@@ -46,6 +46,7 @@ from pathlib import Path
 from learner.study import command, processes
 processes._LAST_SECONDS = 0.5
 command.learner_program = lambda: [sys.executable, {program!r}]
+{fault}
 sys.exit(command.main(sys.argv[1:]))
 """
 FLAGS = ["--games", "leaper", "--seeds", "3"]
@@ -61,17 +62,18 @@ def study(tmp_path):
     finished.path.mkdir()
     seen.mkdir()
     finished.write_config(tiny_config(total_frames=64), {})
-    append_jsonl(finished.metrics, {"policy_version": 1, "frames": 64, "time": 0.0})
+    frames = make_plan(Study(("leaper",), 1, {}, ())).runs[0].frames
+    append_jsonl(finished.metrics, {"policy_version": 1, "frames": frames, "time": 0.0})
     append_jsonl(finished.evaluations, {"policy_version": 1})
     program = tmp_path / "program.py"
     started = []
 
-    def start(how, *arguments, stubborn=False, deaf=False):
+    def start(how, *arguments, stubborn=False, deaf=False, fault=""):
         mode.write_text(how)
         program.write_text(
             PROGRAM.format(mode=str(mode), seen=str(seen), finished=str(finished.path), stubborn=stubborn, deaf=deaf)
         )
-        code = STUDY.format(program=str(program))
+        code = STUDY.format(program=str(program), fault=fault)
         process = subprocess.Popen(
             [sys.executable, "-c", code, str(tmp_path / "study"), *arguments],
             cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -137,6 +139,33 @@ def test_run_that_cannot_be_started_is_reported(study, tmp_path):
     assert code == 1
     assert any(line.startswith("failed    leaper/default/seed-0: cannot start it") for line in out)
     assert "2 of 3 done" in out[-1]
+
+
+@pytest.mark.processes
+def test_run_whose_files_cannot_be_read_fails_and_the_others_go_on(study, tmp_path):
+    run = tmp_path / "study" / "leaper" / "default" / "seed-0"
+    assert run_to_end(study("finish", *FLAGS))[0] == 0
+    (run / "evaluations.jsonl").unlink()
+    (run / "evaluations.jsonl").mkdir()
+    code, out, err = run_to_end(study("finish", "--seeds", "4"))
+    assert (code, err) == (1, ["learner study: runs have failed; the same command continues the study"])
+    (line,) = [line for line in out if line.startswith("failed")]
+    assert (
+        "leaper/default/seed-0: cannot start it: [Errno 21] Is a directory: '" in line and "evaluations.jsonl" in line
+    )
+    assert "3 of 4 done, 0 running, 1 failed" in out[-1]
+    code, out, _ = run_to_end(study("finish", "--status"))
+    assert code == 0 and [line.split()[0] for line in out] == ["failed", "finished", "finished", "finished", "4"]
+
+
+@pytest.mark.processes
+def test_study_that_fails_itself_waits_for_its_learners(study, tmp_path):
+    run = tmp_path / "study" / "leaper" / "default" / "seed-0"
+    fault = f"def fail(*_, **__):\n    if Path({str(run / 'ready')!r}).exists(): raise RuntimeError('of the study')"
+    process = study("wait", *FLAGS, fault=f"{fault}\nprocesses.Learners._collect = fail")
+    code, _, err = run_to_end(process)
+    assert code == 1 and err[-1] == "RuntimeError: of the study"
+    assert run.joinpath("ended").read_text() == str(int(signal.SIGTERM))
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ import pytest
 from common.storage.jsonl import append_jsonl
 from common.storage.run_directory import RunDirectory
 from learner.study import run_files
-from learner.study.run_files import status
+from learner.study.run_files import RunStatus
 from tests.conftest import tiny_config
 
 NOW = 1_000_000.0
+FRAMES = 320
 
 
 @pytest.fixture
@@ -20,8 +21,16 @@ def run(tmp_path):
     """A run of 5 updates of 64 frames that has begun."""
     run = RunDirectory(tmp_path / "seed-0")
     run.path.mkdir()
-    run.write_config(tiny_config(total_frames=320), {})
+    run.write_config(tiny_config(total_frames=FRAMES), {})
     return run
+
+
+def status(run, now=None, frames=FRAMES) -> RunStatus:
+    return run_files.status(run, frames, now)
+
+
+def is_finished(run, frames=FRAMES):
+    return run_files.is_finished(run, frames)
 
 
 def train(run, updates, newest=NOW):
@@ -38,21 +47,39 @@ def test_run_that_has_not_begun_waits(tmp_path):
 
 def test_run_with_its_last_update_and_score_is_finished(run):
     train(run, 5)
-    assert not run_files.is_finished(run)
+    assert not is_finished(run)
     append_jsonl(run.evaluations, {"policy_version": 4})
-    assert not run_files.is_finished(run)
+    assert not is_finished(run)
     append_jsonl(run.evaluations, {"policy_version": 5})
-    assert run_files.is_finished(run)
+    assert is_finished(run)
     assert status(run, NOW + 1e6).state == "finished"
 
 
 def test_run_without_evaluator_is_finished_with_its_last_checkpoint(run):
-    run.write_config(tiny_config(total_frames=320, evaluator=False), {})
+    run.write_config(tiny_config(total_frames=FRAMES, evaluator=False), {})
     train(run, 5)
-    assert not run_files.is_finished(run)
+    assert not is_finished(run)
     (run.checkpoints / "00000005").mkdir(parents=True)
     (run.checkpoints / "00000005" / "manifest.json").write_text("{}")
-    assert run_files.is_finished(run)
+    assert is_finished(run)
+
+
+def test_run_with_fewer_frames_than_planned_is_not_finished(run):
+    train(run, 5)
+    append_jsonl(run.evaluations, {"policy_version": 5})
+    assert is_finished(run, FRAMES) and not is_finished(run, FRAMES + 1)
+    assert status(run, NOW + 1e6, FRAMES + 1).state == "stopped"
+
+
+@pytest.mark.parametrize("name", ["metrics", "evaluations", "config"])
+def test_file_that_cannot_be_read_makes_the_run_a_failed_one(run, name):
+    train(run, 5)
+    append_jsonl(run.evaluations, {"policy_version": 5})
+    path = getattr(run, name)
+    path.unlink()
+    path.mkdir()
+    failed = status(run, NOW)
+    assert failed.state == "failed" and str(path) in failed.reason and "Is a directory" in failed.reason
 
 
 def test_run_with_a_recent_update_is_running_at_its_speed(run):
