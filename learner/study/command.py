@@ -1,6 +1,7 @@
 """`python -m learner study DIR`: many runs over games, variants and seeds. Imports neither torch nor Ray."""
 
 import argparse
+import contextlib
 import logging
 import os
 import shlex
@@ -30,9 +31,10 @@ from learner.study.plan import (
     Plan,
     PlannedRun,
     Study,
+    grown,
+    is_stored,
     make_plan,
     read_plan,
-    require_same,
     write_plan,
 )
 from learner.study.processes import Learners, StudySignals, cores_of_each
@@ -65,30 +67,35 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     directory: Path = options.directory
-    stored = read_plan(directory)
     if options.status:
-        if stored is None:
+        if (stored := read_plan(directory)) is None:
             raise UsageError(f"{directory} holds no study: study.json is missing")
         print("\n".join(status_lines(directory, stored)))
         return 0
-    plan = _requested_plan(options, stored)
+    plan, program = _requested_plan(options), learner_program()  # wrong usage is refused before anything is created
     set_file_modes(plan.is_group_readable)
-    program = learner_program()
-    if stored is not None:
-        require_same(directory, stored, plan)
     if options.list:
-        if stored != plan:
-            lock = _lock(directory)
-            write_plan(directory, plan, program)
-            lock.close()
+        if not is_stored(directory, plan, program):
+            plan = _store(options, plan, program)
         print("\n".join(shlex.join([*program, *run.arguments(directory)]) for run in plan.runs))
         return 0
-    lock = _lock(directory)
-    try:
+    with contextlib.closing(_lock(directory)):
+        plan = _requested_plan(options)  # another study may have written its plan meanwhile
         write_plan(directory, plan, program)
         return _train(directory, plan, program, options.jobs)
-    finally:
-        lock.close()
+
+
+def _store(options: argparse.Namespace, plan: Plan, program: Sequence[str]) -> Plan:
+    """Writes the plan of the command line, which was `plan` before this process had the lock, and returns it."""
+    try:
+        with contextlib.closing(_lock(options.directory)):
+            plan = _requested_plan(options)
+            write_plan(options.directory, plan, program)
+    except UsageError:
+        if read_plan(options.directory) != plan:
+            raise
+        # Only the directory or the program in the stored commands is old: nothing that --list prints is lost.
+    return plan
 
 
 def _train(directory: Path, plan: Plan, program: Sequence[str], jobs: int) -> int:
@@ -137,15 +144,21 @@ def learner_program() -> list[str]:
     return [sys.executable, "-m", "learner"]
 
 
-def _requested_plan(options: argparse.Namespace, stored: Plan | None) -> Plan:
-    """The plan of the command line; what is left out there is as it is stored."""
+def _requested_plan(options: argparse.Namespace) -> Plan:
+    """The plan of the command line; what is left out there is as it is stored.
+
+    Raises:
+        UsageError: a setting is wrong, or the directory holds another study.
+    """
+    stored = read_plan(options.directory)
     if stored is None and options.games is None:
         raise UsageError(f"{options.directory} holds no study yet: --games says which games to train, or all")
     study = stored.study if stored is not None else Study((), DEFAULT_SEEDS, {}, ())
     changes = {
         name: value for name in ("games", "seeds", "vary", "flags") if (value := getattr(options, name)) is not None
     }
-    return make_plan(replace(study, **changes))
+    plan = make_plan(replace(study, **changes))
+    return plan if stored is None else grown(options.directory, stored, plan)
 
 
 def _lock(directory: Path) -> FileLock:

@@ -78,7 +78,10 @@ class PlannedRun:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A study and its runs: games in the order given, in each game all variants, in each variant all seeds."""
+    """A study and its runs: games in the order given, in each game all variants, in each variant all seeds.
+
+    Runs that are added to a stored plan follow its runs: a run keeps its line of --list.
+    """
 
     study: Study
     runs: tuple[PlannedRun, ...]
@@ -144,19 +147,35 @@ def write_plan(directory: Path, plan: Plan, program: Sequence[str]) -> None:
     Raises:
         UsageError: it cannot be written.
     """
+    try:
+        write_atomically(directory / PLAN_FILE, _contents(directory, plan, program))
+    except OSError as error:
+        raise UsageError(f"cannot write {directory / PLAN_FILE}: {error.strerror}") from error
+
+
+def is_stored(directory: Path, plan: Plan, program: Sequence[str]) -> bool:
+    """Whether study.json has what `write_plan` would write. Its commands name the directory, which may have moved."""
+    try:
+        return (directory / PLAN_FILE).read_bytes() == _contents(directory, plan, program)
+    except OSError:
+        return False
+
+
+def _contents(directory: Path, plan: Plan, program: Sequence[str]) -> bytes:
     runs = [
         {**asdict(run), "directory": run.name, "command": shlex.join([*program, *run.arguments(directory)])}
         for run in plan.runs
     ]
     contents = {"format": FORMAT, "study": asdict(plan.study), "runs": runs}
-    try:
-        write_atomically(directory / PLAN_FILE, (json.dumps(contents, indent=1) + "\n").encode())
-    except OSError as error:
-        raise UsageError(f"cannot write {directory / PLAN_FILE}: {error.strerror}") from error
+    return (json.dumps(contents, indent=1) + "\n").encode()
 
 
-def require_same(directory: Path, stored: Plan, plan: Plan) -> None:
-    """Raises UsageError, naming what differs, unless every stored run is in `plan` with the same flags."""
+def grown(directory: Path, stored: Plan, plan: Plan) -> Plan:
+    """`plan` with the runs of `stored` first, in their order.
+
+    Raises:
+        UsageError: a stored run is not in `plan` with the same flags; names what differs.
+    """
     new = {run.name: run for run in plan.runs}
     missing = [
         f"{what} {', '.join(gone)} {'is' if len(gone) == 1 else 'are'} missing"
@@ -183,6 +202,8 @@ def require_same(directory: Path, stored: Plan, plan: Plan) -> None:
             f"{directory} holds another study: {'; '.join(missing)}; games, seeds and variants can be added, for "
             "anything else use a new directory"
         )
+    names = dict.fromkeys(run.name for run in (*stored.runs, *plan.runs))
+    return Plan(plan.study, tuple(new[name] for name in names))
 
 
 def _require_games(games: Sequence[str]) -> None:

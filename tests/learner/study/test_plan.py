@@ -13,9 +13,11 @@ import pytest
 from common.cli import UsageError
 from common.config import SETTINGS
 from common.output import PATIENCE_SECONDS
+from common.storage.file_lock import FileLock
 from learner.startup.flags import parse
+from learner.study import command
 from learner.study.command import main
-from learner.study.plan import Plan, Study, make_plan, read_plan, require_same, write_plan
+from learner.study.plan import Plan, Study, grown, make_plan, read_plan, write_plan
 
 PROJECT = Path(__file__).parents[3]
 PROGRAM = ["python", "-m", "learner"]
@@ -72,7 +74,7 @@ def test_damaged_plan_is_refused(tmp_path, contents):
 
 
 @pytest.mark.parametrize(
-    "grown",
+    "larger",
     [
         study(["coinrun"], 3, gamma=[".9"]),
         study(["maze", "coinrun"], 2, gamma=[".9"]),
@@ -82,8 +84,11 @@ def test_damaged_plan_is_refused(tmp_path, contents):
     ],
     ids=["seeds", "games", "variants", "address", "address with ="],
 )
-def test_used_directory_accepts_more_runs_and_another_cluster(grown):
-    require_same(Path("s"), make_plan(study(gamma=[".9"])), make_plan(grown))
+def test_used_directory_accepts_more_runs_and_another_cluster(larger):
+    stored, plan = make_plan(study(gamma=[".9"])), make_plan(larger)
+    result = grown(Path("s"), stored, plan)
+    assert set(result.runs) == set(plan.runs) and result.study == larger
+    assert [run.name for run in result.runs[:2]] == [run.name for run in stored.runs]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +106,7 @@ def test_used_directory_accepts_more_runs_and_another_cluster(grown):
 )
 def test_changed_plan_is_refused_and_the_difference_named(changed, said):
     with pytest.raises(UsageError, match=said):
-        require_same(Path("s"), make_plan(study(["coinrun", "maze"], gamma=[".9"])), make_plan(changed))
+        grown(Path("s"), make_plan(study(["coinrun", "maze"], gamma=[".9"])), make_plan(changed))
 
 
 @pytest.mark.parametrize(
@@ -158,9 +163,53 @@ def test_list_prints_one_command_a_line_and_stores_the_plan(tmp_path, capsys):
                              "--env-name maze --seed 1")  # fmt: skip
     assert isinstance(read_plan(tmp_path), Plan)
     assert main([str(tmp_path), "--seeds", "3", "--list"]) == 0  # what is left out is as stored
-    assert len(capsys.readouterr().out.splitlines()) == 6
+    larger = capsys.readouterr().out.splitlines()
+    assert len(larger) == 6 and larger[:4] == lines  # a task of a job array finds its run in the same line
+    assert [run.name for run in read_plan(tmp_path).runs[4:]] == ["coinrun/default/seed-2", "maze/default/seed-2"]
     assert main([str(tmp_path), "--status"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "6 runs: 6 waiting; - frames/s, left -"
+
+
+def test_plan_of_a_moved_study_names_its_new_directory(tmp_path, capsys):
+    old, new = tmp_path / "old", tmp_path / "new"
+    assert main([str(old), "--games", "maze", "--seeds", "1", "--list"]) == 0
+    old.rename(new)
+    assert main([str(new), "--list"]) == 0
+    command = json.loads((new / "study.json").read_bytes())["runs"][0]["command"]
+    assert command == capsys.readouterr().out.splitlines()[1] and str(new) in command
+
+
+@pytest.mark.parametrize("mode", [["--list"], []], ids=["list", "train"])
+@pytest.mark.parametrize("order", ["maze,coinrun", "coinrun"])
+def test_plan_that_another_study_wrote_meanwhile_is_kept(tmp_path, capsys, monkeypatch, order, mode):
+    other = make_plan(study(["maze"], flags=()))
+
+    def lock(directory):
+        directory.mkdir()
+        write_plan(directory, other, PROGRAM)
+        return FileLock(directory / command.LOCK_FILE)
+
+    monkeypatch.setattr(command, "_lock", lock)
+    monkeypatch.setattr(command, "_train", lambda *_: 0)
+    exit_code = main([str(tmp_path / "study"), "--games", order, "--seeds", "2", *mode])
+    names = [run.name for run in read_plan(tmp_path / "study").runs]
+    if order == "coinrun":
+        assert exit_code == 2 and "holds another study: game maze is missing" in capsys.readouterr().err
+        assert names == ["maze/default/seed-0", "maze/default/seed-1"]
+    else:
+        assert exit_code == 0 and [name.split("/")[0] for name in names] == ["maze", "maze", "coinrun", "coinrun"]
+
+
+def test_list_needs_no_lock_where_the_plan_is_as_stored(tmp_path, capsys):
+    assert main([str(tmp_path), "--games", "maze", "--seeds", "1", "--list"]) == 0
+    stored = (tmp_path / "study.json").read_text()
+    (tmp_path / "study.json").write_text(stored.replace(str(tmp_path), "/before"))  # it was moved
+    lock = FileLock(tmp_path / command.LOCK_FILE)
+    assert main([str(tmp_path), "--list"]) == 0
+    assert main([str(tmp_path), "--seeds", "2", "--list"]) == 2
+    lock.close()
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2 and "is in use by another study" in err
 
 
 @pytest.mark.parametrize("mode", ["--list", "--status"])
