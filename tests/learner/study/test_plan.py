@@ -1,8 +1,10 @@
 """The plan of a study: which runs, with which flags; what is refused, and what a used directory accepts."""
 
+import contextlib
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,10 +16,13 @@ from common.cli import UsageError
 from common.config import SETTINGS
 from common.output import PATIENCE_SECONDS
 from common.storage.file_lock import FileLock
+from common.storage.jsonl import append_jsonl
+from common.storage.run_directory import RunDirectory
 from learner.startup.flags import parse
 from learner.study import command
 from learner.study.command import main
 from learner.study.plan import Plan, Study, grown, make_plan, read_plan, write_plan
+from tests.conftest import wait_until
 
 PROJECT = Path(__file__).parents[3]
 PROGRAM = ["python", "-m", "learner"]
@@ -243,6 +248,44 @@ def test_list_or_status_that_cannot_be_printed_is_an_error(tmp_path, mode, redir
     command = ["bash", "-c", shell, "bash", *LEARNER, "study", tmp_path, mode]
     result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (code, "", said)
+
+
+@pytest.mark.parametrize(
+    ("mode", "waits_for"),
+    [
+        (["--list"], "study.json"),
+        (["--status"], "study.json"),
+        (["--status"], "coinrun/default/seed-0/config.json"),
+        ([], "study.json"),
+        ([], "coinrun/default/seed-0/config.json"),
+    ],
+    ids=["list", "status: plan", "status: runs", "plan", "finished runs"],
+)
+def test_ctrl_c_before_training_is_one_line(tmp_path, popen, mode, waits_for):
+    make_plan_of(tmp_path)
+    run = RunDirectory(tmp_path / "coinrun" / "default" / "seed-0")
+    run.path.mkdir(parents=True)
+    append_jsonl(run.metrics, {"policy_version": 1, "frames": 1 << 14, "time": 0.0})
+    file = tmp_path / waits_for
+    file.unlink(missing_ok=True)
+    os.mkfifo(file)
+    process = popen(
+        [*LEARNER, "study", tmp_path, *mode], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell that starts the tests in the background has SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    writer = []
+
+    def is_read():
+        with contextlib.suppress(OSError):  # nobody has opened it yet
+            writer.append(os.open(file, os.O_WRONLY | os.O_NONBLOCK))
+        return writer
+
+    wait_until(is_read, process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    os.close(writer[0])
+    assert (process.returncode, out, err) == (130, "", "learner study: interrupted\n")
 
 
 def make_plan_of(directory, **settings):
