@@ -125,20 +125,47 @@ def read_plan(directory: Path) -> Plan | None:
         return None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
+    if not isinstance(contents, dict) or "format" not in contents:
+        raise UsageError(f"{path} cannot be read: not a study plan")
+    if contents["format"] != FORMAT:
+        raise UsageError(f"{path} was written by another version of heldout (format {contents['format']!r})")
     try:
-        if contents["format"] != FORMAT:
-            raise UsageError(f"{path} was written by another version of heldout (format {contents['format']})")
-        stored = contents["study"]
-        vary = {name: tuple(values) for name, values in stored["vary"].items()}
-        study = Study(tuple(stored["games"]), int(stored["seeds"]), vary, tuple(stored["flags"]))
-        names = ("game", "variant", "seed", "flags", "frames")
-        runs = [PlannedRun(**{name: run[name] for name in names} | {"flags": tuple(run["flags"])}) for run in
-                contents["runs"]]  # fmt: skip
-        return Plan(study, tuple(runs))
+        return _plan(contents)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, UsageError):
-            raise
         raise UsageError(f"{path} cannot be read: not a study plan ({error!r})") from error
+
+
+def _plan(contents: dict[str, Any]) -> Plan:
+    """The plan in the contents of study.json.
+
+    Raises:
+        KeyError, TypeError, AttributeError, ValueError: they are something else.
+    """
+    study = contents["study"]
+    vary = {name: _texts(values) for name, values in study["vary"].items()}
+    runs = tuple(
+        PlannedRun(
+            _of(str, run["game"]),
+            _of(str, run["variant"]),
+            _of(int, run["seed"]),
+            _texts(run["flags"]),
+            _of(int, run["frames"]),
+        )
+        for run in _of(list, contents["runs"])
+    )
+    if not runs or min(run.frames for run in runs) < 1:
+        raise ValueError("no runs, or a run without frames")
+    return Plan(Study(_texts(study["games"]), _of(int, study["seeds"]), vary, _texts(study["flags"])), runs)
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    return tuple(_of(str, value) for value in _of(list, values))
+
+
+def _of(kind: type, value: Any) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"expected {kind.__name__}, got {value!r}")
+    return value
 
 
 def write_plan(directory: Path, plan: Plan, program: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ when that ends.
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,13 @@ _TAIL_BYTES = 1 << 16
 _STARTING_SECONDS = 300.0
 
 Row = dict[str, Any]
+
+_NUMBER = (int, float)
+# What a row of metrics.jsonl and a note have, with its type. Who edited a file must not break the commands that read
+# it. A note without its second part is of a learner that has not ended; None: the note of its start was lost.
+_ROW_FIELDS = {"policy_version": int, "frames": int, "time": _NUMBER}
+_START_FIELDS = {"started": (*_NUMBER, type(None))}
+_END_FIELDS = {"ended": _NUMBER, "exit_code": int, "reason": str}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +64,7 @@ def note_start(run: Path) -> None:
 
 def note_end(run: Path, exit_code: int, reason: str) -> None:
     """Notes how a learner ended; OSError if that cannot be written."""
-    started = _read(note_path(run)).get("started")
+    started = _read_note(run).get("started")
     _write(note_path(run), {"started": started, "ended": time.time(), "exit_code": exit_code, "reason": reason})
 
 
@@ -84,12 +92,12 @@ def status(run: RunDirectory, frames: int, now: float | None = None) -> RunStatu
         return RunStatus("failed", trained, fps, str(error))
     except OSError as error:
         return RunStatus("failed", trained, fps, describe(error, run))
-    note = _read(note_path(run.path))
+    note = _read_note(run.path)
     newest = rows[-1]["time"] if rows else 0.0
     ended = note.get("ended")
     if ended is not None and ended >= newest - 1:  # later rows are of a learner that somebody else started
-        code = note.get("exit_code", 1)
-        return RunStatus("stopped" if code >= 128 or code == 0 else "failed", trained, fps, str(note.get("reason", "")))
+        code = note["exit_code"]
+        return RunStatus("stopped" if code >= 128 or code == 0 else "failed", trained, fps, note["reason"])
     started = note.get("started") or 0.0
     if now - newest <= stale_after(rows) or now - started <= _STARTING_SECONDS:
         return RunStatus("running", trained, fps)
@@ -118,9 +126,10 @@ def recent_rows(path: Path) -> list[Row]:
     for line in lines[1 if size > _TAIL_BYTES else 0 :][-_RECENT_UPDATES - 1 :]:
         try:
             row = json.loads(line)
-            rows.append({name: row[name] for name in ("policy_version", "frames", "time")})
-        except (ValueError, KeyError, TypeError):
+        except ValueError:
             continue
+        if _has(row, _ROW_FIELDS):
+            rows.append({name: row[name] for name in _ROW_FIELDS})
     return rows
 
 
@@ -154,9 +163,15 @@ def _write(path: Path, contents: Row) -> None:
     write_atomically(path, (json.dumps(contents) + "\n").encode())
 
 
-def _read(path: Path) -> Row:
+def _read_note(run: Path) -> Row:
+    """The note of a run; empty if there is none that can be used."""
     try:
-        contents = json.loads(path.read_bytes())
+        note = json.loads(note_path(run).read_bytes())
     except (OSError, ValueError):
         return {}
-    return contents if isinstance(contents, dict) else {}
+    is_usable = _has(note, _START_FIELDS) and ("ended" not in note or _has(note, _END_FIELDS))
+    return note if is_usable else {}
+
+
+def _has(contents: Any, fields: Mapping[str, Any]) -> bool:
+    return isinstance(contents, dict) and all(isinstance(contents.get(name), kind) for name, kind in fields.items())

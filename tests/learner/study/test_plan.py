@@ -79,6 +79,41 @@ def test_damaged_plan_is_refused(tmp_path, contents):
 
 
 @pytest.mark.parametrize(
+    ("part", "wrong"),
+    [
+        ("study", {"games": "coinrun"}),
+        ("study", {"games": [3]}),
+        ("study", {"seeds": None}),
+        ("study", {"vary": []}),
+        ("study", {"vary": {"gamma": ".9"}}),
+        ("study", {"flags": {}}),
+        ("run", {"game": None}),
+        ("run", {"variant": 3}),
+        ("run", {"seed": "0"}),
+        ("run", {"flags": "--gamma"}),
+        ("run", {"frames": None}),
+        ("run", {"frames": 0}),
+        ("runs", []),
+        ("runs", {}),
+        ("runs", [3]),
+    ],
+)
+def test_plan_with_a_wrong_type_is_one_line_and_exit_code_2(tmp_path, capsys, part, wrong):
+    make_plan_of(tmp_path)
+    path = tmp_path / "study.json"
+    contents = json.loads(path.read_bytes())
+    if part == "runs":
+        contents["runs"] = wrong
+    else:
+        (contents["study"] if part == "study" else contents["runs"][0]).update(wrong)
+    path.write_text(json.dumps(contents))
+    for mode in (["--status"], ["--list"]):
+        assert main([str(tmp_path), *mode]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and len(err.splitlines()) == 1 and "study.json cannot be read: not a study plan" in err
+
+
+@pytest.mark.parametrize(
     "larger",
     [
         study(["coinrun"], 3, gamma=[".9"]),

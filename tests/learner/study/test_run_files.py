@@ -111,6 +111,22 @@ def test_note_says_how_the_learner_ended(run, exit_code, state):
     assert (now.state, now.reason) == (state, "learner: why")
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [{"ended": "y"}, {"ended": None}, {"exit_code": None}, {"exit_code": "1"}, {"reason": 3}, {"started": "x"}],
+    ids=str,
+)
+def test_note_with_a_wrong_type_counts_as_missing(run, damage):
+    note = {"started": 1.0, "ended": NOW, "exit_code": 1, "reason": "learner: why"}
+    path = run_files.note_path(run.path)
+    path.write_text(json.dumps(note))
+    assert status(run, NOW).state == "failed"
+    path.write_text(json.dumps(note | damage))
+    assert status(run, NOW).state == "waiting"
+    run_files.note_end(run.path, 2, "learner: again")
+    assert status(run, NOW).reason == "learner: again"
+
+
 def test_note_is_ignored_when_another_learner_has_continued_the_run(run):
     run_files.note_end(run.path, 1, "learner: why")
     train(run, 3, newest=time.time() + 60)
@@ -127,7 +143,10 @@ def test_status_is_the_same_from_a_copy(run, tmp_path):
 def test_torn_and_foreign_rows_are_skipped(run):
     train(run, 2)
     with open(run.metrics, "a") as file:
-        file.write('[1]\n{"frames": 3}\n{"policy_version": 3, "fra')
+        file.write('[1]\n{"frames": 3}\n')
+        for wrong in ({"policy_version": "3"}, {"frames": None}, {"time": "now"}, {"policy_version": 3.5}):
+            file.write(json.dumps({"policy_version": 3, "frames": 192, "time": NOW} | wrong) + "\n")
+        file.write('{"policy_version": 3, "fra')
     assert [row["policy_version"] for row in run_files.recent_rows(run.metrics)] == [1, 2]
 
 
