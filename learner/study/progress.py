@@ -92,7 +92,7 @@ class StudyProgress:
     def _display(self) -> Group:
         statuses = {name: self._status(run) for name, run in self._running.items()}
         lines = [
-            Text(f"  {name}  {_percent(now.frames, self._running[name].frames)}  {_speed(now.fps)}")
+            Text(f"  {name}  {_percent(now.frames, self._running[name].frames)}  {now.reason or _speed(now.fps)}")
             for name, now in statuses.items()
         ]
         return Group(Text(self._summary(), style="bold"), *lines)
@@ -140,8 +140,7 @@ def status_lines(directory: Path, plan: Plan, now: float | None = None) -> list[
     lines = []
     for run, each in zip(plan.runs, statuses, strict=True):
         facts = [] if each.state == "waiting" else [_percent(each.frames, run.frames)]
-        facts += [_speed(each.fps)] if each.state == "running" else []
-        facts += [each.reason] if each.reason and each.state in ("failed", "stopped") else []
+        facts += [each.reason or _speed(each.fps)] if each.state in ("running", "failed", "stopped") else []
         lines.append(f"{each.state:<9} {run.name:<{width}}  {', '.join(facts)}".rstrip())
     counts = [
         f"{number} {state}"

@@ -24,7 +24,8 @@ State = Literal["finished", "running", "failed", "stopped", "waiting"]
 
 _RECENT_UPDATES = 20
 _TAIL_BYTES = 1 << 16
-# From the start of a learner to its first update: Ray, level sets with their audit, the first rollouts.
+# From the start of a learner to its first update: Ray, level sets with their audit, the first rollouts. Also what a
+# learner needs beside --eval-timeout for its last score: to start, if it was resumed, and to write the checkpoint.
 _STARTING_SECONDS = 300.0
 
 Row = dict[str, Any]
@@ -39,7 +40,10 @@ _END_FIELDS = {"ended": _NUMBER, "exit_code": int, "reason": str}
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """A run by its files. `fps` is of the last updates, None before there are two; `reason` says why it ended."""
+    """A run by its files. `fps` is of the last updates, None before there are two and after the last one.
+
+    `reason` says why it ended or, while it runs, what it does after its last update.
+    """
 
     state: State
     frames: int = 0
@@ -82,12 +86,15 @@ def is_finished(run: RunDirectory, frames: int) -> bool:
 def status(run: RunDirectory, frames: int, now: float | None = None) -> RunStatus:
     """The state of a run that is to train `frames` frames, at the time `now`, by default the present."""
     now = time.time() if now is None else now
-    trained, fps = 0, None
+    trained, fps, scoring = 0, None, None
     try:
         if rows := recent_rows(run.metrics):
             trained, fps = rows[-1]["frames"], _speed(rows)
-            if _is_finished(run, run.read_config(), frames, rows):
+            config = run.read_config()
+            if _is_finished(run, config, frames, rows):
                 return RunStatus("finished", trained, fps)
+            if config.evaluator and _is_trained(config, frames, rows):
+                scoring = config.eval_timeout
     except ConfigError as error:
         return RunStatus("failed", trained, fps, str(error))
     except OSError as error:
@@ -99,7 +106,11 @@ def status(run: RunDirectory, frames: int, now: float | None = None) -> RunStatu
         code = note["exit_code"]
         return RunStatus("stopped" if code >= 128 or code == 0 else "failed", trained, fps, note["reason"])
     started = note.get("started") or 0.0
-    if now - newest <= stale_after(rows) or now - started <= _STARTING_SECONDS:
+    silent = now - max(newest, started)
+    if scoring is not None and silent <= scoring + _STARTING_SECONDS:
+        return RunStatus("running", trained, None, "waiting for its last score")
+    patience = stale_after(rows) if newest > started else max(stale_after(rows), _STARTING_SECONDS)
+    if silent <= patience:
         return RunStatus("running", trained, fps)
     if not rows and not started:
         return RunStatus("waiting")
@@ -144,10 +155,14 @@ def last_line(path: Path, begin: int = 0) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
+def _is_trained(config: Config, frames: int, rows: list[Row]) -> bool:
+    return rows[-1]["policy_version"] >= config.num_updates and rows[-1]["frames"] >= frames
+
+
 def _is_finished(run: RunDirectory, config: Config, frames: int, rows: list[Row]) -> bool:
-    version = rows[-1]["policy_version"]
-    if version < config.num_updates or rows[-1]["frames"] < frames:
+    if not _is_trained(config, frames, rows):
         return False
+    version = rows[-1]["policy_version"]
     if config.evaluator:
         return any(row.get("policy_version") == version for row in read_jsonl(run.evaluations))
     return (run.checkpoints / f"{version:08d}" / "manifest.json").exists()

@@ -5,10 +5,11 @@ import io
 import pytest
 from rich.console import Console
 
+from common.resolution import resolve
 from common.storage.jsonl import append_jsonl
 from common.storage.run_directory import RunDirectory
 from learner.study.plan import Study, make_plan
-from learner.study.progress import StudyProgress
+from learner.study.progress import StudyProgress, status_lines
 
 FRAMES = 16384
 FLAGS = ("--total-frames", str(FRAMES), "--num-actors", "2")
@@ -87,3 +88,12 @@ def test_before_the_first_run_is_finished_its_speed_counts(lines, plan, tmp_path
     assert lines(2, second_run_fails)[-1] == (
         f"failed    {plan.runs[1].name}: no room; 0 of 4 done, 1 running, 1 failed, 256 frames/s, left 2 min 40 s"
     )
+
+
+def test_status_says_that_a_run_waits_for_its_last_score(plan, tmp_path):
+    train(plan.runs[0], tmp_path, 64, FRAMES)
+    config = resolve("lab", {"total_frames": FRAMES, "num_actors": 2, "envs_per_actor": 32})
+    RunDirectory(plan.runs[0].directory(tmp_path)).write_config(config, {})
+    lines = status_lines(tmp_path, plan, now=1000 + FRAMES / 256 + 61)
+    assert lines[0] == f"running   {plan.runs[0].name}  16,384 of 16,384 frames (100%), waiting for its last score"
+    assert lines[-1] == "4 runs: 1 running, 3 waiting; - frames/s, left -"

@@ -1,6 +1,7 @@
 """What a run's files say: finished, running, failed, stopped or waiting; also of a copy and after a crash."""
 
 import json
+import os
 import shutil
 import time
 
@@ -97,10 +98,42 @@ def test_run_without_a_recent_update_and_without_a_note_has_stopped(run):
     assert status(run, NOW + 61).reason == "learner: the last line"
 
 
-def test_run_that_was_started_and_has_no_update_yet_is_running(run, monkeypatch):
+def test_run_that_waits_for_its_last_score_is_running(run):
+    train(run, 5)
+    for now in (NOW + 61, NOW + 899):  # --eval-timeout is 600 s
+        assert status(run, now) == RunStatus("running", FRAMES, None, "waiting for its last score")
+    assert status(run, NOW + 901).state == "stopped"
+    run.write_config(tiny_config(total_frames=FRAMES, evaluator=False), {})
+    assert status(run, NOW + 61).state == "stopped"
+
+
+def test_run_that_was_resumed_for_its_last_score_is_running(run):
+    train(run, 5)
+    assert status(run).state == "stopped"
     run_files.note_start(run.path)
-    assert status(run).state == "running"
-    assert status(run, time.time() + 400).state == "stopped"
+    assert status(run).reason == status(run, time.time() + 800).reason == "waiting for its last score"
+    assert status(run, time.time() + 901).state == "stopped"
+
+
+def test_run_that_was_started_and_has_no_update_yet_is_running(run):
+    run_files.note_start(run.path)
+    assert status(run, time.time() + 290).state == "running"
+    assert status(run, time.time() + 310).state == "stopped"
+
+
+def test_run_that_was_resumed_and_has_no_new_update_yet_is_running(run):
+    train(run, 3)
+    run_files.note_start(run.path)
+    assert status(run, time.time() + 290).state == "running"
+    assert status(run, time.time() + 310).state == "stopped"
+
+
+def test_run_whose_updates_end_soon_after_its_start_has_stopped(run):
+    run_files.note_start(run.path)
+    newest = time.time() + 10
+    train(run, 3, newest)
+    assert status(run, newest + 59).state == "running"
+    assert status(run, newest + 61).state == "stopped"
 
 
 @pytest.mark.parametrize(("exit_code", "state"), [(1, "failed"), (2, "failed"), (143, "stopped"), (130, "stopped")])
@@ -133,11 +166,22 @@ def test_note_is_ignored_when_another_learner_has_continued_the_run(run):
     assert status(run, time.time() + 61).state == "running"
 
 
-def test_status_is_the_same_from_a_copy(run, tmp_path):
-    train(run, 3)
-    run_files.note_end(run.path, 1, "learner: why")
+@pytest.mark.parametrize("state", ["finished", "running", "failed", "stopped", "waiting"])
+def test_status_is_the_same_from_a_copy(run, tmp_path, state):
+    if state != "waiting":
+        train(run, 5 if state == "finished" else 3)
+    if state == "finished":
+        append_jsonl(run.evaluations, {"policy_version": 5})
+    elif state == "failed":
+        run_files.note_end(run.path, 1, "learner: why")
+    elif state == "stopped":
+        run.learner_log.write_text("learner: the last line\n")
+    now = NOW + 1000 if state == "stopped" else NOW
     shutil.copytree(tmp_path, tmp_path / "copy")
-    assert status(RunDirectory(tmp_path / "copy" / "seed-0"), NOW) == status(run, NOW)
+    for path in (tmp_path / "copy").rglob("*"):
+        os.utime(path, (0, 0))  # a copy does not keep the times of files
+    copied = status(RunDirectory(tmp_path / "copy" / "seed-0"), now)
+    assert copied == status(run, now) and copied.state == state
 
 
 def test_torn_and_foreign_rows_are_skipped(run):
