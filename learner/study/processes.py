@@ -12,13 +12,13 @@ import os
 import signal
 import subprocess
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.limits import available_cores
+from common.storage.file_lock import lock_holder
 from common.storage.run_directory import RunDirectory
 from learner.stopping import SENT_BY_PEOPLE, handled_signals
 from learner.study import run_files
@@ -32,6 +32,8 @@ _POLL_SECONDS = 0.1
 _LAST_SECONDS = 10.0
 # After an error of the study; a learner takes up to 20 s for its last checkpoint.
 _STOPPING_SECONDS = 60.0
+# The learners of a study that was killed write a checkpoint before they end; then a run is started whoever uses it.
+_EARLIER_LEARNERS_SECONDS = 60.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -79,15 +81,18 @@ class Learners:
         self._progress = progress
         self._running: list[_Learner] = []
         self._failed = 0
+        self._earlier_end = time.monotonic() + _EARLIER_LEARNERS_SECONDS
+        self._has_said_waiting = False
 
     def run(self, runs: Sequence[PlannedRun], signals: StudySignals) -> int:
         """Runs all; returns the exit code: 0, 1 if a run failed, 128 + n after signal n."""
-        waiting, forwarded, deadline = deque(runs), 0, float("inf")
+        waiting, forwarded, deadline = list(runs), 0, float("inf")
         previous = signal.signal(signal.SIGTSTP, self._suspend)
         try:
             while self._running or (waiting and not signals.received):
-                while waiting and len(self._running) < self._jobs and not signals.received:
-                    self._start(waiting.popleft())
+                while len(self._running) < self._jobs and not signals.received and (run := self._next(waiting)):
+                    waiting.remove(run)
+                    self._start(run)
                 if len(signals.received) > forwarded:
                     if not forwarded:
                         self._progress.stopping(signals.received[0], len(self._running))
@@ -109,6 +114,18 @@ class Learners:
         if signals.received:
             return 128 + signals.received[0]
         return 1 if self._failed else 0
+
+    def _next(self, waiting: Sequence[PlannedRun]) -> PlannedRun | None:
+        """The first run that no earlier learner uses, as far as this machine can see; None: wait for those."""
+        if time.monotonic() > self._earlier_end:
+            return next(iter(waiting), None)
+        for run in waiting:
+            if lock_holder(RunDirectory(run.directory(self._directory)).learner_lock) is None:
+                return run
+        if waiting and not self._has_said_waiting:
+            self._has_said_waiting = True
+            self._progress.note(f"waiting for the learner of {waiting[0].name}, which has not ended yet")
+        return None
 
     def _start(self, run: PlannedRun) -> None:
         directory = run.directory(self._directory)

@@ -92,7 +92,10 @@ class StudyProgress:
     def _display(self) -> Group:
         statuses = {name: self._status(run) for name, run in self._running.items()}
         lines = [
-            Text(f"  {name}  {_percent(now.frames, self._running[name].frames)}  {now.reason or _speed(now.fps)}")
+            Text(
+                f"  {name}  {_percent(now.frames, self._running[name].frames)}  "
+                f"{(now.state == 'running' and now.reason) or _speed(now.fps)}"
+            )
             for name, now in statuses.items()
         ]
         return Group(Text(self._summary(), style="bold"), *lines)

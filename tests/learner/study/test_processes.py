@@ -20,14 +20,18 @@ PROJECT = Path(__file__).parents[3]
 PROGRAM = """
 import os, shutil, signal, sys, time
 from pathlib import Path
+sys.path.insert(0, os.getcwd())
+from common.storage.file_lock import FileIsLocked, FileLock
 run, mode = Path(sys.argv[4]), Path({mode!r}).read_text()
+run.mkdir(parents=True, exist_ok=True)
+try: lock = FileLock(run / ".learner.lock")
+except FileIsLocked: print("learner: in use"); sys.exit(2)
 Path({seen!r}).joinpath(f"{{run.name}}-{{os.getpid()}}").write_text(" ".join(map(str, sorted(os.sched_getaffinity(0)))))
 if mode == "wait":
     seen = []
     again = signal.SIG_IGN if {deaf} else signal.SIG_DFL
     signal.signal(signal.SIGINT, lambda n, f: (seen.append(n), signal.signal(n, again)))
     signal.signal(signal.SIGTERM, lambda n, f: seen.append(n))
-    run.mkdir(parents=True)
     run.joinpath("ready").touch()
     while not seen: time.sleep(.02)
     run.joinpath("told").touch()
@@ -38,7 +42,7 @@ if mode == "fail" and run.name == "seed-1":
     print("working"); print("learner: it does not work"); sys.exit(1)
 if mode == "die" and run.name == "seed-1":
     os.kill(os.getpid(), signal.SIGKILL)
-shutil.copytree({finished!r}, run)
+shutil.copytree({finished!r}, run, dirs_exist_ok=True)
 """
 STUDY = """
 import sys
@@ -216,6 +220,24 @@ def test_runs_of_a_killed_study_end_in_order(study, tmp_path):
     process.wait()
     wait_until((run / "ended").exists)
     assert run.joinpath("ended").read_text() == str(int(signal.SIGTERM))
+
+
+@pytest.mark.processes
+def test_study_waits_for_the_learners_of_a_killed_one(study, tmp_path):
+    process = study("wait", *FLAGS)
+    run = tmp_path / "study" / "leaper" / "default" / "seed-0"
+    wait_until((run / "ready").exists, process)
+    (pid,) = [int(path.name.split("-")[2]) for path in (tmp_path / "seen").iterdir()]
+    os.kill(pid, signal.SIGSTOP)  # its last checkpoint takes long
+    process.kill()
+    process.wait()
+    following = study("finish", *FLAGS, fault="processes._EARLIER_LEARNERS_SECONDS = 600.0")
+    assert following.stdout.readline().endswith("3 runs, 0 finished, 3 to do\n")
+    wait_until(lambda: (tmp_path / "study" / "leaper" / "default" / "seed-2.json").exists(), following)
+    os.kill(pid, signal.SIGCONT)
+    code, out, err = run_to_end(following)
+    assert (code, err) == (0, []), (out, err)
+    assert run.joinpath("ended").exists() and out[-2].startswith("finished  leaper/default/seed-0 ")
 
 
 @pytest.mark.processes
