@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import UsageError, closest, suggestion
-from common.config import SETTINGS, Config, ConfigError, choices_of, flag
+from common.config import DEFAULTS, SETTINGS, Config, ConfigError, choices_of, flag
 from common.games import GAMES
 from common.limits import available_cores
-from common.resolution import Machine, resolve
+from common.resolution import AUTOMATIC, Machine, resolve
 from common.storage.atomic_files import write_atomically
 from learner.startup.flags import CommandLine, parse
 
@@ -100,13 +100,16 @@ def make_plan(study: Study) -> Plan:
     """
     _require_games(study.games)
     _require_flags(study)
+    _require_chosen(study.vary)
     variants = _variants(study.vary)
-    _require_distinct(variants)
     runs = []
+    seen: dict[Config, str] = {}
     for game, (variant, varied) in itertools.product(study.games, variants.items()):
         source = "--vary" if varied else "flags after --"
         own = (*study.flags, *varied, "--env-name", game)
         config = _resolve(own, f"{source}, {game} {variant}" if varied else source)
+        if (other := seen.setdefault(config, variant)) != variant:
+            raise UsageError(f"--vary: {other} and {variant} are the same settings")
         frames = config.num_updates * config.batch_size
         runs += [PlannedRun(game, variant, seed, (*own, "--seed", str(seed)), frames) for seed in range(study.seeds)]
     return Plan(study, tuple(runs))
@@ -272,15 +275,19 @@ def _variants(vary: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
     return variants
 
 
-def _require_distinct(variants: Mapping[str, Sequence[str]]) -> None:
-    """Raises UsageError if two variants are the same settings, written differently."""
-    seen: list[tuple[str, CommandLine]] = []
-    for variant, flags in variants.items():
-        parsed = _parse(flags, f"--vary, {variant}")
-        for other, settings in seen:
-            if parsed == settings:
-                raise UsageError(f"--vary: {other} and {variant} are the same settings")
-        seen.append((variant, parsed))
+def _require_chosen(vary: Mapping[str, Sequence[str]]) -> None:
+    """Raises UsageError if a value that each machine chooses is beside others, one of which it may choose."""
+    for name, values in vary.items():
+        for value in values:
+            given = _parse(_flag_words(name, value), f"--vary, {flag(name)[2:]}={value}").overrides
+            is_automatic = (
+                given.get(name) == DEFAULTS[name] if name in AUTOMATIC else name == "num_actors" and name not in given
+            )
+            if is_automatic and len(values) > 1:
+                raise UsageError(
+                    f"--vary: {flag(name)[2:]}={value} is chosen for each machine and may be one of the other values; "
+                    "name the values"
+                )
 
 
 def _flag_words(name: str, value: str) -> tuple[str, ...]:

@@ -62,6 +62,15 @@ def test_every_learner_flag_can_be_varied_unless_the_study_sets_it(name):
         make_plan(study(flags=(), **{name: ["nonsense"]}))
 
 
+@pytest.mark.parametrize(
+    "vary",
+    [{"num_actors": ["4:16", "8:16"]}, {"num_actors": ["max"]}, {"mode": ["auto"]}, {"preset": ["lab", "easy"]}],
+    ids=str,
+)
+def test_different_variants_and_a_single_automatic_one_are_accepted(vary):
+    assert len(make_plan(study(seeds=1, flags=(), **vary)).runs) == len(*vary.values())
+
+
 def test_plan_is_the_same_after_it_was_stored(tmp_path):
     plan = make_plan(study(gamma=[".9", ".99"]))
     assert read_plan(tmp_path) is None
@@ -161,6 +170,18 @@ def test_changed_plan_is_refused_and_the_difference_named(changed, said):
         (["--games", "maze", "--vary", "gamma=.9,.9"], "--vary: a value is given twice in 'gamma=.9,.9'"),
         (["--games", "maze", "--vary", "gamma=1", "--vary", "gamma=0"], "--vary: gamma is varied twice; separate its"),
         (["--games", "maze", "--vary", "gamma=.9,0.9"], "--vary: gamma=.9 and gamma=0.9 are the same settings"),
+        (
+            ["--games", "maze", "--vary", "num-actors=4,4:4"],
+            "--vary: num-actors=4 and num-actors=4:4 are the same settings",
+        ),
+        (
+            ["--games", "maze", "--vary", "gamma=.9,.99", "--vary", "mode=auto,sync"],
+            "--vary: mode=auto is chosen for each machine and may be one of the other values; name the values",
+        ),
+        (["--games", "maze", "--vary", "precision=bfloat16,auto"], "--vary: precision=auto is chosen for each machine"),
+        (["--games", "maze", "--vary", "repeatable=auto,no"], "--vary: repeatable=auto is chosen for each machine"),
+        (["--games", "maze", "--vary", "num-actors=16,max"], "--vary: num-actors=max is chosen for each machine"),
+        (["--games", "maze", "--vary", "learner-threads=2,0"], "--vary: learner-threads=0 is chosen for each machine"),
         (["--games", "maze", "--vary", "gamma=7"], "--vary, maze gamma=7: --gamma: must be between 0 and 1, got 7.0"),
         (["--games", "maze", "--vary", "preset=../lab"], "--vary: values must be usable in a directory name"),
         (["--games", "maze", "--vary", "run-dir=x"], "--vary: --run-dir is set by the study"),
@@ -183,7 +204,8 @@ def test_changed_plan_is_refused_and_the_difference_named(changed, said):
         (["--status"], "holds no study: study.json is missing"),
     ],
 )
-def test_wrong_input_is_one_line_and_exit_code_2_and_writes_nothing(tmp_path, capsys, arguments, said):
+def test_wrong_input_is_one_line_and_exit_code_2_and_writes_nothing(tmp_path, capsys, monkeypatch, arguments, said):
+    monkeypatch.setattr(command, "_train", lambda *_: 0)  # what is not refused must not train here
     try:
         exit_code = main([str(tmp_path / "study"), *arguments])
     except SystemExit as end:
