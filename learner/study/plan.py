@@ -229,8 +229,8 @@ def grown(directory: Path, stored: Plan, plan: Plan) -> Plan:
         ][:1]
     if missing:
         raise UsageError(
-            f"{directory} holds another study: {'; '.join(missing)}; games, seeds and variants can be added, for "
-            "anything else use a new directory"
+            f"{directory} holds another study: {'; '.join(missing)}; to add runs, name the old games, seeds and values "
+            "of --vary too, for anything else use a new directory"
         )
     names = dict.fromkeys(run.name for run in (*stored.runs, *plan.runs))
     return Plan(plan.study, tuple(new[name] for name in names))
@@ -238,6 +238,8 @@ def grown(directory: Path, stored: Plan, plan: Plan) -> Plan:
 
 def _require_games(games: Sequence[str]) -> None:
     for game in games:
+        if game == "all":
+            raise UsageError(f"--games: all stands for every game and cannot be beside others: {','.join(games)}")
         if game not in GAMES:
             raise UsageError(f"--games: unknown game {game!r}; {suggestion(game, (*GAMES, 'all'))}")
     if len(set(games)) < len(games):
@@ -246,6 +248,8 @@ def _require_games(games: Sequence[str]) -> None:
 
 def _require_flags(study: Study) -> None:
     """Raises UsageError if a flag belongs to the study, is unknown, or is both varied and given to every run."""
+    if study.flags and not study.flags[0].startswith("-"):
+        raise UsageError(f"flags after --: expected a flag of python -m learner, got {study.flags[0]!r}")
     given = _parse(study.flags, "flags after --")
     named = given.overrides.keys() | {name for name in ("run_dir", "resume") if getattr(given, name) is not None}
     if given.preset is not None:
@@ -255,6 +259,8 @@ def _require_flags(study: Study) -> None:
     for name in study.vary:
         if name in SET_BY_STUDY:
             raise UsageError(f"--vary: {flag(name)} is set by the study; {SET_BY_STUDY[name]}")
+        if flag(name) in _WHERE_FLAGS:
+            raise UsageError(f"--vary: {flag(name)} is no setting of a run and cannot vary; give it after --")
         if name not in SETTINGS or not SETTINGS[name].metadata["has_flag"]:
             known = [other for other, field in SETTINGS.items() if field.metadata["has_flag"]]
             near = closest(name, known)
@@ -315,13 +321,17 @@ def _parse(flags: Sequence[str], source: str) -> CommandLine:
 def _resolve(flags: Sequence[str], source: str) -> Config:
     """The settings of a run with these flags, on a machine with or without a GPU: it need not be this one."""
     command_line = _parse(flags, source)
+    preset, overrides = command_line.preset or "lab", command_line.overrides
     errors = []
     for has_gpu in (False, True):
         try:
-            return resolve(command_line.preset or "lab", command_line.overrides, Machine(available_cores(), has_gpu))
+            return resolve(preset, overrides, Machine(available_cores(), has_gpu))
         except ConfigError as error:
             errors.append(error)
-    raise UsageError(f"{source}: {errors[0]}") from errors[0]
+    # Where the flags ask for a GPU, the error without one only says that it is missing.
+    asks_for_gpu = overrides.get("device") == "cuda" or overrides.get("compile") or overrides.get("cuda_graphs")
+    cause = errors[1 if asks_for_gpu else 0]
+    raise UsageError(f"{source}: {cause}") from cause
 
 
 def _without_where(flags: Sequence[str]) -> list[str]:

@@ -143,7 +143,10 @@ def test_used_directory_accepts_more_runs_and_another_cluster(larger):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        (study(["coinrun"], gamma=[".9"]), "game maze is missing"),
+        (
+            study(["coinrun"], gamma=[".9"]),
+            "game maze is missing; to add runs, name the old games, seeds and values of",
+        ),
         (study(["coinrun", "maze"], 1, gamma=[".9"]), "seed 1 is missing"),
         (study(["coinrun", "maze"], gamma=[".8"]), r"variant gamma=\.9 is missing"),
         (
@@ -162,6 +165,7 @@ def test_changed_plan_is_refused_and_the_difference_named(changed, said):
     ("arguments", "said"),
     [
         (["--games", "coinrum"], "--games: unknown game 'coinrum'; did you mean 'coinrun'?"),
+        (["--games", "all,maze"], "--games: all stands for every game and cannot be beside others: all,maze"),
         (["--games", "maze,maze"], "--games: a game is named twice: maze,maze"),
         (["--games", "maze", "--seeds", "0"], "--seeds: expected a whole number of at least 1, got '0'"),
         (["--games", "maze", "--vary", "gama=.9"], "--vary: the learner has no flag --gama; did you mean --gamma?"),
@@ -184,6 +188,14 @@ def test_changed_plan_is_refused_and_the_difference_named(changed, said):
         (["--games", "maze", "--vary", "learner-threads=2,0"], "--vary: learner-threads=0 is chosen for each machine"),
         (["--games", "maze", "--vary", "gamma=7"], "--vary, maze gamma=7: --gamma: must be between 0 and 1, got 7.0"),
         (["--games", "maze", "--vary", "preset=../lab"], "--vary: values must be usable in a directory name"),
+        (["--games", "maze", "--vary", "address=a,b"], "--vary: --address is no setting of a run and cannot vary"),
+        (["--games", "maze", "--", "doctor"], "flags after --: expected a flag of python -m learner, got 'doctor'"),
+        (
+            ["--games", "maze", "--", "--device", "cuda", "--mode", "sync", "--max-policy-lag", "2"],
+            "flags after --: --max-policy-lag: 2 needs --mode overlap; this run's mode is sync (lag 0)",
+        ),
+        (["--games", "maze", "--", "--compile", "--learner-threads", "4"], "--learner-threads: has no effect because"),
+        (["--games", "maze", "--", "--compile", "--device", "cpu"], "flags after --: --compile: needs a GPU"),
         (["--games", "maze", "--vary", "run-dir=x"], "--vary: --run-dir is set by the study"),
         (["--games", "maze", "--vary", "gamma=.9", "--", "--gamma", ".8"], "--vary: --gamma is also given after --"),
         (["--games", "maze", "--", "--seed", "3"], "flags after --: --seed is set by the study; use --seeds"),
