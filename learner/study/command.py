@@ -75,6 +75,8 @@ def _run(options: argparse.Namespace) -> int:
     plan, program = _requested_plan(options), learner_program()  # wrong usage is refused before anything is created
     set_file_modes(plan.is_group_readable)
     if options.list:
+        if any("\n" in word for run in plan.runs for word in run.arguments(directory)):
+            raise UsageError("--list: DIR or a flag has a line break, so that a command is not one line; leave it out")
         if not is_stored(directory, plan, program):
             plan = _store(options, plan, program)
         print("\n".join(shlex.join([*program, *run.arguments(directory)]) for run in plan.runs))
@@ -82,7 +84,7 @@ def _run(options: argparse.Namespace) -> int:
     with contextlib.closing(_lock(directory)):
         plan = _requested_plan(options)  # another study may have written its plan meanwhile
         write_plan(directory, plan, program)
-        return _train(directory, plan, program, options.jobs)
+        return _train(directory, plan, program, options.jobs or 1)
 
 
 def _store(options: argparse.Namespace, plan: Plan, program: Sequence[str]) -> Plan:
@@ -190,7 +192,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         description="Trains every game with every variant and seed, each an ordinary run of python -m learner in "
         "DIR/GAME/VARIANT/seed-K. If started again, it skips what is finished and continues what is not; games, seeds "
         "and variants can be added.",
-        epilog="Exit codes: 0 finished, 1 a run failed (the others are finished), 2 invalid usage, 130 Ctrl-C, 143 "
+        epilog="Exit codes: 0 finished, 1 a run failed (the others are finished) or standard output could not be "
+        "written (--list, --status), 2 invalid usage, 130 Ctrl-C, 143 "
         "SIGTERM, 129 SIGHUP (after a checkpoint of every run; a second Ctrl-C ends immediately).",
         allow_abbrev=False,
     )
@@ -207,12 +210,18 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     text = "values of a learner flag, one variant each, such as gamma=.99,.999; if repeated, all combinations are run"
     add("--vary", type=_varied, action="append", metavar="FLAG=VALUE,...", help=text)
     text = "number of runs at a time; each gets an equal share of the CPU cores, and all share the GPU (1)"
-    add("--jobs", type=at_least_one, default=1, metavar="N", help=text)
+    add("--jobs", type=at_least_one, metavar="N", help=text)
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--list", action="store_true", help="write the plan and print one command per run; train nothing")
     only.add_argument("--status", action="store_true", help="show each run's progress, read from its files")
     options = parser.parse_args(own)
     options.flags = flags
+    given = [f"--{name}" for name in ("games", "seeds", "vary", "jobs") if getattr(options, name) is not None]
+    given += ["--"] if flags is not None else []
+    if options.status and given:
+        parser.error(f"--status: shows the stored study and takes nothing but DIR; leave out {', '.join(given)}")
+    if options.list and options.jobs is not None:
+        parser.error("--list: trains nothing; leave out --jobs")
     if options.vary is not None:
         names = [name for name, _ in options.vary]
         if len(set(names)) < len(names):
@@ -222,17 +231,20 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _games(text: str) -> tuple[str, ...]:
-    return tuple(GAMES) if text == "all" else tuple(text.split(","))
+    games = tuple(name.strip() for name in text.split(","))
+    return tuple(GAMES) if games == ("all",) else games
 
 
 def _varied(text: str) -> tuple[str, tuple[str, ...]]:
-    """The setting's name and its values, as typed."""
+    """The setting's name and its values, as typed, without white space around them."""
     name, equals, values = text.partition("=")
-    options = tuple(values.split(","))
+    name, options = name.strip(), tuple(value.strip() for value in values.split(","))
     if not name or not equals or not all(options):
         raise argparse.ArgumentTypeError(f"expected FLAG=VALUE,..., got {text!r}")
     if len(set(options)) < len(options):
         raise argparse.ArgumentTypeError(f"a value is given twice in {text!r}")
-    if any(os.sep in value or (value.startswith(".") and not value[1:2].isdigit()) for value in options):
+    if not text.isprintable() or any(
+        os.sep in value or (value.startswith(".") and not value[1:2].isdigit()) for value in options
+    ):
         raise argparse.ArgumentTypeError(f"values must be usable in a directory name, got {text!r}")
     return name.lstrip("-").replace("-", "_"), options

@@ -12,6 +12,7 @@ import contextlib
 import io
 import itertools
 import json
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from common.games import GAMES
 from common.limits import available_cores
 from common.resolution import AUTOMATIC, Machine, resolve
 from common.storage.atomic_files import write_atomically
+from common.text import format_count
 from learner.startup.flags import CommandLine, parse
 
 FORMAT = 1
@@ -31,6 +33,9 @@ PLAN_FILE = "study.json"
 DEFAULT_SEEDS = 5
 # The variant of a study that varies nothing.
 ONLY_VARIANT = "default"
+# For this many study.json has 50 MB; the commands of more would take minutes.
+MAX_RUNS = 100_000
+_MAX_NAME_BYTES = 255
 # Flags that a study sets itself, by the name that the command line gives them, and what to use instead.
 SET_BY_STUDY = {
     "run_dir": "the directory of each run follows from DIR",
@@ -100,6 +105,7 @@ def make_plan(study: Study) -> Plan:
     """
     _require_games(study.games)
     _require_flags(study)
+    _require_size(study)
     _require_chosen(study.vary)
     variants = _variants(study.vary)
     runs = []
@@ -277,8 +283,24 @@ def _variants(vary: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
     for values in itertools.product(*(vary[name] for name in names)):
         pairs = list(zip(names, values, strict=True))
         label = "_".join(f"{flag(name)[2:]}={value}" for name, value in pairs) or ONLY_VARIANT
+        if (size := len(label.encode())) > _MAX_NAME_BYTES:
+            raise UsageError(
+                f"--vary: the variant {label} has a name of {size} bytes, but a directory's name can have "
+                f"{_MAX_NAME_BYTES}; vary fewer flags"
+            )
         variants[label] = tuple(word for name, value in pairs for word in _flag_words(name, value))
     return variants
+
+
+def _require_size(study: Study) -> None:
+    """Raises UsageError if the study has too many runs, before they are made."""
+    variants = math.prod(len(values) for values in study.vary.values())
+    runs = len(study.games) * variants * study.seeds
+    if runs > MAX_RUNS:
+        raise UsageError(
+            f"--seeds: {format_count(study.seeds, 'seed')} of {format_count(len(study.games), 'game')} and "
+            f"{format_count(variants, 'variant')} are {runs:,} runs; a study can have at most {MAX_RUNS:,}"
+        )
 
 
 def _require_chosen(vary: Mapping[str, Sequence[str]]) -> None:

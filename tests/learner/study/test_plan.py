@@ -71,6 +71,12 @@ def test_different_variants_and_a_single_automatic_one_are_accepted(vary):
     assert len(make_plan(study(seeds=1, flags=(), **vary)).runs) == len(*vary.values())
 
 
+def test_white_space_around_games_and_values_is_ignored(tmp_path, capsys):
+    assert main([str(tmp_path), "--games", "maze, coinrun", "--vary", "gamma = .9, .99", "--seeds", "1", "--list"]) == 0
+    names = [run.name for run in read_plan(tmp_path).runs]
+    assert names == [f"{game}/gamma={value}/seed-0" for game in ("maze", "coinrun") for value in (".9", ".99")]
+
+
 def test_plan_is_the_same_after_it_was_stored(tmp_path):
     plan = make_plan(study(gamma=[".9", ".99"]))
     assert read_plan(tmp_path) is None
@@ -168,6 +174,29 @@ def test_changed_plan_is_refused_and_the_difference_named(changed, said):
         (["--games", "all,maze"], "--games: all stands for every game and cannot be beside others: all,maze"),
         (["--games", "maze,maze"], "--games: a game is named twice: maze,maze"),
         (["--games", "maze", "--seeds", "0"], "--seeds: expected a whole number of at least 1, got '0'"),
+        (["--games", "all", "--seeds", "3e9"], "--seeds: 3,000,000,000 seeds of 16 games and 1 variant are 48,000,000"),
+        (["--games", "maze", "--seeds", "1e308"], "runs; a study can have at most 100,000"),
+        (["--games", "maze", "--vary", "gamma=.9,\n.99"], "--vary: values must be usable in a directory name"),
+        (["--games", "maze", "--vary", "mode=sy\x1bnc"], "--vary: values must be usable in a directory name"),
+        (["--games", "maze", "--vary", f"gamma=.{'9' * 250}"], "has a name of 257 bytes, but a directory's name can"),
+        (["--games", "maze", "--list", "--jobs", "7"], "--list: trains nothing; leave out --jobs"),
+        (["--games", "maze", "--list", "--", "--address", "a\nb:1"], "--list: DIR or a flag has a line break"),
+        (
+            [
+                "--status",
+                "--games",
+                "maze",
+                "--seeds",
+                "9",
+                "--vary",
+                "gamma=.5",
+                "--jobs",
+                "3",
+                "--",
+                "--no-such-flag",
+            ],
+            "--status: shows the stored study and takes nothing but DIR; leave out --games, --seeds, --vary, --jobs",
+        ),
         (["--games", "maze", "--vary", "gama=.9"], "--vary: the learner has no flag --gama; did you mean --gamma?"),
         (["--games", "maze", "--vary", "gamma"], "--vary: expected FLAG=VALUE,..., got 'gamma'"),
         (["--games", "maze", "--vary", "gamma=.9,"], "--vary: expected FLAG=VALUE,..., got 'gamma=.9,'"),
