@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from common.cli import UsageError
-from common.config import SETTINGS
+from common.config import SETTINGS, choices_of
 from common.output import PATIENCE_SECONDS
 from common.storage.file_lock import FileLock
 from common.storage.jsonl import append_jsonl
@@ -60,6 +60,19 @@ def test_every_learner_flag_can_be_varied_unless_the_study_sets_it(name):
         return
     with pytest.raises(UsageError, match=rf"--vary, .*--{name.replace('_', '-')}|expected yes or no"):
         make_plan(study(flags=(), **{name: ["nonsense"]}))
+    field = SETTINGS[name]
+    choices, default = choices_of(field), field.metadata["default"]
+    if field.type is bool:
+        value, parsed = "yes", True
+    elif choices:
+        value = parsed = choices[-1]
+    else:
+        parsed = {"num_actors": 4, "envs_per_actor": 16, "max_policy_lag": 1, "held_out_levels": 7}.get(name, default)
+        value = str(parsed)
+    (run,) = make_plan(study(seeds=1, flags=(), **{name: [value]})).runs
+    assert run.variant == f"{name.replace('_', '-')}={value}"
+    command_line = parse(list(run.flags))
+    assert (command_line.preset if name == "preset" else command_line.overrides[name]) == parsed
 
 
 @pytest.mark.parametrize(

@@ -252,15 +252,23 @@ def test_second_study_in_the_same_directory_is_refused(study, tmp_path):
     assert run_to_end(process)[0] == 143
 
 
+@pytest.mark.parametrize("cores", [1, 2])
 @pytest.mark.processes
-def test_runs_side_by_side_share_the_cores(study, tmp_path):
-    process = study("wait", *FLAGS, "--jobs", "2")
+def test_runs_side_by_side_share_the_cores(study, tmp_path, cores):
+    if cores > available_cores():
+        pytest.skip("needs two CPU cores")
+    # `cores` is how many the study may use: one, or all of this machine.
+    fault = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})" if cores == 1 else ""
+    process = study("wait", *FLAGS, "--jobs", "2", fault=fault)
     wait_until(lambda: len(list((tmp_path / "study" / "leaper" / "default").glob("*/ready"))) == 2, process)
     process.terminate()
     _, out, _ = run_to_end(process)
-    shares = [set(path.read_text().split()) for path in (tmp_path / "seen").iterdir()]
-    if available_cores() > 1:
-        assert not shares[0] & shares[1] and len(shares[0]) == len(shares[1]) == available_cores() // 2
+    one, other = [set(path.read_text().split()) for path in (tmp_path / "seen").iterdir()]
+    if cores == 1:
+        assert one == other and len(one) == 1
+        assert "2 runs at a time, all on the same CPU cores, which are too few to divide" in out
+    else:
+        assert not one & other and len(one) == len(other) == available_cores() // 2
         assert f"2 runs at a time, each with {available_cores() // 2} of the CPU cores" in out
 
 
