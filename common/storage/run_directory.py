@@ -243,7 +243,10 @@ def config_from_dict(settings: Any, source: str) -> Config:
     if not isinstance(settings, dict) or settings.keys() != SETTINGS.keys():
         differing = _differing(settings) if isinstance(settings, dict) else "no settings"
         raise ConfigError(f"{source} was written by another version of heldout ({differing})")
-    return Config(**settings)
+    try:
+        return Config(**settings)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
 
 
 def _differing(settings: dict[str, Any]) -> str:

@@ -118,6 +118,17 @@ def test_stored_setting_of_another_type_is_refused(config, name, value):
         config_from_dict({**dataclasses.asdict(config), name: value}, "somewhere")
 
 
+@pytest.mark.parametrize(("name", "value"), [("gamma", 7), ("gamma", "much"), ("num_levels", -1)])
+def test_stored_setting_that_is_refused_is_named_with_its_file(run, config, name, value):
+    run.create()
+    run.write_config(config, {})
+    stored = json.loads(run.config.read_text())
+    stored["settings"][name] = value
+    run.config.write_text(json.dumps(stored))
+    with pytest.raises(ConfigError, match=f"^{run.config}: --{name.replace('_', '-')}"):
+        run.read_config()
+
+
 def test_rows_that_no_evaluator_wrote_are_ignored(tmp_path):
     run = RunDirectory(tmp_path)
     for text in ('{"policy_version": "x"}', '{"frames": 3}', "[1]", "7", '{"policy_version": 1, "frames": null}'):
