@@ -24,14 +24,22 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
 def read_jsonl(path: Path, fields: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """Every complete row; an empty list if there is no file.
 
-    `fields` are the types that entries of a row must have; rows without them were not written by us and are skipped.
+    `fields` are what `has_fields` requires of a row; rows without them were not written by us and are skipped.
     """
     try:
         lines = path.read_text(errors="replace").splitlines()
     except FileNotFoundError:
         return []
     rows = [row for row in map(_parse, lines) if row is not None]
-    return [row for row in rows if all(isinstance(row.get(name), kind) for name, kind in (fields or {}).items())]
+    return [row for row in rows if has_fields(row, fields or {})]
+
+
+def has_fields(row: Any, fields: Mapping[str, Any]) -> bool:
+    """Whether `row` is an object whose entries have the types in `fields`; a mapping stands for an object in it."""
+    return isinstance(row, dict) and all(
+        has_fields(row.get(name), kind) if isinstance(kind, Mapping) else isinstance(row.get(name), kind)
+        for name, kind in fields.items()
+    )
 
 
 def set_aside_rows(path: Path, belongs: Callable[[dict[str, Any]], bool]) -> int:
@@ -51,7 +59,7 @@ def set_aside_rows(path: Path, belongs: Callable[[dict[str, Any]], bool]) -> int
 
 def _parse(line: str) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_constant=lambda name: None)  # NaN and infinities, as `append_jsonl` writes them
     except ValueError:
         return None
     return row if isinstance(row, dict) else None

@@ -11,7 +11,7 @@ from typing import Any
 from common.config import BEFORE_SETTING, SETTINGS, Config, ConfigError
 from common.storage.atomic_files import replace, write_atomically
 from common.storage.file_system import existing_parent, probe, remove_quietly
-from common.storage.jsonl import read_jsonl
+from common.storage.jsonl import has_fields, read_jsonl
 
 _NUMBER = (int, float)
 # What every row of the logs has, with its type. Who edited a file must not break the commands that read it.
@@ -22,6 +22,10 @@ _EVALUATION_FIELDS = {
     **dict.fromkeys(("train", "held_out", "scoreboard"), dict),
     **dict.fromkeys(("generalization_gap", "seconds"), _NUMBER),
 }
+_SCORED = ("train", "validation", "test", "all", "held_out")  # a row has the scores of the splits that were played
+_SCORE_FIELDS = {"mean": _NUMBER, "levels": int, "episodes": int}
+_SHOWN_SCORE_FIELDS = {**_SCORE_FIELDS, **dict.fromkeys(("normalized", "success_rate", "timeout_rate"), _NUMBER)}
+_SCOREBOARD_FIELDS = dict.fromkeys(("solved", "newly_solved", "forgotten"), int)
 
 
 class RunDirectory:
@@ -195,7 +199,13 @@ class RunDirectory:
 
     def read_evaluations(self) -> list[dict[str, Any]]:
         """The rows of evaluations.jsonl by policy_version; empty if there is no file."""
-        return sorted(read_jsonl(self.evaluations, _EVALUATION_FIELDS), key=_version)
+        rows = [row for row in read_jsonl(self.evaluations, _EVALUATION_FIELDS) if _is_evaluation(row)]
+        return sorted(rows, key=_version)
+
+    def read_scores(self) -> list[dict[str, Any]]:
+        """The rows of evaluations.jsonl by frames, also those with nothing but scores; empty if there is no file."""
+        rows = [row for row in read_jsonl(self.evaluations, {"frames": int}) if _has_scores(row, _SCORE_FIELDS)]
+        return sorted(rows, key=lambda row: row["frames"])
 
     def _read(self, part: str) -> Any:
         try:
@@ -206,6 +216,27 @@ class RunDirectory:
             raise ConfigError(f"{self.config} cannot be read: it has no {part}") from error
         except (OSError, ValueError) as error:
             raise ConfigError(f"{self.config} cannot be read: {error}") from error
+
+
+def _is_evaluation(row: Mapping[str, Any]) -> bool:
+    return (
+        _has_scores(row, _SHOWN_SCORE_FIELDS)
+        and has_fields(row["scoreboard"], {row["held_out_split"]: _SCOREBOARD_FIELDS})
+        and _is_interval(row.get("generalization_gap_interval"))
+    )
+
+
+def _has_scores(row: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
+    """Whether everything that is said to be a score is one, of at least one episode on each level."""
+    return all(
+        has_fields(score, fields) and 1 <= score["levels"] <= score["episodes"] and _is_interval(score.get("interval"))
+        for score in (row[name] for name in _SCORED if name in row)
+    )
+
+
+def _is_interval(value: Any) -> bool:
+    """Also None: a score may have no interval, and those of the oldest versions have no entry for it."""
+    return value is None or (isinstance(value, list) and [isinstance(end, _NUMBER) for end in value] == [True, True])
 
 
 def _version(row: Mapping[str, Any]) -> int:

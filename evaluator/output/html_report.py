@@ -17,7 +17,7 @@ from typing import Any, cast
 from common.cli import UsageError
 from common.config import Config, describe_differences, differs_from_preset
 from common.storage.checkpoints import list_checkpoints
-from common.storage.jsonl import read_jsonl
+from common.storage.jsonl import has_fields, read_jsonl
 from common.storage.run_directory import RunDirectory
 from common.text import MISSING, format_count, format_interval, format_score
 from evaluator.levels.level_file import describe_finding
@@ -32,6 +32,13 @@ _VIDEO_MEANING = {
     "forgotten": "furthest below its best mean return at an earlier checkpoint",
     "typical": "the median mean return",
 }
+
+_NUMBER = (int, float)
+_PUBLISHED_FIELDS: dict[str, Any] = {
+    **{split: {"mean": _NUMBER, "runs": list} for split in ("train", "test")},
+    **dict.fromkeys(("training_episodes", "training_levels", "held_out_levels"), (*_NUMBER, type(None))),
+}
+_TEST_USE_FIELDS = {"time": _NUMBER, "command": str, "policy_version": int, "episodes_per_level": int}
 
 Row = dict[str, Any]
 
@@ -62,7 +69,7 @@ def render_report(run: RunDirectory) -> str:
         ConfigError: config.json is missing or damaged.
     """
     config = run.read_config()
-    versions = json.loads(run.config.read_bytes())["versions"]
+    versions = run.read_versions()
     rows = run.read_evaluations()
     if not rows:
         raise UsageError(f"{run.path} has no evaluations yet")
@@ -132,7 +139,7 @@ def _scores(shown: Sequence[tuple[str, Row]]) -> Table:
                 split,
                 f"{name}, version {row['policy_version']}",
                 f"{row[split]['mean']:.2f}",
-                format_interval(row[split]["interval"]),
+                format_interval(row[split].get("interval")),
                 f"{row[split]['normalized']:.2f}",
                 f"{row[split]['success_rate']:.0%}",
                 f"{row[split]['timeout_rate']:.0%}",
@@ -155,7 +162,9 @@ def _preset(config: Config) -> str:
 
 def _published(shown: Sequence[tuple[str, Row]]) -> Table | None:
     """None if nothing comparable was published. Rows of older runs have no comparison."""
-    compared = [(name, row, row["published"]) for name, row in shown if row.get("published")]
+    compared = [
+        (name, row, row["published"]) for name, row in shown if has_fields(row.get("published"), _PUBLISHED_FIELDS)
+    ]
     if not compared:
         return None
 
@@ -178,10 +187,10 @@ def _published(shown: Sequence[tuple[str, Row]]) -> Table | None:
             (
                 f"{name}, version {row['policy_version']}",
                 runs(comparison["train"]),
-                number(comparison["training_episodes"]),
-                number(comparison["training_levels"]),
+                number(comparison.get("training_episodes")),
+                number(comparison.get("training_levels")),
                 runs(comparison["test"]),
-                number(comparison["held_out_levels"]),
+                number(comparison.get("held_out_levels")),
             )
             for name, row, comparison in compared
         ],
@@ -232,7 +241,7 @@ def _level_sets(path: Path) -> dict[str, Any] | None:
         audit = contents["audit"]
         found = {"removed": audit["removed"], "flagged": audit.get("flagged", [])}  # format 1 has no flagged levels
         return {
-            "sets": [(split, contents[split], contents["rule"][split]) for split in SPLITS],
+            "sets": [(split, list(contents[split]), contents["rule"][split]) for split in SPLITS],
             "judged": audit["judged"],
             "num_ending": {
                 outcome: sum(finding["reason"] == "ends_at_once" for finding in findings)
@@ -257,7 +266,7 @@ def _test_uses(path: Path) -> Table:
         ("use", "when", "command", "policy version", "episodes per level"),
         [
             (str(number), _date(use["time"]), *(str(use[k]) for k in named))
-            for number, use in enumerate(read_jsonl(path), start=1)
+            for number, use in enumerate(read_jsonl(path, _TEST_USE_FIELDS), start=1)
         ],
         left=("when", "command"),
     )

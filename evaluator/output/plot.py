@@ -35,10 +35,10 @@ def scores_figure(rows: Sequence[dict[str, Any]], config: Config) -> Figure:
     scores, gap = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     frames = [row["frames"] for row in rows]
     for split, color in _COLORS.items():
-        _draw_line(scores, frames, [(row[split]["mean"], row[split]["interval"]) for row in rows], color)
+        _draw_line(scores, frames, [(row[split]["mean"], row[split].get("interval")) for row in rows], color)
     _draw_published(scores, rows[-1]["frames"], config)
     _label_ends(scores, rows[-1])
-    gaps = [(row["generalization_gap"], row["generalization_gap_interval"]) for row in rows]
+    gaps = [(row["generalization_gap"], row.get("generalization_gap_interval")) for row in rows]
     _draw_line(gap, frames, gaps, _GREY)
     if reason := rows[-1].get("generalization_gap_no_interval"):
         gap.set_title(f"no interval for the gap: {reason}", loc="left", fontsize=7, color=_GREY)
@@ -144,7 +144,7 @@ def _label_ends(axes: Any, last: dict[str, Any]) -> None:
     upper = max(_COLORS, key=lambda split: last[split]["mean"])
     for split, color in _COLORS.items():
         axes.annotate(
-            f"{names[split]} {last[split]['mean']:.2f}{'' if last[split]['interval'] else ' (no interval)'}",
+            f"{names[split]} {last[split]['mean']:.2f}{'' if last[split].get('interval') else ' (no interval)'}",
             (last["frames"], last[split]["mean"]),
             xytext=(6, 5 if split == upper else -5),
             textcoords="offset points",

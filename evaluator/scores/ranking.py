@@ -15,4 +15,4 @@ def best_row(rows: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
 
 def _lower_end(row: dict[str, Any]) -> tuple[bool, float]:
     score = row["validation"]
-    return (True, score["interval"][0]) if score["interval"] else (False, score["mean"])
+    return (True, score["interval"][0]) if score.get("interval") else (False, score["mean"])

@@ -250,7 +250,7 @@ def _numeric_order(path: Path) -> list[str | int]:
 
 def _read(run: RunDirectory) -> ScoredRun:
     config = run.read_config()
-    rows = sorted(read_jsonl(run.evaluations, {"frames": int}), key=lambda row: row["frames"])
+    rows = run.read_scores()
     metrics = read_jsonl(run.metrics, {"frames": int})
     frames = max([0, *(row["frames"] for row in (*metrics[-1:], *rows[-1:]))])
     speeds = [row["fps"] for row in metrics if isinstance(row.get("fps"), int | float) and row["fps"]]

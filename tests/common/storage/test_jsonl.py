@@ -35,6 +35,19 @@ def test_nan_inside_a_list_becomes_null(log):
     assert json.loads(log.read_text(), parse_constant=pytest.fail) == {"returns": [1.0, None]}
 
 
+def test_numbers_that_json_does_not_have_are_read_as_null(log):
+    log.write_text('{"a": NaN, "b": {"c": -Infinity}}\n')
+    assert read_jsonl(log) == [{"a": None, "b": {"c": None}}]
+
+
+def test_rows_without_the_fields_asked_for_are_skipped(log):
+    rows = [{"score": {"mean": 1.5}}, {"score": {"mean": None}}, {"score": [1.5]}, {"score": None}, {}]
+    for row in rows:
+        append_jsonl(log, row)
+    assert read_jsonl(log, {"score": {"mean": float}}) == rows[:1]
+    assert read_jsonl(log, {"score": dict}) == rows[:2]
+
+
 def test_incomplete_last_line_is_skipped(log):
     append_jsonl(log, {"frames": 1})
     with open(log, "a") as file:

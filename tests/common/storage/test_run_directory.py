@@ -8,6 +8,7 @@ import pytest
 
 from common.config import BEFORE_SETTING, ConfigError
 from common.resolution import resolve
+from common.storage.jsonl import append_jsonl
 from common.storage.run_directory import RunDirectory, config_from_dict
 
 
@@ -139,3 +140,49 @@ def test_rows_that_no_evaluator_wrote_are_ignored(tmp_path):
         "".join(json.dumps({"policy_version": n, "frames": n, "time": 1.5, "fps": 1}) + "\n" for n in (2, 1))
     )
     assert [row["policy_version"] for row in run.read_metrics()] == [1, 2]
+
+
+SCORE = {"mean": 4.0, "interval": [3, 5.0], "levels": 2, "episodes": 2}
+SHOWN = {**SCORE, "normalized": 0.4, "success_rate": 0.5, "timeout_rate": 0.0}
+EVALUATION = {
+    **dict.fromkeys(("policy_version", "frames", "updates_behind", "skipped"), 1),
+    **dict.fromkeys(("train", "validation", "held_out"), SHOWN),
+    **{"policy_sha256": "ab", "held_out_split": "validation", "generalization_gap": 0.5, "seconds": 1.0},
+    "scoreboard": {"validation": {"solved": 1, "newly_solved": 0, "forgotten": 0, "never_solved": 1}},
+}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"validation": {}},
+        {"validation": None},
+        {"test": []},
+        {"held_out": {**SHOWN, "mean": float("nan")}},  # null in the file
+        {"train": {**SHOWN, "levels": 0}},
+        {"train": {**SHOWN, "episodes": 1}},
+        {"train": {**SHOWN, "interval": [3]}},
+        {"train": {**SHOWN, "interval": ["3", 5]}},
+    ],
+)
+def test_rows_with_what_is_no_score_are_ignored(tmp_path, wrong):
+    run = RunDirectory(tmp_path)
+    for row in (EVALUATION | wrong, EVALUATION):
+        append_jsonl(run.evaluations, row)
+    assert run.read_evaluations() == run.read_scores() == [EVALUATION]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"scoreboard": {}},
+        {"scoreboard": {"validation": {"solved": 1}}},
+        {"held_out_split": "nowhere"},
+        {"generalization_gap_interval": 3},
+        {"validation": SCORE},
+    ],
+)
+def test_rows_that_cannot_be_shown_still_have_their_scores(tmp_path, wrong):
+    run = RunDirectory(tmp_path)
+    append_jsonl(run.evaluations, EVALUATION | wrong)
+    assert run.read_evaluations() == [] and run.read_scores() == [EVALUATION | wrong]

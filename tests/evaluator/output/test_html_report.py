@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from common.cli import UsageError
-from common.config import Config
+from common.config import Config, ConfigError
 from common.resolution import resolve
 from common.storage.jsonl import append_jsonl
 from common.storage.run_directory import RunDirectory
@@ -360,3 +360,24 @@ def test_browser_shows_the_images(run: RunDirectory, tmp_path: Path) -> None:
     assert all(count_pixels(shown, color) > 5000 for color in (SCORES, LEVELS, VIDEO))
     shown = screenshot(browser, without)
     assert [count_pixels(shown, color) > 0 for color in (SCORES, LEVELS, VIDEO)] == [False, True, False]
+
+
+def test_entries_of_wrong_types_are_left_out(run: RunDirectory) -> None:
+    page = render_report(run)
+    append_jsonl(run.evaluations, row(40, 9.0, 9.0, scoreboard={}))
+    append_jsonl(run.evaluations, row(40, 9.0, 9.0) | {"train": {}})
+    append_jsonl(run.test_uses, {"time": "today", "command": "score", "policy_version": 40, "episodes_per_level": 1})
+    assert render_report(run) == page
+    append_jsonl(run.evaluations, row(40, 9.0, 9.0, published={"train": 3}))
+    assert "Beside OpenAI" not in render_report(run)
+    contents = json.loads(run.level_sets.read_text())
+    run.level_sets.write_text(json.dumps(contents | {"train": 3}))
+    render_report(run)
+
+
+def test_config_without_versions_is_refused_and_named(run: RunDirectory) -> None:
+    contents = json.loads(run.config.read_text())
+    del contents["versions"]
+    run.config.write_text(json.dumps(contents))
+    with pytest.raises(ConfigError, match=f"{run.config} cannot be read: it has no versions"):
+        render_report(run)

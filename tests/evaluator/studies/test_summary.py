@@ -327,6 +327,28 @@ def test_parameters_are_those_of_the_settings_so_that_copies_need_no_checkpoints
     assert variants["encoder=impoola"]["parameters"] == 110_160
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {},
+        None,
+        {"mean": None, "levels": 4, "episodes": 4},
+        {"mean": "6", "levels": 4, "episodes": 4},
+        {"mean": 9.0, "levels": 0, "episodes": 0},
+        {"mean": 9.0, "levels": 4},
+    ],
+)
+def test_rows_with_what_is_no_score_are_skipped(make_run, tmp_path, damaged):
+    runs = [make_run("coinrun", seed, [5, 6]) for seed in range(2)]
+    for run in runs:
+        append_jsonl(run.evaluations, {"frames": 16_384, "test": damaged})
+        append_jsonl(
+            run.evaluations, {"frames": 16_384, "test": {"mean": 9.0, "levels": 4, "episodes": 4}, "train": damaged}
+        )
+    own = summary_of(tmp_path / "study")["variants"]["default"]
+    assert own["games"]["coinrun"]["seeds"] == {"0": 6.0, "1": 6.0}
+
+
 def test_damaged_rows_are_skipped(make_run, tmp_path):
     run = make_run("coinrun", 0, [5, 6])
     for path in (run.evaluations, run.metrics):
