@@ -6,8 +6,9 @@ Nothing but run directories is needed: they may be copies, unfinished, or not ma
 import json
 import re
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from common.config import PRESETS, SETTINGS, Config, algorithm, flag
 from common.resolution import WITHOUT_EFFECT
 from common.storage.jsonl import read_jsonl
 from common.storage.run_directory import RunDirectory
+from common.text import format_count
 from evaluator.levels.level_sets import Split
 
 ONLY_VARIANT = "default"
@@ -81,6 +83,12 @@ class ScoredRun:
     def at(self, split: Split, frames: int) -> Row | None:
         """The newest evaluation of `split` at or before `frames`."""
         return next((row for row in reversed(self.scored(split)) if row["frames"] <= frames), None)
+
+    def played(self, split: Split, frames: int) -> tuple[int, int] | None:
+        """The number of levels, and of episodes on each, of the evaluation `at` these frames."""
+        if (row := self.at(split, frames)) is None:
+            return None
+        return row[split]["levels"], row[split]["episodes"] // row[split]["levels"]
 
     def levels(self, split: Split) -> tuple[int, ...] | None:
         """The level seeds of `split`; None if levels.json is missing or damaged."""
@@ -209,24 +217,35 @@ def _describe(differing: Differences) -> str:
 
 
 def evaluation_differences(runs: Sequence[ScoredRun], split: Split, frames: int) -> str | None:
-    """How the evaluations of runs of one game differ, in one line; None if all scored the same levels equally often."""
-    first, *others = runs
-    for other in others:
-        for name in _LEVEL_SETTINGS:
-            one, two = getattr(first.config, name), getattr(other.config, name)
-            if one != two and not (split != "train" and name in ("start_level", "num_levels")):
-                return f"{flag(name)} is {one} in {first.run.path} and {two} in {other.run.path}"
-        levels = first.levels(split), other.levels(split)
-        if None not in levels and levels[0] != levels[1]:
-            return f"{first.run.path} and {other.run.path} have different {split} levels"
-        rows = first.at(split, frames), other.at(split, frames)
-        counts = [(row[split]["levels"], row[split]["episodes"] // row[split]["levels"]) for row in rows if row]
-        if len(set(counts)) > 1:
-            return (
-                f"{first.run.path} was scored on {counts[0][0]} {split} levels with {counts[0][1]} episodes each, "
-                f"{other.run.path} on {counts[1][0]} with {counts[1][1]}"
-            )
+    """How the evaluations of runs of one game differ, in one line; None if all scored the same levels equally often.
+
+    The levels of runs without levels.json are not known, so only their number can be compared.
+    """
+    for name in _LEVEL_SETTINGS:
+        if split == "train" or name not in ("start_level", "num_levels"):
+            values = _by_value(runs, attrgetter(f"config.{name}"))
+            if len(values) > 1:
+                return f"{flag(name)} is {' and '.join(f'{value} in {path}' for value, path in values.items())}"
+    sets = _by_value(runs, lambda run: run.levels(split))
+    if len(sets) > 1:
+        return f"{' and '.join(map(str, sets.values()))} have different {split} levels"
+    counts = _by_value(runs, lambda run: run.played(split, frames))
+    if len(counts) > 1:
+        scored = [
+            f"{path} on {format_count(levels, f'{split} level')} with {format_count(episodes, 'episode')} each"
+            for (levels, episodes), path in counts.items()
+        ]
+        return " and ".join(scored)
     return None
+
+
+def _by_value(runs: Sequence[ScoredRun], value: Callable[[ScoredRun], Any]) -> dict[Any, Path]:
+    """Where the first run with each value is; runs without one (None) are left out."""
+    found: dict[Any, Path] = {}
+    for run in runs:
+        if (own := value(run)) is not None:
+            found.setdefault(own, run.run.path)
+    return found
 
 
 def _run_directories(path: Path, seen: set[Path]) -> Iterator[Path]:

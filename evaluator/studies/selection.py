@@ -94,10 +94,17 @@ def select(
         )
     games = _common_games(table, notes)
     if require_equal_evaluations:
+        unchecked: list[str] = []
         for game in games:
             own = [grouped[variant][game][seed] for variant in table for seed in table[variant][game]]
             if difference := evaluation_differences(own, chosen, frames):
                 raise UsageError(f"{game}: runs were scored differently: {difference}; --rescore scores them all again")
+            if len(own) > 1:
+                unchecked += [str(run.run.path) for run in own if run.levels(chosen) is None]
+        if unchecked:
+            notes.append(
+                f"not checked for the same levels, without a levels.json that can be read: {', '.join(unchecked)}"
+            )
     table = {variant: {game: own[game] for game in games} for variant, own in table.items()}
     notes += unnamed_differences(
         {

@@ -181,15 +181,37 @@ def test_two_runs_of_the_same_seed_are_refused(study):
     ("other", "said"),
     [
         ({"levels": [1, 2, 3, 4]}, "have different test levels; --rescore scores them all again"),
-        ({"episodes": 5}, "was scored on 4 test levels with 1 episodes each, .* on 4 with 5; --rescore"),
+        (
+            {"episodes": 5},
+            "on 4 test levels with 1 episode each and .* on 4 test levels with 5 episodes each; --rescore",
+        ),
         ({"held_out_levels": 100}, "--held-out-levels is 200 in .* and 100 in"),
     ],
 )
-def test_runs_that_were_scored_differently_are_named_and_refused(make_run, tmp_path, other, said):
-    make_run("coinrun", 0, [5, 6])
-    make_run("coinrun", 1, [5, 6], **other)
-    with pytest.raises(UsageError, match=said):
+@pytest.mark.parametrize("without_levels", [None, 0])
+def test_runs_that_were_scored_differently_are_named_and_refused(make_run, tmp_path, other, said, without_levels):
+    runs = [make_run("coinrun", seed, [5, 6], **(other if seed == 2 else {})) for seed in range(3)]
+    if without_levels is not None:
+        runs[without_levels].level_sets.unlink()
+    with pytest.raises(UsageError, match=said) as refused:
         summary_of(tmp_path / "study")
+    assert str(runs[2].path) in str(refused.value)
+
+
+def test_runs_whose_levels_are_not_known_are_named(study):
+    assert not any("levels.json" in note for note in summary_of(study)["notes"])
+    missing, damaged = (study / "maze" / "gamma=0.9" / f"seed-{seed}" for seed in (0, 2))
+    (missing / "levels.json").unlink()
+    (damaged / "levels.json").write_text('{"test": 3}')
+    assert (
+        f"not checked for the same levels, without a levels.json that can be read: {missing}, {damaged}"
+    ) in summary_of(study)["notes"]
+    shutil.rmtree(study / "maze")
+    (study / "coinrun" / "gamma=0.9" / "seed-0" / "levels.json").unlink()
+    shutil.rmtree(study / "coinrun" / "gamma=0.99")
+    for seed in (1, 2):
+        shutil.rmtree(study / "coinrun" / "gamma=0.9" / f"seed-{seed}")
+    assert not any("levels.json" in note for note in summary_of(study)["notes"])  # nothing to compare it with
 
 
 def test_split_without_scores_is_refused_and_the_default_is_what_all_have(make_run, tmp_path):
