@@ -44,7 +44,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     try:
         write_durably(temporary, data)
         replace(temporary, path)
-    except OSError:
+    except BaseException:  # also Ctrl-C
         remove_quietly(temporary)
         raise
     fsync_directory(path.parent)

@@ -5,6 +5,7 @@ import json
 from string import ascii_uppercase
 from typing import Any
 
+from common.cli import UsageError
 from common.text import format_interval, format_number
 from evaluator.commands.files import require_new_path, write_new_directory, write_new_file
 from evaluator.output.text import print_table
@@ -23,6 +24,8 @@ def run(options: argparse.Namespace) -> None:
         require_new_path(options.output)
     if options.plots is not None:
         require_new_path(options.plots, "--plots")
+        if options.output is not None and options.output.resolve() == options.plots.resolve():
+            raise UsageError(f"--output and --plots are both {options.plots}; choose another name for one of them")
     runs = find_runs(options.paths)
     if options.rescore:
         from evaluator.commands.rescoring import rescore  # imports torch, which reading runs does not need
@@ -33,18 +36,25 @@ def run(options: argparse.Namespace) -> None:
     if options.published:
         add_published(selection)
     summary = summarize(selection, options.ranges)
+    try:  # what may have taken hours is printed before anything that can fail
+        if options.json:
+            print(json.dumps(summary))
+        else:
+            print_summary(summary)
+    finally:  # also if the reader of a pipe ends early, as `head` does
+        _write_files(options, summary)
+    for written in (options.output, options.plots):
+        if written is not None and not options.json:
+            print(written)
+
+
+def _write_files(options: argparse.Namespace, summary: Summary) -> None:
+    """The page and the plots; UsageError if they cannot be written."""
     if options.output is not None:
         write_new_file(options.output, render_page(summary).encode())
     if options.plots is not None:
         files = {f"{name}.png": data for name, data in plots(summary).items()}
         write_new_directory(options.plots, files, "--plots")
-    if options.json:
-        print(json.dumps(summary))
-        return
-    print_summary(summary)
-    for written in (options.output, options.plots):
-        if written is not None:
-            print(written)
 
 
 def print_summary(summary: Summary) -> None:

@@ -1,11 +1,13 @@
 """Paths from the command line: checkpoints and runs to read, files to write."""
 
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from common.cli import UsageError
+from common.storage.atomic_files import write_atomically
 from common.storage.checkpoints import MANIFEST_FILE, Checkpoint, CheckpointError, load_checkpoint, load_newest_complete
 from common.storage.run_directory import RunDirectory
 
@@ -73,21 +75,28 @@ def require_new_path(path: Path, flag: str = "--output") -> None:
 
 
 def write_new_file(path: Path, data: bytes) -> None:
-    """Writes --output `path`; UsageError if it exists or cannot be written."""
+    """Writes --output `path`; UsageError if it exists or cannot be written, and then nothing is left of it."""
     require_new_path(path)
     try:
-        with open(path, "xb") as file:
-            file.write(data)
+        write_atomically(path, data)
     except OSError as error:
         raise UsageError(f"cannot write --output {path}: {error.strerror}") from error
 
 
 def write_new_directory(path: Path, files: Mapping[str, bytes], flag: str) -> None:
-    """Creates the directory `path` of `flag` with these files; UsageError if it exists or cannot be written."""
+    """Creates the directory `path` of `flag` with these files.
+
+    Raises:
+        UsageError: it exists or cannot be written; nothing is left of it.
+    """
     require_new_path(path, flag)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.mkdir()
+        temporary.mkdir()
         for name, data in files.items():
-            (path / name).write_bytes(data)
+            (temporary / name).write_bytes(data)
+        os.rename(temporary, path)
     except OSError as error:
         raise UsageError(f"cannot write {flag} {path}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -58,6 +58,17 @@ def test_file_is_on_the_disk_before_it_replaces_the_old_one(operations, tmp_path
     ]
 
 
+def test_interrupted_write_leaves_the_old_file_and_nothing_else(monkeypatch, tmp_path):
+    def interrupt(descriptor):
+        raise KeyboardInterrupt
+
+    (tmp_path / "file").write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "file", b"newer")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"old")]
+
+
 class Killed(BaseException):
     """Stands for SIGKILL."""
 

@@ -1,20 +1,24 @@
 """`python -m evaluator aggregate`: tables, JSON, page and --rescore; wrong input is one line and exit code 2."""
 
 import base64
+import errno
 import json
 import os
 import re
+import resource
 import shutil
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from common.output import CLOSED_PIPE_EXIT_CODE, OutputError
 from common.resolution import resolve
 from common.storage.checkpoints import load_checkpoint
 from common.storage.jsonl import append_jsonl, read_jsonl
 from common.storage.run_directory import RunDirectory
 from evaluator.__main__ import main
+from evaluator.commands import aggregate
 from evaluator.commands.parser import parse
 from evaluator.levels.level_file import stored_level_sets
 from evaluator.levels.level_sets import draw_level_sets
@@ -113,6 +117,40 @@ def test_plots_are_the_pictures_of_the_page(study, tmp_path, capsys):
         assert path.read_bytes().startswith(b"\x89PNG")
         assert base64.b64encode(path.read_bytes()).decode() in page.read_text()
     assert capsys.readouterr().out.splitlines()[-2:] == [str(page), str(plots)]
+
+
+@pytest.mark.parametrize("flag", ["--output", "--plots"])
+def test_tables_are_printed_and_nothing_partial_stays_if_a_file_cannot_be_written(study, tmp_path, capsys, flag):
+    path = tmp_path / "new" / "result"
+    path.parent.mkdir()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # like a disk that becomes full
+    try:
+        assert main(["aggregate", str(study), flag, str(path)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    out, err = capsys.readouterr()
+    assert "5.75" in out and err == f"evaluator: cannot write {flag} {path}: File too large\n"
+    assert list(path.parent.iterdir()) == []
+    assert main(["aggregate", str(study), flag, str(path)]) == 0
+
+
+def test_page_is_written_although_nobody_reads_the_tables(study, tmp_path, monkeypatch):
+    def closed_pipe(summary):
+        raise OutputError(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+
+    monkeypatch.setattr(aggregate, "print_summary", closed_pipe)
+    page = tmp_path / "page.html"
+    assert main(["aggregate", str(study), "--output", str(page)]) == CLOSED_PIPE_EXIT_CODE
+    assert page.read_text().endswith("</html>")
+
+
+def test_page_and_plots_of_the_same_name_are_refused_before_anything_is_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["aggregate", "missing", "--output", "x", "--plots", f"{tmp_path}/x"]) == 2
+    assert capsys.readouterr().err == (
+        f"evaluator: --output and --plots are both {tmp_path}/x; choose another name for one of them\n"
+    )
 
 
 @pytest.mark.parametrize(
