@@ -22,7 +22,7 @@ def learning_curves(selection: Selection, ranges: Ranges) -> dict[str, Any]:
     """The curves of every variant; none if runs were scored on other levels, or other splits, during training."""
     variants = [variant for variant in selection.scores if variant != PUBLISHED]
     for game in selection.games:
-        runs = [selection.runs[variant][game][seed] for variant in variants for seed in selection.scores[variant][game]]
+        runs = [run for variant in variants for run in selection.scored(variant, game)]
         if not all(_curve_rows(run, selection.split) for run in runs):
             return {}
         if evaluation_differences([replace(run, rows=run.curve) for run in runs], selection.split, selection.at):
@@ -40,10 +40,7 @@ def _curve_rows(run: ScoredRun, split: Split) -> list[dict[str, Any]]:
 def _curves(selection: Selection, variant: str, ranges: Ranges) -> dict[str, Any]:
     """Mean return of each game, and the IQM of all, against frames: over the seeds that the tables have."""
     split = selection.split
-    rows = {
-        game: [_curve_rows(selection.runs[variant][game][seed], split) for seed in selection.scores[variant][game]]
-        for game in selection.games
-    }
+    rows = {game: [_curve_rows(run, split) for run in selection.scored(variant, game)] for game in selection.games}
 
     def returns(game: str, frames: int) -> list[float]:
         return [_mean_at(own, split, frames) for own in rows[game]]
@@ -54,9 +51,9 @@ def _curves(selection: Selection, variant: str, ranges: Ranges) -> dict[str, Any
 
 def _published_curves(selection: Selection, ranges: Ranges) -> dict[str, Any]:
     """The same curves of OpenAI's runs, at the points of their logs."""
-    variants = [own for variant, own in selection.runs.items() if variant in selection.scores]
+    variant = next(iter(selection.scores))  # all runs have the settings of the published ones
     tables = {
-        game: published_curve(next(iter(variants[0][game].values())).config, selection.split, selection.at)
+        game: published_curve(selection.scored(variant, game)[0].config, selection.split, selection.at)
         for game in selection.games
     }
     points = list(tables[selection.games[0]])  # the same in the logs of all games

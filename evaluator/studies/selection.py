@@ -41,6 +41,13 @@ class Selection:
     runs: Grouped
     notes: list[str] = field(default_factory=list)
 
+    def scored(self, variant: str, game: str | None = None) -> list[ScoredRun]:
+        """The runs whose scores count, of one game or of all; none of the published variant."""
+        if variant == PUBLISHED:
+            return []
+        games = self.games if game is None else [game]
+        return [self.runs[variant][each][seed] for each in games for seed in self.scores[variant][each]]
+
 
 def select(
     runs: Sequence[ScoredRun], split: Split | None, at: int | None, require_equal_evaluations: bool
@@ -120,8 +127,7 @@ def add_published(selection: Selection) -> None:
     """Adds OpenAI's runs as one more variant where the settings match, or a note that says why not."""
     found: dict[str, dict[int, Score]] = {}
     for game in selection.games:
-        runs = [run for by_game in selection.runs.values() for run in by_game.get(game, {}).values()]
-        for run in runs:
+        for run in (run for variant in selection.scores for run in selection.scored(variant, game)):
             answer = published_scores(run.config, selection.split, selection.at)
             if isinstance(answer, str):
                 selection.notes.append(f"no published scores: {answer}")

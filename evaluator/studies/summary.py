@@ -15,7 +15,7 @@ from evaluator.studies import statistics
 from evaluator.studies.curves import learning_curves
 from evaluator.studies.published import NAME as PUBLISHED
 from evaluator.studies.ranges import Ranges, normalized
-from evaluator.studies.runs import ScoredRun, varied_settings
+from evaluator.studies.runs import varied_settings
 from evaluator.studies.selection import Score, Selection, normalized_scores
 from evaluator.studies.statistics import Interval, Scores
 
@@ -68,8 +68,10 @@ def _has_agreeing_seeds(summary: Mapping[str, Any], single: Sequence[str]) -> bo
 
 
 def _variant(selection: Selection, variant: str, scores: Scores, ranges: Ranges) -> dict[str, Any]:
-    runs = _runs(selection, variant)
-    names = varied_settings([run for other in selection.runs for run in _runs(selection, other)])
+    runs = selection.scored(variant)
+    names = varied_settings(
+        [run for games in selection.runs.values() for own in games.values() for run in own.values()]
+    )
     speeds = [run.fps for run in runs if run.fps is not None]
     return {
         "settings": {name: getattr(runs[0].config, name) for name in names} if runs else {},
@@ -84,11 +86,6 @@ def _variant(selection: Selection, variant: str, scores: Scores, ranges: Ranges)
         "frames_per_second": fmean(speeds) if speeds else None,
         "parameters": num_parameters(runs[0].config.network) if runs else None,
     }
-
-
-def _runs(selection: Selection, variant: str) -> list[ScoredRun]:
-    """None of the published variant."""
-    return [run for seeds in selection.runs.get(variant, {}).values() for run in seeds.values()]
 
 
 def _game(seeds: Mapping[int, Score], scores: np.ndarray, game: str, mode: str, ranges: Ranges) -> dict[str, Any]:

@@ -441,6 +441,22 @@ def test_why_published_runs_are_not_shown_is_said(make_run, tmp_path, settings, 
     assert PUBLISHED not in summary["variants"] and summary["notes"][0].startswith(said)
 
 
+@pytest.mark.parametrize("seed_left_out", [0, 9])
+def test_run_that_is_left_out_counts_for_nothing(make_run, tmp_path, seed_left_out):
+    """Neither its speed nor its settings, also if it comes before the others."""
+    for seed in (1, 2):
+        make_run("coinrun", seed, np.linspace(5, 8, 63))
+    expected = summary_of(tmp_path / "study", at=1_000_000, published=True)
+    out = make_run("coinrun", seed_left_out, [5, 6], updates=63)
+    contents = json.loads(out.config.read_text())
+    contents["settings"]["start_level"] = 100
+    out.config.write_text(json.dumps(contents))
+    summary = summary_of(tmp_path / "study", at=1_000_000, published=True)
+    assert f"{out.path} is left out: trained 16,384 frames" in summary["notes"]
+    assert PUBLISHED in summary["variants"] and summary["curves"][PUBLISHED] == expected["curves"][PUBLISHED]
+    assert summary["variants"]["default"] == expected["variants"]["default"]
+
+
 def test_published_scores_of_both_splits_and_modes(make_run, tmp_path):
     config = make_run("coinrun", 0, [5, 6]).read_config()
     assert published_scores(config, "train", 250_000) == (250_000, [5.65, 5.54, 5.96])
