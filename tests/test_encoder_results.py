@@ -81,7 +81,7 @@ def test_scores_against_frames_are_those_of_the_files(column: str) -> None:
 @pytest.mark.parametrize(("split", "phrase"), [("train", "On training levels"), ("validation", "On validation levels")])
 def test_paired_differences_are_those_of_aggregate(split: str, phrase: str) -> None:
     """Written as `On training levels impoola is .240 [.148, .332] below impala`."""
-    selection = select(find_runs([RESULTS]), split, None, require_equal_evaluations=True)
+    selection = select(find_runs([RESULTS])[0], split, None, require_equal_evaluations=True)
     (pair,) = summarize(selection, "openai")["comparisons"]
     assert (pair["first"], pair["second"]) == ("encoder=impala", "encoder=impoola")
     difference = pair["mean_difference"]

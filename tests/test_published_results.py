@@ -100,7 +100,7 @@ def test_counts_and_the_table_of_those_outside_follow_from_the_rows() -> None:
 
 
 def test_numbers_over_games_are_those_of_aggregate() -> None:
-    selection = select(find_runs([RESULTS]), "train", None, require_equal_evaluations=True)
+    selection = select(find_runs([RESULTS])[0], "train", None, require_equal_evaluations=True)
     add_published(selection)
     own, theirs = (summarize(selection, "openai")["variants"][name] for name in selection.scores)
 

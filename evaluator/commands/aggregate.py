@@ -26,13 +26,14 @@ def run(options: argparse.Namespace) -> None:
         require_new_path(options.plots, "--plots")
         if options.output is not None and options.output.resolve() == options.plots.resolve():
             raise UsageError(f"--output and --plots are both {options.plots}; choose another name for one of them")
-    runs = find_runs(options.paths)
+    runs, left_out = find_runs(options.paths)
     if options.rescore:
         from evaluator.commands.rescoring import rescore  # imports torch, which reading runs does not need
 
         selection = rescore(runs, options.split, options.at, options.episodes_per_level)
     else:
         selection = select(runs, options.split, options.at, require_equal_evaluations=True)
+    selection.notes[:0] = left_out
     if options.published:
         add_published(selection)
     summary = summarize(selection, options.ranges)

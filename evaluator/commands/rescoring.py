@@ -26,8 +26,8 @@ def rescore(
 ) -> Selection:
     """As `select`, but with new scores: of every run's newest checkpoint at or before `at`.
 
-    `at` None: what all runs have trained that have trained all their frames, or all runs if none has. Whatever
-    can be refused is checked before anything is played or logged.
+    `at` None: what all runs have trained that have trained all their frames, or if none has, all that have trained at
+    all. Whatever can be refused is checked before anything is played or logged.
 
     Raises:
         UsageError: as for `select`; a run that has trained `at` frames has no complete checkpoint; or runs of a game
@@ -35,7 +35,8 @@ def rescore(
     """
     split = split or default_split(runs)
     if at is None:
-        at = min([run.frames for run in runs if run.is_trained] or [run.frames for run in runs])
+        trained = [run for run in runs if run.frames]
+        at = min([run.frames for run in trained if run.is_trained] or [run.frames for run in trained] or [0])
     newest = {run.run.path: _checkpoint(run, at) for run in runs if run.frames >= at}
     selection = select(
         [_planned(run, newest.get(run.run.path), split) for run in runs], split, at, require_equal_evaluations=False

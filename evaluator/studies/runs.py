@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import UsageError
-from common.config import PRESETS, SETTINGS, Config, algorithm, flag
+from common.config import PRESETS, SETTINGS, Config, ConfigError, algorithm, flag
 from common.resolution import WITHOUT_EFFECT
 from common.storage.jsonl import read_jsonl
 from common.storage.run_directory import RunDirectory
@@ -102,25 +102,33 @@ class ScoredRun:
 Differences = dict[str, dict[Any, ScoredRun]]
 
 
-def find_runs(paths: Sequence[Path]) -> list[ScoredRun]:
+def find_runs(paths: Sequence[Path]) -> tuple[list[ScoredRun], list[str]]:
     """The runs at or below `paths`, in the order of `paths` and of the names below each, numbers by their value.
+
+    Also a line for each directory that has the scores of a run but not its settings.
 
     Raises:
         UsageError: a path does not exist or has no run below it, or a run cannot be read.
     """
     found: dict[Path, ScoredRun] = {}
+    without_config: dict[Path, str] = {}
     for path in paths:
         if not path.is_dir():
             raise UsageError(f"{path} {'is not a directory' if path.exists() else 'does not exist'}")
         try:
-            directories = list(_run_directories(path, set()))
+            directories = list(_run_directories(path, set(), without_config))
         except OSError as error:
             raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
         if not directories:
             raise UsageError(f"{path} holds no runs: no directory in it has a config.json")
         for directory in directories:
-            found.setdefault(directory.resolve(), _read(RunDirectory(directory)))
-    return list(found.values())
+            try:
+                found.setdefault(directory.resolve(), _read(RunDirectory(directory)))
+            except ConfigError as error:
+                raise UsageError(
+                    f"{error}; to compare the other runs, move {directory} away or name only them"
+                ) from error
+    return list(found.values()), list(without_config.values())
 
 
 def varied_settings(runs: Sequence[ScoredRun]) -> list[str]:
@@ -248,17 +256,22 @@ def _by_value(runs: Sequence[ScoredRun], value: Callable[[ScoredRun], Any]) -> d
     return found
 
 
-def _run_directories(path: Path, seen: set[Path]) -> Iterator[Path]:
+def _run_directories(path: Path, seen: set[Path], without_config: dict[Path, str]) -> Iterator[Path]:
     """Runs at or below `path`; a directory that symbolic links reach twice, or in a circle, is searched once."""
     if (resolved := path.resolve()) in seen:
         return
     seen.add(resolved)
-    if RunDirectory(path).config.exists():
+    run = RunDirectory(path)
+    if run.config.exists():
         yield path
         return
+    if run.config.is_symlink():
+        without_config[resolved] = f"{path} is left out: its config.json is a link to a file that does not exist"
+    elif run.evaluations.exists():
+        without_config[resolved] = f"{path} is left out: it has evaluations.jsonl but no config.json"
     for child in sorted(path.iterdir(), key=_numeric_order):
         if child.is_dir() and not child.name.startswith("."):
-            yield from _run_directories(child, seen)
+            yield from _run_directories(child, seen, without_config)
 
 
 def _numeric_order(path: Path) -> list[str | int]:

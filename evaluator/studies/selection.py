@@ -56,8 +56,8 @@ def select(
 
     Args:
         split: the levels; None: `default_split`.
-        at: frames; the newest evaluation at or before them counts. None: what all finished runs have reached, or all
-            runs if none is finished.
+        at: frames; the newest evaluation at or before them counts. None: what all finished runs have reached, or if
+            none is finished, all that have trained and have a score since.
         require_equal_evaluations: refuse runs of one game that were scored on other levels or with other episodes.
 
     Raises:
@@ -70,7 +70,7 @@ def select(
     notes: list[str] = []
     played = [name for name in PLAYABLE_SPLITS if any(run.scored(name) for run in runs)]
     if not played:
-        raise UsageError("no run has a score yet")
+        raise UsageError("no run has a score yet; --rescore plays their newest checkpoints")
     chosen = split or default_split(runs)
     if chosen not in played:
         raise UsageError(
@@ -78,8 +78,10 @@ def select(
             "with --rescore"
         )
     scored = [run for run in runs if run.scored(chosen)]
-    reached = [run.scored(chosen)[-1]["frames"] for run in scored if run.is_finished]
-    frames = at if at is not None else min(reached or [run.scored(chosen)[-1]["frames"] for run in scored])
+    newest = [(run.scored(chosen)[-1]["frames"], run.is_finished) for run in scored]
+    finished = [frames for frames, is_finished in newest if is_finished]
+    # The score of an untrained policy says nothing about how far its run is.
+    frames = at if at is not None else min(finished or [frames for frames, _ in newest if frames] or [0])
     table: Table = {}
     for variant, by_game in grouped.items():
         for game, seeds in by_game.items():

@@ -254,6 +254,27 @@ def test_rescore_without_a_checkpoint_is_refused(study, capsys):
     assert "seed-8 has no complete checkpoint of at most 10,000 frames to score" in capsys.readouterr().err
 
 
+def test_rescore_leaves_out_runs_that_have_trained_nothing(study, save, capsys):
+    run = RunDirectory(study / "seed-9")
+    run.path.mkdir()
+    requested = {"env_name": "leaper", "num_levels": 2, "seed": 9, "total_frames": 16_384}
+    run.write_config(resolve("lab", requested), {}, requested)
+    save(run.checkpoints, 0)
+    assert main(["aggregate", str(study), "--rescore", "--split", "train", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["at"] == 10_000 and list(summary["variants"]["default"]["games"]["leaper"]["seeds"]) == ["7", "8"]
+    assert f"{run.path} is left out: trained 0 frames" in summary["notes"]
+
+
+def test_runs_without_an_evaluator_are_scored_by_rescore(study, capsys):
+    for seed in (7, 8):
+        (study / f"seed-{seed}" / "evaluations.jsonl").unlink()
+    assert main(["aggregate", str(study)]) == 2
+    assert capsys.readouterr().err == "evaluator: no run has a score yet; --rescore plays their newest checkpoints\n"
+    assert main(["aggregate", str(study), "--rescore", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["variants"]["default"]["runs"] == 2
+
+
 @pytest.mark.parametrize(
     ("text", "frames"),
     [("4.1M", 4_100_000), ("8.2M", 8_200_000), ("2.01M", 2_010_000), (".5k", 500), ("20K", 20_000), ("1e6", 1_000_000)],

@@ -34,7 +34,9 @@ def study(make_run, tmp_path):
 
 
 def summary_of(path, split=None, at=None, ranges="openai", published=False):
-    selection = select(find_runs([path]), split, at, require_equal_evaluations=True)
+    runs, left_out = find_runs([path])
+    selection = select(runs, split, at, require_equal_evaluations=True)
+    selection.notes[:0] = left_out
     if published:
         add_published(selection)
     return summarize(selection, ranges)
@@ -121,6 +123,50 @@ def test_without_finished_runs_all_are_compared_at_what_all_have(make_run, tmp_p
     make_run("coinrun", 0, [5, 6], updates=9)
     make_run("coinrun", 1, [5, 6, 7], updates=9)
     assert summary_of(tmp_path / "study")["at"] == 16_384
+
+
+def test_run_that_has_trained_nothing_is_left_out_and_named(make_run, tmp_path):
+    for seed in range(2):
+        make_run("coinrun", seed, [5, 6, 7], updates=9)
+    young = make_run("coinrun", 2, [5], updates=9)
+    summary = summary_of(tmp_path / "study")
+    assert summary["at"] == 2 * 16_384 and summary["variants"]["default"]["runs"] == 2
+    assert f"{young.path} is left out: trained 0 frames" in summary["notes"]
+    append_jsonl(young.metrics, {"policy_version": 9, "frames": 9 * 16_384, "time": 1.0})  # not scored since
+    summary = summary_of(tmp_path / "study")
+    assert summary["at"] == 2 * 16_384 and f"{young.path}: its nearest score is at 0 frames" in summary["notes"]
+    assert summary_of(tmp_path / "study", at=0)["variants"]["default"]["runs"] == 3
+
+
+def test_untrained_runs_are_compared_if_there_are_no_others(make_run, tmp_path):
+    make_run("coinrun", 0, [5], updates=9)
+    assert summary_of(tmp_path / "study")["at"] == 0
+
+
+def test_directories_with_scores_but_without_settings_are_named(study, make_run):
+    missing, dangling = study / "maze" / "gamma=0.9" / "seed-0", study / "maze" / "gamma=0.9" / "seed-1"
+    (missing / "config.json").unlink()
+    (dangling / "config.json").rename(dangling / "aside")
+    (dangling / "config.json").symlink_to("nowhere")
+    summary = summary_of(study)
+    assert summary["variants"]["gamma=0.9"]["runs"] == 4
+    assert summary["notes"][:2] == [
+        f"{missing} is left out: it has evaluations.jsonl but no config.json",
+        f"{dangling} is left out: its config.json is a link to a file that does not exist",
+    ]
+    for path in (missing, dangling):
+        with pytest.raises(UsageError, match=f"{path} holds no runs"):
+            find_runs([path])
+
+
+@pytest.mark.parametrize("damage", [lambda text: "{", lambda text: text.replace("gamma", "gama")])
+def test_run_whose_settings_cannot_be_read_is_refused_with_a_remedy(study, damage):
+    run = study / "maze" / "gamma=0.9" / "seed-0"
+    (run / "config.json").write_text(damage((run / "config.json").read_text()))
+    with pytest.raises(
+        UsageError, match=rf"{run}/config.json .*; to compare the other runs, move {run} away or name only"
+    ):
+        find_runs([study])
 
 
 def test_score_long_before_the_frames_asked_for_is_named(make_run, tmp_path):
@@ -234,7 +280,7 @@ def test_run_without_scores_on_the_split_is_left_out_and_named(make_run, tmp_pat
 
 def test_runs_without_scores_are_refused(make_run, tmp_path):
     make_run("coinrun", 0, [], updates=3)
-    with pytest.raises(UsageError, match="no run has a score yet"):
+    with pytest.raises(UsageError, match="no run has a score yet; --rescore plays their newest checkpoints"):
         summary_of(tmp_path / "study")
 
 
@@ -242,7 +288,7 @@ def test_variants_are_settings_that_somebody_asked_for_and_that_differ(make_run,
     make_run("coinrun", 0, [5, 6], gamma=0.9, num_actors=1)
     make_run("coinrun", 0, [5, 6], gamma=0.99, num_actors=2)
     make_run("coinrun", 1, [5, 6], mode="overlap", gamma=0.99)
-    runs = find_runs([tmp_path / "study"])
+    runs, _ = find_runs([tmp_path / "study"])
     assert sorted(by_variant(runs)) == ["mode=overlap gamma=0.99", "mode=sync gamma=0.9", "mode=sync gamma=0.99"]
     assert list(by_variant(runs[:1])) == ["default"]
 
@@ -260,7 +306,7 @@ def test_study_that_varies_how_runs_are_carried_out_has_these_variants(make_run,
     make_run("coinrun", 0, [5, 6], num_actors=1)
     make_run("coinrun", 0, [5, 6], num_actors=2)
     (tmp_path / "study" / "study.json").write_text('{"study": {"vary": {"num_actors": ["1", "2"]}}}')
-    assert sorted(by_variant(find_runs([tmp_path / "study"]))) == ["num-actors=1", "num-actors=2"]
+    assert sorted(by_variant(find_runs([tmp_path / "study"])[0])) == ["num-actors=1", "num-actors=2"]
 
 
 def test_number_of_environments_names_variants_however_actors_share_them(make_run, tmp_path):
@@ -280,7 +326,7 @@ def test_total_frames_name_variants_where_the_learning_rate_depends_on_them(make
         for seed, updates in enumerate((1, 2)):
             make_run("coinrun", seed, [5, 6], updates=updates, learning_rate_schedule=schedule)
         (directory,) = (tmp_path / "study" / "coinrun").glob(f"*={schedule}")
-        assert list(by_variant(find_runs([directory]))) == expected
+        assert list(by_variant(find_runs([directory])[0])) == expected
 
 
 def test_what_auto_chose_on_another_machine_is_named(make_run, tmp_path):
@@ -330,11 +376,11 @@ def test_runs_of_the_same_seed_are_refused_with_what_nobody_asked_for(make_run, 
 
 def test_runs_are_found_once_below_any_directory_also_copied(study, tmp_path):
     shutil.copytree(study, tmp_path / "elsewhere" / "copy")
-    copied = find_runs([tmp_path / "elsewhere", tmp_path / "elsewhere" / "copy" / "maze"])
+    copied, _ = find_runs([tmp_path / "elsewhere", tmp_path / "elsewhere" / "copy" / "maze"])
     assert len(copied) == 12
     assert summary_of(tmp_path / "elsewhere")["variants"] == summary_of(study)["variants"]
     (study / "loop").symlink_to(study)
-    assert len(find_runs([study])) == 12
+    assert len(find_runs([study])[0]) == 12
     (tmp_path / "empty").mkdir()
     for path, said in (("empty", "holds no runs"), ("missing", "does not exist")):
         with pytest.raises(UsageError, match=said):
