@@ -37,7 +37,7 @@ _FOLLOWS_FROM: dict[str, set[str]] = {
     "num_envs": {"preset", "num_actors", "envs_per_actor"},
     "max_policy_lag": {"mode"},
     "objective": {"mode", "max_policy_lag"},
-    "repeatable": {"num_actors"},
+    "repeatable": {"num_actors", "min_actors"},
 }
 # The settings that determine which levels are scored.
 _LEVEL_SETTINGS = ("distribution_mode", "start_level", "num_levels", "held_out", "held_out_levels")
@@ -139,6 +139,8 @@ def varied_settings(runs: Sequence[ScoredRun]) -> list[str]:
     differing = _differences(runs)
     asked = {name for run in runs for name in run.requested}
     varied = {name for run in runs for name in run.varied}
+    if "num_actors" in varied and any(run.config.min_actors < run.config.num_actors for run in runs):
+        varied.add("min_actors")  # --num-actors LOW:HIGH
     candidates = asked & (SETTINGS.keys() - _NOT_A_VARIANT | differing.keys()) | varied
     names = [name for name in SETTINGS if name in candidates and len({getattr(run.config, name) for run in runs}) > 1]
     shares = {"num_actors", "envs_per_actor"}

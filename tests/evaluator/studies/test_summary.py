@@ -309,6 +309,16 @@ def test_study_that_varies_how_runs_are_carried_out_has_these_variants(make_run,
     assert sorted(by_variant(find_runs([tmp_path / "study"])[0])) == ["num-actors=1", "num-actors=2"]
 
 
+def test_study_that_varies_the_range_of_actors_has_these_variants(make_run, tmp_path):
+    for seed, (low, high) in enumerate([(4, 16), (8, 16), (16, 16)]):
+        make_run("coinrun", seed, [5, 6], num_actors=high, min_actors=low)
+    assert list(by_variant(find_runs([tmp_path / "study"])[0])) == ["default"]
+    (tmp_path / "study" / "study.json").write_text('{"study": {"vary": {"num_actors": ["4:16", "8:16", "16"]}}}')
+    summary = summary_of(tmp_path / "study")
+    assert sorted(summary["variants"]) == ["min-actors=16", "min-actors=4", "min-actors=8"]
+    assert not any("differ in settings" in note for note in summary["notes"])
+
+
 def test_number_of_environments_names_variants_however_actors_share_them(make_run, tmp_path):
     for seed, (actors, envs) in enumerate([(2, 32), (4, 16), (2, 64)]):
         make_run("coinrun", seed, [5, 6], num_actors=actors, envs_per_actor=envs)
