@@ -143,7 +143,7 @@ def settings_figure(summary: Summary) -> Figure:
             for place, own in zip(places, variants, strict=True):
                 error = _error(own["iqm"]["value"], own["iqm"]["interval"])
                 axes.errorbar([place], [own["iqm"]["value"]], error, color=color, linewidth=1, capsize=2)
-        axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+        axes.set_xticks(range(len(values)), [str(value) for value in values])
         axes.set_xlabel(flag(name) if name in SETTINGS else name, fontsize=8)
         _finish(axes)
         if len(numbers) > 1:

@@ -80,3 +80,8 @@ def test_settings_are_named_as_in_variants():
         of_settings(*(({"max_policy_lag": lag, "repeatable": False}, 0.5, None) for lag in (1, 4, 16)))
     ).axes
     assert "repeatable=no" in [line.get_label() for line in axes.get_lines()]
+
+
+def test_ticks_of_large_numbers_that_are_close_differ():
+    (axes,) = settings_figure(of_settings(*(({"total_frames": 10**6 + i}, 0.5, None) for i in range(3)))).axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1000000", "1000001", "1000002"]
