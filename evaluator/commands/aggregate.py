@@ -13,7 +13,7 @@ from evaluator.studies.figures import plots
 from evaluator.studies.page import render_page
 from evaluator.studies.runs import find_runs
 from evaluator.studies.selection import add_published, select
-from evaluator.studies.summary import summarize
+from evaluator.studies.summary import frames_text, played_text, runs_text, summarize
 
 Summary = dict[str, Any]
 
@@ -64,7 +64,8 @@ def print_summary(summary: Summary) -> None:
     letters = {variant: _letter(index) for index, variant in enumerate(variants)}
     print(
         f"{summary['split']} levels, {summary['distribution_mode']}, newest score at or before {summary['at']:,} "
-        f"frames; normalized by the ranges `{summary['ranges']}`; 95 % intervals over seeds"
+        f"frames; normalized by the ranges `{summary['ranges']}`; 95 % intervals over seeds\n"
+        f"played by each run: {played_text(summary)}"
     )
     print_table(
         ("", "variant", "runs", "frames/s", "parameters"),
@@ -95,6 +96,7 @@ def print_summary(summary: Summary) -> None:
             for variant, own in variants.items()
         ],
         left=("game", ""),
+        folded=("frames",),
     )
     _print_comparisons(summary["comparisons"], letters)
     for note in summary["notes"]:
@@ -113,12 +115,12 @@ def _print_comparisons(comparisons: list[Summary], letters: dict[str, str]) -> N
                 f"{letters[each['second']]} - {letters[each['first']]}",
                 _number(each["iqm_difference"], "+.3f"),
                 _number(each["probability_of_improvement"], ".2f"),
-                "yes" if each["paired"] else "no",
+                runs_text(each["runs"], each["paired"]),
                 each["verdict"],
             )
             for each in comparisons
         ]
-        print_table(("pair", "IQM difference", "P(better)", "paired", "verdict"), rows, left=("pair", "verdict"))
+        print_table(("pair", "IQM difference", "P(better)", "runs", "verdict"), rows, left=("pair", "verdict"))
         print("B - A is about B: its IQM minus that of A, and the probability that a run of B is better than one of A")
 
 
@@ -126,7 +128,7 @@ def _numbers_of_game(game: Summary) -> tuple[str, ...]:
     """Seeds, frames, the mean return and the normalized one with their intervals."""
     return (
         str(len(game["seeds"])),
-        f"{game['frames'][1]:,}",
+        frames_text(game["frames"]),
         f"{game['mean']:.2f}",
         format_interval(game["interval"]),
         f"{game['normalized']:.3f}",

@@ -65,6 +65,7 @@ def rescore(
         scores[run.config.seed] = Score(evaluation.splits[split].mean, checkpoint.frames)
     return selection
 
+    selection.played = {game: (len(levels[game]), episodes) for game in selection.games}
 
 def _planned(run: ScoredRun, checkpoint: Checkpoint | None, split: Split) -> ScoredRun:
     """The run as if only `checkpoint` had been scored; its score is not known yet."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from evaluator.output.templates import page_environment
 from evaluator.studies.figures import plots
+from evaluator.studies.summary import frames_text, played_text, runs_text
 
 Summary = dict[str, Any]
 
@@ -12,7 +13,8 @@ Summary = dict[str, Any]
 def render_page(summary: Summary) -> str:
     """The page, from what `summarize` returned."""
     environment = page_environment("evaluator.studies")
-    environment.filters |= {"entry": _entry, "ends": _ends}
+    environment.filters |= {"entry": _entry, "ends": _ends, "frames": frames_text, "played": played_text}
+    environment.filters["runs"] = runs_text
     return environment.get_template("page.html.j2").render(
         summary=summary, pictures={name: _uri(data) for name, data in plots(summary).items()}
     )

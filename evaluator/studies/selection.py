@@ -31,7 +31,10 @@ Grouped = Mapping[str, Mapping[str, Mapping[int, ScoredRun]]]
 
 @dataclass(slots=True)
 class Selection:
-    """The scores to summarize. `runs` has the run of every score; `notes` says what was left out and why."""
+    """The scores to summarize. `runs` has the run of every score; `notes` says what was left out and why.
+
+    `played` has the number of levels, and of episodes on each, by game.
+    """
 
     split: Split
     at: int
@@ -39,6 +42,7 @@ class Selection:
     games: list[str]
     scores: Table
     runs: Grouped
+    played: dict[str, tuple[int, int]]
     notes: list[str] = field(default_factory=list)
 
     def scored(self, variant: str, game: str | None = None) -> list[ScoredRun]:
@@ -59,6 +63,7 @@ def select(
         at: frames; the newest evaluation at or before them counts. None: what all finished runs have reached, or if
             none is finished, all that have trained and have a score since.
         require_equal_evaluations: refuse runs of one game that were scored on other levels or with other episodes.
+            If not, `played` is empty.
 
     Raises:
         UsageError: runs cannot be compared, or none reached `at`.
@@ -68,13 +73,13 @@ def select(
     if at is not None and at > (most := max(run.frames for run in runs)):
         raise UsageError(f"--at: no run has trained {at:,} frames; the most is {most:,}")
     notes: list[str] = []
-    played = [name for name in PLAYABLE_SPLITS if any(run.scored(name) for run in runs)]
-    if not played:
+    splits = [name for name in PLAYABLE_SPLITS if any(run.scored(name) for run in runs)]
+    if not splits:
         raise UsageError("no run has a score yet; --rescore plays their newest checkpoints")
     chosen = split or default_split(runs)
-    if chosen not in played:
+    if chosen not in splits:
         raise UsageError(
-            f"no run has {chosen} scores, only {', '.join(played)}; choose another --split, or score all runs again "
+            f"no run has {chosen} scores, only {', '.join(splits)}; choose another --split, or score all runs again "
             "with --rescore"
         )
     scored = [run for run in runs if run.scored(chosen)]
@@ -102,12 +107,15 @@ def select(
             "--split"
         )
     games = _common_games(table, notes)
+    played: dict[str, tuple[int, int]] = {}
     if require_equal_evaluations:
         unchecked: list[str] = []
         for game in games:
             own = [grouped[variant][game][seed] for variant in table for seed in table[variant][game]]
             if difference := evaluation_differences(own, chosen, frames):
                 raise UsageError(f"{game}: runs were scored differently: {difference}; --rescore scores them all again")
+            if (counts := own[0].played(chosen, frames)) is not None:  # all runs have it, and the same
+                played[game] = counts
             if len(own) > 1:
                 unchecked += [str(run.run.path) for run in own if run.levels(chosen) is None]
         if unchecked:
@@ -122,7 +130,7 @@ def select(
         }
     )
     mode = runs[0].config.distribution_mode
-    return Selection(chosen, frames, mode, games, table, grouped, notes)
+    return Selection(chosen, frames, mode, games, table, grouped, played, notes)
 
 
 def add_published(selection: Selection) -> None:

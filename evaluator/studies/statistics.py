@@ -146,7 +146,7 @@ def statistic_interval(statistic: Statistic, scores: Scores, low: float, high: f
     """The 95 % interval of a statistic that lies between `low` and `high`; None with one seed or equal resamples."""
     if min(sizes(scores)) < 2:
         return None
-    return _clipped(interval(statistic, [scores], statistic(resample(scores))), low, high)
+    return clipped(interval(statistic, [scores], statistic(resample(scores))), low, high)
 
 
 def sizes(scores: Scores) -> list[int]:
@@ -164,12 +164,12 @@ def difference_interval(statistic: Statistic, first: Scores, second: Scores, pai
     def difference(first: Scores, second: Scores) -> np.ndarray:
         return statistic(second) - statistic(first)
 
-    return _clipped(_two_sided(difference, first, second, paired), -np.inf, np.inf)
+    return clipped(_two_sided(difference, first, second, paired), -np.inf, np.inf)
 
 
 def improvement_interval(first: Scores, second: Scores, paired: bool) -> Interval | None:
     """The interval of `probability_of_improvement`; None with one seed or equal resamples."""
-    return _clipped(_two_sided(probability_of_improvement, first, second, paired), 0.0, 1.0)
+    return clipped(_two_sided(probability_of_improvement, first, second, paired), 0.0, 1.0)
 
 
 def _two_sided(
@@ -179,7 +179,7 @@ def _two_sided(
     return interval(statistic, [first, second], resampled, paired)
 
 
-def _clipped(ends: np.ndarray | None, low: float, high: float) -> Interval | None:
+def clipped(ends: np.ndarray | None, low: float, high: float) -> Interval | None:
     """Both ends as floats between `low` and `high`; None if they are equal."""
     if ends is None or ends[1] - ends[0] < _NO_WIDTH:
         return None

@@ -4,13 +4,14 @@ A score is a run's mean return on the levels of one split; it is normalized befo
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, permutations
 from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
 
 from common.policy_network import num_parameters
+from common.text import format_count, format_ranges
 from evaluator.studies import statistics
 from evaluator.studies.curves import learning_curves
 from evaluator.studies.published import NAME as PUBLISHED
@@ -35,12 +36,17 @@ def summarize(selection: Selection, ranges: Ranges) -> dict[str, Any]:
             f"{', '.join(single)}: one seed in at least one game, so no interval over seeds; another seed could score "
             "quite differently"
         )
+    notes += _left_out_of_pairs(selection)
     summary = {
         "split": selection.split,
         "at": selection.at,
         "distribution_mode": selection.mode,
         "ranges": ranges,
         "games": selection.games,
+        "played": {
+            game: {"levels": levels, "episodes_per_level": episodes}
+            for game, (levels, episodes) in selection.played.items()
+        },
         "notes": notes,
         "variants": {variant: _variant(selection, variant, scores[variant], ranges) for variant in variants},
         "comparisons": [_comparison(selection, first, second, ranges) for first, second in combinations(variants, 2)],
@@ -108,22 +114,20 @@ def _with_interval(statistic: statistics.Statistic, scores: Scores, low: float =
 
 def _comparison(selection: Selection, first: str, second: str, ranges: Ranges) -> dict[str, Any]:
     """`second` against `first`: by differences of the same seeds where both have at least the same two."""
-    seeds = {
-        game: sorted(selection.scores[first][game].keys() & selection.scores[second][game].keys())
-        for game in selection.games
-    }
-    paired = PUBLISHED not in (first, second) and all(len(own) > 1 for own in seeds.values())
+    seeds = _common_seeds(selection, first, second)
+    paired = seeds is not None
     sides = [normalized_scores(selection, variant, ranges) for variant in (first, second)]
-    if paired:
+    if seeds is not None:
         sides = [_of_seeds(selection, variant, seeds, ranges) for variant in (first, second)]
     one, other = sides
     iqm = float(statistics.interquartile_mean(other) - statistics.interquartile_mean(one))
     iqm_interval = statistics.difference_interval(statistics.interquartile_mean, one, other, paired)
+    runs = [int(sum(statistics.sizes(side))) for side in sides]
     result = {
         "first": first,
         "second": second,
         "paired": paired,
-        "runs": [int(sum(statistics.sizes(side))) for side in sides],
+        "runs": runs,
         "mean_difference": {
             "value": float(statistics.mean(other) - statistics.mean(one)),
             "interval": _as_list(statistics.difference_interval(statistics.mean, one, other, paired)),
@@ -143,7 +147,55 @@ def _comparison(selection: Selection, first: str, second: str, ranges: Ranges) -
     }
     fewest = min(size for side in sides for size in statistics.sizes(side))
     found = verdict(iqm_interval, fewest)
-    return result | {"verdict": found, "says": sentence(first, second, iqm, iqm_interval, paired, found)}
+    return result | {
+        "verdict": found,
+        "says": sentence(first, second, iqm, iqm_interval, runs_text(runs, paired), found),
+    }
+
+
+def _common_seeds(selection: Selection, first: str, second: str) -> dict[str, list[int]] | None:
+    """The seeds of each game that both variants have; None if they are less than two, so that there are no pairs."""
+    if PUBLISHED in (first, second):  # other seeds with the same numbers
+        return None
+    one, other = selection.scores[first], selection.scores[second]
+    seeds = {game: sorted(one[game].keys() & other[game].keys()) for game in selection.games}
+    return seeds if all(len(own) > 1 for own in seeds.values()) else None
+
+
+def _left_out_of_pairs(selection: Selection) -> list[str]:
+    """A line for each variant and game of which seeds are left out of pairs with others."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for variant, other in permutations(selection.scores, 2):
+        for game, common in (_common_seeds(selection, variant, other) or {}).items():
+            if alone := sorted(selection.scores[variant][game].keys() - set(common)):
+                seeds = f"{'seed' if len(alone) == 1 else 'seeds'} {format_ranges(alone)}"
+                found.setdefault((variant, game, seeds), []).append(other)
+    return [
+        f"{variant}: pairs with {', '.join(others)} leave out {seeds} of {game}, so their difference is not that of "
+        "the IQMs"
+        for (variant, game, seeds), others in found.items()
+    ]
+
+
+def runs_text(runs: Sequence[int], paired: bool) -> str:
+    """How many runs a comparison is about: `6 pairs` or `6 and 5 runs`."""
+    return format_count(runs[0], "pair") if paired else f"{runs[0]} and {format_count(runs[1], 'run')}"
+
+
+def frames_text(ends: Sequence[int]) -> str:
+    """`1,015,808`, or `983,040 to 1,015,808` where runs differ."""
+    return " to ".join(f"{end:,}" for end in dict.fromkeys(ends))
+
+
+def played_text(summary: Mapping[str, Any]) -> str:
+    """`200 levels x 1 episode`, or `coinrun 200 levels x 1 episode, maze ...` where games differ."""
+    texts = {
+        game: f"{format_count(played['levels'], 'level')} x {format_count(played['episodes_per_level'], 'episode')}"
+        for game, played in summary["played"].items()
+    }
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return ", ".join(f"{game} {text}" for game, text in texts.items())
 
 
 def verdict(interval: Interval | None, fewest_seeds: int) -> Verdict:
@@ -154,20 +206,17 @@ def verdict(interval: Interval | None, fewest_seeds: int) -> Verdict:
     return "better" if low > 0 else "worse" if high < 0 else "cannot be told apart"
 
 
-def sentence(
-    first: str, second: str, difference: float, interval: Interval | None, paired: bool, found: Verdict
-) -> str:
-    """What a comparison by IQM says, for people; `found` is its verdict."""
+def sentence(first: str, second: str, difference: float, interval: Interval | None, of: str, found: Verdict) -> str:
+    """What a comparison by IQM says, for people; `of` is from `runs_text`, and `found` is its verdict."""
     if interval is None:
         more = "one seed says nothing about other seeds" if found == "one seed" else "the same with every seed"
-        return f"{second} minus {first}: IQM {difference:+.3f}; {more}"
+        return f"{second} minus {first}: IQM {difference:+.3f}, {of}; {more}"
     low, high = interval
     ends = f"IQM {difference:+.3f} [{low:+.3f}, {high:+.3f}]"
-    how = "the same seeds compared in pairs" if paired else "seeds not paired"
     if found == "cannot be told apart":
         most = max(-low, high)
-        return f"{second} and {first} cannot be told apart: {ends}, {how}, so they differ by at most {most:.3f}"
-    return f"{second} is {found} than {first}: {ends}, {how}"
+        return f"{second} and {first} cannot be told apart: {ends}, {of}, so they differ by at most {most:.3f}"
+    return f"{second} is {found} than {first}: {ends}, {of}"
 
 
 def _of_seeds(
@@ -181,7 +230,7 @@ def _of_seeds(
 
 
 def _profile(scores: Scores) -> dict[str, Any]:
-    """The performance profile and its pointwise band."""
+    """The performance profile and its pointwise band, which has gaps where all resamples are equal."""
 
     def profile(scores: Scores) -> np.ndarray:
         # In parts: all resamples of many runs at once would not fit in memory.
@@ -191,8 +240,11 @@ def _profile(scores: Scores) -> dict[str, Any]:
         return np.concatenate(parts, axis=-1)
 
     ends = statistics.interval(profile, [scores], profile(statistics.resample(scores)))
-    band = [None, None] if ends is None else np.clip(ends, 0.0, 1.0).tolist()
-    return {"share": profile(scores).tolist(), "low": band[0], "high": band[1]}
+    if ends is None:
+        return {"share": profile(scores).tolist(), "low": None, "high": None}
+    bands = [statistics.clipped(each, 0.0, 1.0) or (None, None) for each in ends.T]
+    low, high = map(list, zip(*bands, strict=True))
+    return {"share": profile(scores).tolist(), "low": low, "high": high}
 
 
 def _as_list(interval: Interval | None) -> list[float] | None:

@@ -67,6 +67,7 @@ def test_tables_show_what_json_holds_and_nothing_is_written(study, capsys):
     assert main(["aggregate", str(study)]) == 0
     out = capsys.readouterr().out
     assert re.search(r"A default +2 ", out) and re.search(rf"A {own['iqm']['value']:.3f} \[", out)
+    assert "played by each run: 2 levels x 1 episode\n" in out
     assert re.search(r"leaper +A +2 +10,000 +5\.75 +5\.\d\d to \d\.\d\d", out)
     assert "normalized by the ranges `openai`" in out
     assert files(study) == before

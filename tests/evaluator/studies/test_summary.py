@@ -14,7 +14,7 @@ from evaluator.studies.published import published_scores
 from evaluator.studies.ranges import normalized
 from evaluator.studies.runs import by_variant, find_runs
 from evaluator.studies.selection import add_published, select
-from evaluator.studies.summary import sentence, summarize, verdict
+from evaluator.studies.summary import frames_text, played_text, sentence, summarize, verdict
 
 # The note for numbers without an interval although there are several seeds.
 NO_WIDTH = "no interval where the seeds agree so closely that all resamples are equal: more seeds are needed"
@@ -45,6 +45,7 @@ def summary_of(path, split=None, at=None, ranges="openai", published=False):
 def test_summary_has_the_numbers_of_every_game_and_variant(study):
     summary = summary_of(study)
     assert summary["games"] == ["coinrun", "maze"] and summary["split"] == "test" and summary["at"] == 3 * 16_384
+    assert summary["played"] == {game: {"levels": 4, "episodes_per_level": 1} for game in ("coinrun", "maze")}
     assert list(summary["variants"]) == ["gamma=0.9", "gamma=0.99"]
     own = summary["variants"]["gamma=0.9"]
     game = own["games"]["maze"]
@@ -69,24 +70,33 @@ def test_difference_that_is_the_same_with_every_seed_has_no_interval(study, make
     summary = summary_of(study)
     (comparison,) = summary["comparisons"]
     assert comparison["mean_difference"]["interval"] is None
-    assert comparison["says"].startswith("gamma=0.99 minus gamma=0.9: IQM +0.200; the same with every seed")
+    assert comparison["says"].startswith("gamma=0.99 minus gamma=0.9: IQM +0.200, 6 pairs; the same with every seed")
     assert summary["notes"] == [NO_WIDTH]
     for game in ("coinrun", "maze"):
         make_run(game, 3, [5, 6, 7, 8.0], gamma=0.9)
         make_run(game, 3, [5, 6, 7, 8.5], gamma=0.99)
     says = summary_of(study)["comparisons"][0]["says"]
-    assert (
-        says.startswith("gamma=0.99 is better than gamma=0.9: IQM +0.2") and "the same seeds compared in pairs" in says
-    )
+    assert says.startswith("gamma=0.99 is better than gamma=0.9: IQM +0.2") and ", 8 pairs" in says
 
 
 def test_seeds_that_only_one_variant_has_are_left_out_of_pairs(study, make_run):
-    make_run("coinrun", 7, [0.0] * 4, gamma=0.9)
-    (comparison,) = summary_of(study)["comparisons"]
-    assert comparison["paired"] and comparison["runs"] == [6, 6]
+    assert not any("leave out" in note for note in summary_of(study)["notes"])
+    for seed in (7, 8):
+        make_run("coinrun", seed, [0.0] * 4, gamma=0.9)
+    make_run("maze", 9, [0.0] * 4, gamma=0.99)
+    summary = summary_of(study)
+    (comparison,) = summary["comparisons"]
+    assert comparison["paired"] and comparison["runs"] == [6, 6] and ", 6 pairs" in comparison["says"]
+    assert [note for note in summary["notes"] if "leave out" in note] == [
+        "gamma=0.9: pairs with gamma=0.99 leave out seeds 7, 8 of coinrun, so their difference is not that of the IQMs",
+        "gamma=0.99: pairs with gamma=0.9 leave out seed 9 of maze, so their difference is not that of the IQMs",
+    ]
     shutil.rmtree(study / "coinrun" / "gamma=0.99" / "seed-0")
     shutil.rmtree(study / "coinrun" / "gamma=0.99" / "seed-1")
-    assert not summary_of(study)["comparisons"][0]["paired"]
+    summary = summary_of(study)
+    (comparison,) = summary["comparisons"]
+    assert not comparison["paired"] and ", 8 and 5 runs" in comparison["says"]
+    assert not any("leave out" in note for note in summary["notes"])
 
 
 def test_one_seed_has_no_interval_and_the_summary_says_so(make_run, tmp_path):
@@ -116,7 +126,7 @@ def test_unfinished_runs_are_left_out_and_named(study, make_run):
     summary = summary_of(study)
     assert summary["at"] == 3 * 16_384
     assert summary["notes"] == [f"{run.path} is left out: trained 16,384 frames", NO_WIDTH]
-    assert summary_of(study, at=16_384)["notes"] == [NO_WIDTH]
+    assert not any("left out" in note for note in summary_of(study, at=16_384)["notes"])
 
 
 def test_without_finished_runs_all_are_compared_at_what_all_have(make_run, tmp_path):
@@ -437,6 +447,33 @@ def test_damaged_rows_are_skipped(make_run, tmp_path):
     assert own["games"]["coinrun"]["seeds"] == {"0": 6.0} and own["frames_per_second"] == 1000.0
 
 
+def test_profile_has_no_band_where_all_resamples_are_equal(study):
+    profile = summary_of(study)["profile"]
+    own = profile["variants"]["gamma=0.9"]
+    ends = list(zip(profile["thresholds"], own["share"], own["low"], own["high"], strict=True))
+    assert all(low is None and high is None for _, share, low, high in ends if share in (0, 1))
+    inside = [(low, high) for _, share, low, high in ends if 0 < share < 1]
+    assert inside and all(low < high for low, high in inside)
+
+
+@pytest.mark.parametrize(
+    ("episodes", "said"),
+    [(1, "4 levels x 1 episode"), (2, "coinrun 4 levels x 1 episode, maze 4 levels x 2 episodes")],
+)
+def test_what_was_played_is_said_once_if_it_is_the_same_for_all_games(make_run, tmp_path, episodes, said):
+    make_run("coinrun", 0, [5, 6])
+    make_run("maze", 0, [5, 6], episodes=episodes)
+    assert played_text(summary_of(tmp_path / "study")) == said
+
+
+def test_frames_are_a_range_where_runs_differ(make_run, tmp_path):
+    make_run("coinrun", 0, [5, 6, 7])
+    late = make_run("coinrun", 1, [5, 6], updates=2)
+    append_jsonl(late.metrics, {"policy_version": 2, "frames": 2 * 16_384, "time": 1.0})
+    game = summary_of(tmp_path / "study")["variants"]["default"]["games"]["coinrun"]
+    assert frames_text(game["frames"]) == "16,384 to 32,768" and frames_text([5, 5]) == "5"
+
+
 def test_curves_have_the_scores_of_every_version(study):
     curves = summary_of(study)["curves"]["gamma=0.9"]
     assert curves["games"]["maze"]["frames"] == [16_384 * version for version in range(4)]
@@ -522,14 +559,14 @@ def test_published_scores_of_both_splits_and_modes(make_run, tmp_path):
 @pytest.mark.parametrize(
     ("difference", "interval", "fewest_seeds", "found", "said"),
     [
-        (0.1, (0.02, 0.2), 3, "better", "B is better than A: IQM +0.100 [+0.020, +0.200], seeds not paired"),
-        (-0.1, (-0.2, -0.02), 3, "worse", "B is worse than A: IQM -0.100 [-0.200, -0.020], seeds not paired"),
+        (0.1, (0.02, 0.2), 3, "better", "B is better than A: IQM +0.100 [+0.020, +0.200], 3 pairs"),
+        (-0.1, (-0.2, -0.02), 3, "worse", "B is worse than A: IQM -0.100 [-0.200, -0.020], 3 pairs"),
         (0.1, (-0.1, 0.3), 3, "cannot be told apart", "B and A cannot be told apart: IQM +0.100 [-0.100, +0.300], "
-                              "seeds not paired, so they differ by at most 0.300"),
-        (0.0, None, 3, "seeds agree, too few", "B minus A: IQM +0.000; the same with every seed"),
-        (0.1, None, 1, "one seed", "B minus A: IQM +0.100; one seed says nothing about other seeds"),
+                              "3 pairs, so they differ by at most 0.300"),
+        (0.0, None, 3, "seeds agree, too few", "B minus A: IQM +0.000, 3 pairs; the same with every seed"),
+        (0.1, None, 1, "one seed", "B minus A: IQM +0.100, 3 pairs; one seed says nothing about other seeds"),
     ],
 )  # fmt: skip
 def test_verdict_and_sentence_say_what_an_interval_allows(difference, interval, fewest_seeds, found, said):
     assert verdict(interval, fewest_seeds) == found
-    assert sentence("A", "B", difference, interval, paired=False, found=found) == said
+    assert sentence("A", "B", difference, interval, "3 pairs", found) == said
