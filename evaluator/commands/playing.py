@@ -28,11 +28,13 @@ def evaluate_all(
     """
     group_readable = all(checkpoint.config.group_readable for checkpoint in checkpoints)  # levels.json, test_uses.jsonl
     prepare_process(num_threads=1, sees_gpu=False, group_readable=group_readable)
-    available = [level_sets_of(checkpoint).slots(options.split) for checkpoint in checkpoints]
+    available = [level_sets_of(checkpoint, stores=False).slots(options.split) for checkpoint in checkpoints]
     common = set(available[0]).intersection(*available[1:])
     slots = [slot for slot in available[0] if slot in common]
     if missing := [split for split in options.split if split not in {split for split, _ in slots}]:
         raise UsageError(f"A and B have no {missing[0]} levels in common: they were trained with different level sets")
+    for checkpoint in checkpoints:
+        level_sets_of(checkpoint)  # stores them
     config = checkpoints[0].config
     seed = config.seed if options.seed is None else options.seed
     episodes = options.episodes_per_level or config.eval_episodes_per_level
@@ -42,14 +44,18 @@ def evaluate_all(
     return evaluations, {"policy": options.policy, "seed": seed, "episodes_per_level": episodes}
 
 
-def level_sets_of(checkpoint: Checkpoint) -> LevelSets:
+def level_sets_of(checkpoint: Checkpoint, stores: bool = True) -> LevelSets:
     """The level sets of the checkpoint's run, audited now if they have not been; newly drawn outside of a run.
+
+    With `stores`, a run without levels.json gets it.
 
     Raises:
         ConfigError: the settings leave too few levels, or levels.json is damaged.
     """
     run = run_of(checkpoint)
-    return audited_level_sets(checkpoint.config)[0] if run is None else stored_level_sets(run, checkpoint.config)
+    if run is None or not (stores or run.level_sets.exists()):
+        return audited_level_sets(checkpoint.config)[0]
+    return stored_level_sets(run, checkpoint.config)
 
 
 def flags_of(checkpoint: Checkpoint) -> dict[tuple[Split, int], str]:

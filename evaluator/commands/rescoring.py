@@ -50,7 +50,9 @@ def rescore(
     checkpoints = [checkpoint for _, _, checkpoint in selected]
     group_readable = all(run.config.group_readable for run, _, _ in selected)  # levels.json, test_uses.jsonl
     prepare_process(num_threads=1, sees_gpu=False, group_readable=group_readable)
-    levels = _common_levels(checkpoints, split)
+    levels = _common_levels(checkpoints, split, selection.notes)
+    for checkpoint in checkpoints:
+        level_sets_of(checkpoint)  # stores them
     episodes = episodes_per_level or max(run.config.eval_episodes_per_level for run, _, _ in selected)
     if split == "test":
         log_uses_of_test_levels(checkpoints, "aggregate", episodes)
@@ -63,9 +65,9 @@ def rescore(
         )
         evaluation = evaluate(checkpoint, slots, episodes, run.config.seed)
         scores[run.config.seed] = Score(evaluation.splits[split].mean, checkpoint.frames)
+    selection.played = {game: (len(levels[game]), episodes) for game in selection.games}
     return selection
 
-    selection.played = {game: (len(levels[game]), episodes) for game in selection.games}
 
 def _planned(run: ScoredRun, checkpoint: Checkpoint | None, split: Split) -> ScoredRun:
     """The run as if only `checkpoint` had been scored; its score is not known yet."""
@@ -84,13 +86,20 @@ def _checkpoint(run: ScoredRun, at: int) -> Checkpoint:
     raise UsageError(f"{run.run.path} has no complete checkpoint of at most {at:,} frames to score")
 
 
-def _common_levels(checkpoints: Sequence[Checkpoint], split: Split) -> dict[str, list[int]]:
-    """The levels of `split` that all checkpoints of a game have, by game."""
+def _common_levels(checkpoints: Sequence[Checkpoint], split: Split, notes: list[str]) -> dict[str, list[int]]:
+    """The levels of `split` that all checkpoints of a game have, by game; a note where these are not all levels."""
     levels: dict[str, list[int]] = {}
+    most: dict[str, int] = {}
     for checkpoint in checkpoints:
-        game, own = checkpoint.config.env_name, level_sets_of(checkpoint).of(split)
+        game, own = checkpoint.config.env_name, level_sets_of(checkpoint, stores=False).of(split)
         available = set(own)
+        most[game] = max(most.get(game, 0), len(own))
         levels[game] = [level for level in levels.get(game, own) if level in available]
         if not levels[game]:
             raise UsageError(f"{game}: the runs have no {split} levels in common; compare runs of the same levels")
+    notes += [
+        f"{game}: {len(own)} of {format_count(most[game], f'{split} level')} in common; only these were played"
+        for game, own in levels.items()
+        if len(own) < most[game]
+    ]
     return levels

@@ -13,8 +13,9 @@ import pytest
 from rich.console import Console
 
 from common.output import CLOSED_PIPE_EXIT_CODE, OutputError
+from common.policy_network import PolicyNetwork
 from common.resolution import resolve
-from common.storage.checkpoints import load_checkpoint
+from common.storage.checkpoints import load_checkpoint, save_checkpoint
 from common.storage.jsonl import append_jsonl, read_jsonl
 from common.storage.run_directory import RunDirectory
 from evaluator.__main__ import main
@@ -66,8 +67,8 @@ def test_tables_show_what_json_holds_and_nothing_is_written(study, capsys):
     assert own["games"]["leaper"]["seeds"] == {"7": 5.7, "8": 5.8} and own["parameters"] == 626_256
     assert main(["aggregate", str(study)]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"A default +2 ", out) and re.search(rf"A {own['iqm']['value']:.3f} \[", out)
     assert "played by each run: 2 levels x 1 episode\n" in out
+    assert re.search(r"A default +2 ", out) and re.search(rf"A {own['iqm']['value']:.3f} \[", out)
     assert re.search(r"leaper +A +2 +10,000 +5\.75 +5\.\d\d to \d\.\d\d", out)
     assert "normalized by the ranges `openai`" in out
     assert files(study) == before
@@ -253,6 +254,40 @@ def test_rescore_without_a_checkpoint_is_refused(study, capsys):
         path.rename(path.with_name(f".{path.name}"))
     assert main(["aggregate", str(study), "--rescore"]) == 2
     assert "seed-8 has no complete checkpoint of at most 10,000 frames to score" in capsys.readouterr().err
+
+
+@pytest.fixture
+def run_with_other_levels(study):
+    """Seed 9 has the training levels `first` and the next one, beside 0 and 1 of the others, and no levels.json."""
+
+    def make(first):
+        run = RunDirectory(study / "seed-9")
+        run.path.mkdir()
+        requested = {"env_name": "leaper", "num_levels": 2, "start_level": first, "seed": 9, "total_frames": 16_384}
+        config = resolve("lab", requested)
+        run.write_config(config, {}, requested)
+        save_checkpoint(run.checkpoints, config, 10, 10_000, PolicyNetwork(config.network).weights(), {})
+        append_jsonl(run.metrics, {"policy_version": 10, "frames": 10_000, "fps": 500.0, "time": 1.0})
+        return run
+
+    return make
+
+
+def test_rescore_says_how_many_levels_are_in_common(study, run_with_other_levels, capsys):
+    run = run_with_other_levels(1)
+    assert main(["aggregate", str(study), "--rescore", "--split", "train", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert "leaper: 1 of 2 train levels in common; only these were played" in summary["notes"]
+    assert summary["played"] == {"leaper": {"levels": 1, "episodes_per_level": 3}}
+    assert run.level_sets.exists()
+
+
+def test_rescore_writes_no_levels_if_there_are_none_in_common(study, run_with_other_levels, capsys):
+    run = run_with_other_levels(2)
+    (study / "seed-7" / "levels.json").unlink()
+    assert main(["aggregate", str(study), "--rescore", "--split", "train", "--json"]) == 2
+    assert "leaper: the runs have no train levels in common" in capsys.readouterr().err
+    assert not run.level_sets.exists() and not (study / "seed-7" / "levels.json").exists()
 
 
 def test_rescore_leaves_out_runs_that_have_trained_nothing(study, save, capsys):
