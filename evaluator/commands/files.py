@@ -32,16 +32,18 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return newest
     if not (path / MANIFEST_FILE).exists() and not path.name.isdigit():
         raise UsageError(f"{path} is neither a run directory nor a checkpoint")
+    # Any link to a checkpoint may be named, but a run's own names stay, so that `run_of` finds it.
+    path = path.absolute() if path.name.isdigit() else path.resolve()
     try:
-        return load_checkpoint(path.resolve(), policy_only=True)  # checkpoints/best is a symbolic link
+        return load_checkpoint(path, policy_only=True)
     except CheckpointError as error:
         raise UsageError(str(error)) from error
 
 
 def _follow_best(path: Path) -> Path:
-    """RUN_DIR/checkpoints/best is a file, best.txt, where the file system has no symbolic links."""
+    """The checkpoint that RUN_DIR/checkpoints/best is a link to, or that best.txt names where there are no links."""
     run = RunDirectory(path.absolute().parent.parent)
-    if path.absolute() not in (run.best, run.best_text) or path.is_dir():
+    if path.absolute() not in (run.best, run.best_text):
         return path
     name = run.best_checkpoint()
     return path if name is None else path.with_name(name)
@@ -58,10 +60,15 @@ def open_run(path: Path) -> RunDirectory:
 
 
 def run_of(checkpoint: Checkpoint) -> RunDirectory | None:
-    """The run that contains the checkpoint; None for a checkpoint that was copied elsewhere."""
-    directory = checkpoint.path.resolve().parent
-    run = RunDirectory(directory.parent)
-    return run if run.config.exists() and run.checkpoints == directory else None
+    """The run that contains the checkpoint; None for a checkpoint that was copied elsewhere.
+
+    The run's directory of checkpoints may be a symbolic link, or the checkpoint's path one into a run.
+    """
+    for path in (checkpoint.path.absolute(), checkpoint.path.resolve()):
+        run = RunDirectory(path.parent.parent)
+        if run.config.exists() and run.checkpoints == path.parent:
+            return run
+    return None
 
 
 def require_new_path(path: Path, flag: str = "--output") -> None:

@@ -273,6 +273,20 @@ def run_with_other_levels(study):
     return make
 
 
+def test_run_is_found_if_its_directory_of_checkpoints_is_a_link(study, tmp_path, capsys):
+    run = RunDirectory(study / "seed-7")
+    run.checkpoints.rename(tmp_path / "large-disk")
+    run.checkpoints.symlink_to(tmp_path / "large-disk")
+    run.set_best_checkpoint("00000010")
+    levels = run.level_sets.stat().st_mtime_ns
+    assert main(["aggregate", str(run.path), "--rescore", "--split", "test", "--json"]) == 0
+    for number, checkpoint in enumerate((run.checkpoints / "00000010", run.best), start=2):
+        assert main(["score", str(checkpoint), "--split", "test", "--json"]) == 0
+        assert len(read_jsonl(run.test_uses)) == number
+    assert run.level_sets.stat().st_mtime_ns == levels
+    assert not list(tmp_path.glob("*.json*"))
+
+
 def test_rescore_says_how_many_levels_are_in_common(study, run_with_other_levels, capsys):
     run = run_with_other_levels(1)
     assert main(["aggregate", str(study), "--rescore", "--split", "train", "--json"]) == 0
