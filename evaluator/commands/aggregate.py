@@ -8,6 +8,7 @@ from typing import Any
 from common.cli import UsageError
 from common.text import format_interval, format_number
 from evaluator.commands.files import require_new_path, write_new_directory, write_new_file
+from evaluator.commands.rescoring import rescore
 from evaluator.output.text import print_table
 from evaluator.studies.figures import plots
 from evaluator.studies.page import render_page
@@ -28,8 +29,6 @@ def run(options: argparse.Namespace) -> None:
             raise UsageError(f"--output and --plots are both {options.plots}; choose another name for one of them")
     runs, left_out = find_runs(options.paths)
     if options.rescore:
-        from evaluator.commands.rescoring import rescore  # imports torch, which reading runs does not need
-
         selection = rescore(runs, options.split, options.at, options.episodes_per_level)
     else:
         selection = select(runs, options.split, options.at, require_equal_evaluations=True)
