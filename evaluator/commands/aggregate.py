@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
 def _write_files(options: argparse.Namespace, summary: Summary) -> None:
     """The page and the plots; UsageError if they cannot be written."""
     if options.output is not None:
-        write_new_file(options.output, render_page(summary).encode())
+        write_new_file(options.output, render_page(summary).encode(errors="backslashreplace"))
     if options.plots is not None:
         files = {f"{name}.png": data for name, data in plots(summary).items()}
         write_new_directory(options.plots, files, "--plots")

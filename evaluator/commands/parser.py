@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.cli import OneLineParser, at_least_one, level_seed, number_type, parse_whole_number, seconds, whole_number
+from common.cli import (
+    OneLineParser,
+    at_least_one,
+    directory_path,
+    level_seed,
+    number_type,
+    parse_whole_number,
+    seconds,
+    whole_number,
+)
 from common.games import DISTRIBUTION_MODES, GAMES
 
 # As in evaluator/levels/level_sets.py, which needs numpy.
@@ -61,7 +70,7 @@ def _add_score(commands: Any) -> None:
         "Stores no scores in the run directory, except with --backfill.",
     )
     add = parser.add_argument
-    add("path", type=Path, metavar="RUN_DIR_OR_CHECKPOINT", help=_CHECKPOINT)
+    add("path", type=directory_path, metavar="RUN_DIR_OR_CHECKPOINT", help=_CHECKPOINT)
     _add_playing(parser)
     add("--levels", action="store_true", help="also print the score of every level")
     text = (
@@ -78,7 +87,7 @@ def _add_compare(commands: Any) -> None:
         description="Plays two checkpoints on the same levels with the same random numbers and compares them in pairs.",
     )
     for name in ("A", "B"):
-        parser.add_argument(name, type=Path, help=_CHECKPOINT)
+        parser.add_argument(name, type=directory_path, help=_CHECKPOINT)
     _add_playing(parser)
 
 
@@ -90,7 +99,7 @@ def _add_video(commands: Any) -> None:
     )
     add = parser.add_argument
     text = f"{_CHECKPOINT} (without --level: its newest one with scores)"
-    add("path", type=Path, metavar="RUN_DIR_OR_CHECKPOINT", help=text)
+    add("path", type=directory_path, metavar="RUN_DIR_OR_CHECKPOINT", help=text)
     add("--output", type=Path, required=True, metavar="FILE", help="the gif to write; must not exist")
     level = parser.add_mutually_exclusive_group()
     level.add_argument("--level", type=level_seed, metavar="N", help="the level to play")
@@ -132,7 +141,7 @@ def _add_report(commands: Any) -> None:
         help="write a run's scores, curves, levels and videos as one HTML file",
         description="Writes one self-contained HTML file to open in a browser, mail or print. Plays nothing.",
     )
-    parser.add_argument("path", type=Path, metavar="RUN_DIR", help="a run directory")
+    parser.add_argument("path", type=directory_path, metavar="RUN_DIR", help="a run directory")
     text = "the file to write; must not exist (default: RUN_DIR/report.html, which is replaced)"
     parser.add_argument("--output", type=Path, metavar="FILE", help=text)
 
@@ -144,7 +153,7 @@ def _add_watch(commands: Any) -> None:
         description="Shows a run's progress and newest scores until Ctrl-C. Reads the run directory, changes nothing.",
     )
     add = parser.add_argument
-    add("path", type=Path, metavar="RUN_DIR", help="a run directory")
+    add("path", type=directory_path, metavar="RUN_DIR", help="a run directory")
     add("--interval", type=seconds, default=2.0, metavar="SECONDS", help="time between updates (default: 2)")
     add("--once", action="store_true", help="show the current state and exit")
 
@@ -157,7 +166,13 @@ def _add_aggregate(commands: Any) -> None:
         "intervals over seeds (Agarwal et al. 2021). Reads run directories; plays only with --rescore.",
     )
     add = parser.add_argument
-    add("paths", type=Path, nargs="+", metavar="DIR", help="a study, a run, or any directory with runs below it")
+    add(
+        "paths",
+        type=directory_path,
+        nargs="+",
+        metavar="DIR",
+        help="a study, a run, or any directory with runs below it",
+    )
     text = "levels whose scores are compared (default: test if all runs have scores on them, else validation); all: "
     add("--split", choices=_PLAYABLE_SPLITS, help=text + "a sample of all levels, with --rescore")
     text = "compare at this many frames, such as 1M (default: what every finished run has reached)"

@@ -18,7 +18,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"evaluator: {warning}", file=sys.stderr)
     set_file_modes(directory.read_config().group_readable)
     path = options.output or directory.report
-    page = render_report(directory).encode()
+    page = render_report(directory).encode(errors="backslashreplace")
     if options.output is not None:
         write_new_file(path, page)
     else:

@@ -111,6 +111,23 @@ def test_page_is_one_file_that_loads_nothing(study, tmp_path, capsys):
     assert "already exists" in capsys.readouterr().err
 
 
+def test_name_of_a_run_that_is_not_utf_8_is_escaped_in_the_page(study, tmp_path):
+    (study / "seed-8" / "levels.json").unlink()
+    (study / "seed-8").rename(study / os.fsdecode(b"l\xe4uf"))
+    page = tmp_path / "page.html"
+    assert main(["aggregate", str(study), "--output", str(page)]) == 0
+    assert "study/l\\udce4uf" in page.read_text()
+
+
+@pytest.mark.parametrize("command", ["score", "compare A", "video --output w.gif", "report", "watch", "aggregate"])
+@pytest.mark.parametrize(("path", "said"), [("", "got an empty text"), (os.fsdecode(b"l\xe4uf"), "a path in UTF-8")])
+def test_paths_of_runs_that_are_empty_or_not_utf_8_are_refused(command, path, said, capsys):
+    with pytest.raises(SystemExit):
+        main([*command.split(), path])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
 def test_plots_are_the_pictures_of_the_page(study, tmp_path, capsys):
     page, plots = tmp_path / "page.html", tmp_path / "plots"
     assert main(["aggregate", str(study), "--output", str(page), "--plots", str(plots)]) == 0
@@ -256,6 +273,20 @@ def test_rescore_without_a_checkpoint_is_refused(study, capsys):
     assert "seed-8 has no complete checkpoint of at most 10,000 frames to score" in capsys.readouterr().err
 
 
+def test_run_is_found_if_its_directory_of_checkpoints_is_a_link(study, tmp_path, capsys):
+    run = RunDirectory(study / "seed-7")
+    run.checkpoints.rename(tmp_path / "large-disk")
+    run.checkpoints.symlink_to(tmp_path / "large-disk")
+    run.set_best_checkpoint("00000010")
+    levels = run.level_sets.stat().st_mtime_ns
+    assert main(["aggregate", str(run.path), "--rescore", "--split", "test", "--json"]) == 0
+    for number, checkpoint in enumerate((run.checkpoints / "00000010", run.best), start=2):
+        assert main(["score", str(checkpoint), "--split", "test", "--json"]) == 0
+        assert len(read_jsonl(run.test_uses)) == number
+    assert run.level_sets.stat().st_mtime_ns == levels
+    assert not list(tmp_path.glob("*.json*"))
+
+
 @pytest.fixture
 def run_with_other_levels(study):
     """Seed 9 has the training levels `first` and the next one, beside 0 and 1 of the others, and no levels.json."""
@@ -271,20 +302,6 @@ def run_with_other_levels(study):
         return run
 
     return make
-
-
-def test_run_is_found_if_its_directory_of_checkpoints_is_a_link(study, tmp_path, capsys):
-    run = RunDirectory(study / "seed-7")
-    run.checkpoints.rename(tmp_path / "large-disk")
-    run.checkpoints.symlink_to(tmp_path / "large-disk")
-    run.set_best_checkpoint("00000010")
-    levels = run.level_sets.stat().st_mtime_ns
-    assert main(["aggregate", str(run.path), "--rescore", "--split", "test", "--json"]) == 0
-    for number, checkpoint in enumerate((run.checkpoints / "00000010", run.best), start=2):
-        assert main(["score", str(checkpoint), "--split", "test", "--json"]) == 0
-        assert len(read_jsonl(run.test_uses)) == number
-    assert run.level_sets.stat().st_mtime_ns == levels
-    assert not list(tmp_path.glob("*.json*"))
 
 
 def test_rescore_says_how_many_levels_are_in_common(study, run_with_other_levels, capsys):

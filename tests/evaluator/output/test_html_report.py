@@ -2,6 +2,7 @@ import base64
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -381,3 +382,9 @@ def test_config_without_versions_is_refused_and_named(run: RunDirectory) -> None
     run.config.write_text(json.dumps(contents))
     with pytest.raises(ConfigError, match=f"{run.config} cannot be read: it has no versions"):
         render_report(run)
+
+
+def test_name_of_a_run_that_is_not_utf_8_is_escaped(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.path.rename(run.path.with_name(os.fsdecode(b"l\xe4uf"))))
+    report.run(parse(["report", "."]))
+    assert "l\\udce4uf" in Path("report.html").read_text()
