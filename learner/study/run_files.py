@@ -9,7 +9,6 @@ when that ends.
 import json
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from typing import Any, Literal
 from common.config import Config, ConfigError
 from common.staleness import stale_after
 from common.storage.atomic_files import write_atomically
-from common.storage.jsonl import read_jsonl
+from common.storage.jsonl import has_fields, read_jsonl
 from common.storage.run_directory import RunDirectory
 
 State = Literal["finished", "running", "failed", "stopped", "waiting"]
@@ -139,7 +138,7 @@ def recent_rows(path: Path) -> list[Row]:
             row = json.loads(line)
         except ValueError:
             continue
-        if _has(row, _ROW_FIELDS):
+        if has_fields(row, _ROW_FIELDS):
             rows.append({name: row[name] for name in _ROW_FIELDS})
     return rows
 
@@ -184,9 +183,5 @@ def _read_note(run: Path) -> Row:
         note = json.loads(note_path(run).read_bytes())
     except (OSError, ValueError):
         return {}
-    is_usable = _has(note, _START_FIELDS) and ("ended" not in note or _has(note, _END_FIELDS))
+    is_usable = has_fields(note, _START_FIELDS) and ("ended" not in note or has_fields(note, _END_FIELDS))
     return note if is_usable else {}
-
-
-def _has(contents: Any, fields: Mapping[str, Any]) -> bool:
-    return isinstance(contents, dict) and all(isinstance(contents.get(name), kind) for name, kind in fields.items())
