@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ from tests.conftest import free_ports, kill_all, num_lines, wait_until
 
 PROJECT = Path(__file__).parents[2]
 SCRIPTS = PROJECT / "deploy" / "slurm"
-TRAIN, STUDY = SCRIPTS / "train.sbatch", SCRIPTS / "study.sbatch"
+TRAIN, STUDY, SITE = SCRIPTS / "train.sbatch", SCRIPTS / "study.sbatch", SCRIPTS / "site.sh"
 each_script = pytest.mark.parametrize("script", [TRAIN, STUDY], ids=lambda path: path.name)
 
 # Stand-ins: each writes how it was called. The learner ends as FAKE_END says; with `wait`, only after a signal.
@@ -58,7 +58,16 @@ class BatchShell:
 
     started: ClassVar[list[subprocess.Popen[str]]] = []  # those of the present test
 
-    def __init__(self, directory: Path, script: Path, *arguments: str, end: str = "0", nodes: int = 1, task: int = 1):
+    def __init__(
+        self,
+        directory: Path,
+        script: Path,
+        *arguments: str,
+        end: str = "0",
+        nodes: int = 1,
+        task: int = 1,
+        variables: Mapping[str, str] | None = None,  # more of the environment
+    ):
         self.calls, self.temporary = directory / "calls", directory / "t"
         environment = directory / "environment"
         for path in (self.calls, self.temporary, environment / "bin"):
@@ -77,6 +86,7 @@ class BatchShell:
                 **{"PATH": os.environ["PATH"], "SLURMD_NODENAME": "n1", "FAKE_END": end, "CALLS": str(self.calls)},
                 **{"HELDOUT_ENV": str(environment), "HELDOUT_TMP": str(self.temporary)},
                 **{f"SLURM_{name}": str(value) for name, value in job.items()},
+                **(variables or {}),
             },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -86,8 +96,8 @@ class BatchShell:
         self.started.append(self.process)
 
     def exit_code(self) -> int:
-        out, _ = self.process.communicate(timeout=60)
-        print(out)
+        self.output, _ = self.process.communicate(timeout=60)
+        print(self.output)
         return self.process.returncode
 
     def call(self, name: str) -> str:
@@ -125,7 +135,7 @@ def test_job_scripts_are_valid_and_ask_slurm_for_a_signal_and_requeueing(script:
 def test_shellcheck_finds_nothing_in_job_scripts(script: Path) -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed")
-    done = subprocess.run(["shellcheck", script], capture_output=True, text=True)
+    done = subprocess.run(["shellcheck", "-x", script, SITE], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -221,6 +231,25 @@ def test_study_task_runs_the_line_of_its_array_index(short_path: Path) -> None:
     assert shell.call("learner").endswith("<--run-dir><a  b>")
     beyond = BatchShell(short_path / "b", STUDY, "study", task=3)
     assert beyond.exit_code() == 2 and not beyond.call("learner")
+
+
+@each_script
+def test_what_a_site_changes_in_site_sh_applies(short_path: Path, script: Path) -> None:
+    home, environment = short_path / "home", short_path / "environment"
+    shutil.copytree(SCRIPTS, home / "deploy" / "slurm")
+    with open(home / "deploy" / "slurm" / "site.sh", "a") as site:
+        site.write(f"environment={environment}\nexport FROM_SITE=yes\n")
+    variables = {"HELDOUT_HOME": str(home), "HELDOUT_ENV": str(short_path / "missing")}
+    shell = BatchShell(short_path, script, "study", variables=variables)
+    assert shell.exit_code() == 0
+    assert "FROM_SITE=yes" in shell.call("learner-environment")
+
+
+@each_script
+def test_job_submitted_from_another_directory_names_it(short_path: Path, script: Path) -> None:
+    shell = BatchShell(short_path, script, "study", variables={"HELDOUT_HOME": str(short_path)})
+    assert shell.exit_code() == 2
+    assert shell.output.count("\n") == 1 and f"{short_path} " in shell.output and "HELDOUT_HOME" in shell.output
 
 
 # ---- On a real Slurm ----
