@@ -233,6 +233,15 @@ def test_study_task_runs_the_line_of_its_array_index(short_path: Path) -> None:
     assert beyond.exit_code() == 2 and not beyond.call("learner")
 
 
+@pytest.mark.parametrize("arguments", [(), ("study", "--device", "cuda")])
+def test_study_refuses_flags_of_the_learner_which_belong_to_the_plan(
+    short_path: Path, arguments: tuple[str, ...]
+) -> None:
+    shell = BatchShell(short_path, STUDY, *arguments)
+    assert shell.exit_code() == 2 and not shell.call("learner")
+    assert shell.output.count("\n") == 1 and "plan" in shell.output
+
+
 @each_script
 def test_what_a_site_changes_in_site_sh_applies(short_path: Path, script: Path) -> None:
     home, environment = short_path / "home", short_path / "environment"
