@@ -41,8 +41,14 @@ FAKES = {
 *) exec {shlex.quote(sys.executable)} "$@" ;;
 esac
 """,
-    "ray": 'printf "<%s>" "$@" >"$CALLS/ray"; env >"$CALLS/ray-environment"; cp "$RAY_AUTH_TOKEN_PATH" "$CALLS/token"\n'
-    'echo $$ >"$CALLS/ray-pid"; exec sleep 100\n',
+    # Ray opens its directories to everybody, whatever the umask.
+    "ray": """printf "<%s>" "$@" >"$CALLS/ray"; env >"$CALLS/ray-environment"; cp "$RAY_AUTH_TOKEN_PATH" "$CALLS/token"
+for word; do
+  if [ "$before" = --temp-dir ]; then mkdir -p "$word/sockets"; chmod 777 "$word" "$word/sockets"; fi
+  before=$word
+done
+echo $$ >"$CALLS/ray-pid"; exec sleep 100
+""",
     "srun": 'printf "<%s>" "$@" >"$CALLS/srun"; env >"$CALLS/srun-environment"; cat >"$CALLS/srun-input"\n',
     "scontrol": """echo "$*" >>"$CALLS/scontrol"
 case "$1 $2" in
@@ -56,7 +62,7 @@ esac
 class BatchShell:
     """A job script run as Slurm's batch step runs it, with stand-ins for everything it starts."""
 
-    started: ClassVar[list[subprocess.Popen[str]]] = []  # those of the present test
+    started: ClassVar[list[subprocess.Popen[Any]]] = []  # those of the present test
 
     def __init__(
         self,
@@ -212,7 +218,6 @@ def test_ray_survives_sigterm_and_ends_with_the_job(short_path: Path) -> None:
     wait_until((shell.calls / "ray-pid").exists, shell.process)
     ray = psutil.Process(int(shell.call("ray-pid")))
     ray.send_signal(signal.SIGTERM)
-    assert stat_mode(shell.temporary / "heldout-7") == 0o700 and stat_mode(shell.temporary / "heldout-7/token") == 0o600
     time.sleep(0.3)
     assert ray.status() == psutil.STATUS_SLEEPING
     shell.process.send_signal(signal.SIGUSR1)
@@ -223,6 +228,52 @@ def test_ray_survives_sigterm_and_ends_with_the_job(short_path: Path) -> None:
 
 def stat_mode(path: Path) -> int:
     return path.stat().st_mode & 0o777
+
+
+def assert_only_the_owner_reaches(files: Path) -> None:
+    modes = {path.name: stat_mode(path) for path in (files, *files.iterdir())}
+    assert modes == {files.name: 0o700, "r": 0o777, "token": 0o600, "ray.log": 0o600}
+
+
+def test_nobody_else_reaches_the_files_of_ray_on_any_node(short_path: Path) -> None:
+    shell = BatchShell(short_path, TRAIN, end="wait", nodes=2)
+    for name in ("ray-pid", "srun-input"):
+        wait_until((shell.calls / name).exists, shell.process)
+    assert_only_the_owner_reaches(shell.temporary / "heldout-7")
+
+    # The task of srun, with a head that is reached at once.
+    task = shell.call("srun").split("<bash><-c><")[1].removesuffix(">")
+    host, port = task.split()[-1].split(":")
+    calls, path = short_path / "calls-of-node", f"{short_path}/environment/bin:{os.environ['PATH']}"
+    calls.mkdir()
+    with socket.create_server((host, int(port))):
+        node = subprocess.Popen(
+            ["bash", "-c", task],
+            env={"PATH": path, "SLURM_NODEID": "1", "CALLS": str(calls)},
+            stdin=subprocess.PIPE,
+            umask=0o022,
+        )
+        shell.started.append(node)
+        assert node.stdin is not None
+        node.stdin.write(b"a token\n")
+        node.stdin.flush()
+        wait_until((calls / "ray-pid").exists, node)
+    assert_only_the_owner_reaches(shell.temporary / "heldout-7-1")
+    assert (calls / "token").read_text() == "a token"
+    node.stdin.close()
+    assert node.wait(60) == 0
+    shell.process.send_signal(signal.SIGUSR1)
+    assert shell.exit_code() == 138 and not list(shell.temporary.iterdir())
+
+
+@pytest.mark.parametrize(("nodes", "fits"), [(1, True), (2, False)])
+def test_directory_too_long_for_the_sockets_of_any_node_is_refused(short_path: Path, nodes: int, fits: bool) -> None:
+    long = short_path / ("x" * (42 - len(f"{short_path}//heldout-7/r")))  # one byte left
+    long.mkdir()
+    shell = BatchShell(short_path, TRAIN, nodes=nodes, variables={"HELDOUT_TMP": str(long)})
+    assert shell.exit_code() == (0 if fits else 2)
+    assert bool(shell.call("learner")) is fits
+    assert fits or (shell.output.count("\n") == 1 and "HELDOUT_TMP" in shell.output)
 
 
 def test_study_task_runs_the_line_of_its_array_index(short_path: Path) -> None:
@@ -425,6 +476,8 @@ def test_run_over_two_nodes_survives_its_time_limit_and_scancel(
     assert "token authentication" in output.read_text()
     actors = [process for process in slurm.processes(job) if "RolloutActor" in "".join(process.cmdline())]
     assert sorted(actor.environ()["SLURMD_NODENAME"] for actor in actors) == ["n1", "n2"]
+    for files in (Path(f"/tmp/heldout-{job}"), Path(f"/tmp/heldout-{job}-1")):
+        assert_only_the_owner_reaches(files)
 
     slurm.call("scancel", "--batch", "--signal=USR1", job, check=True)  # as Slurm does before the time limit
     wait_until(lambda: "requeued" in output.read_text())
