@@ -12,7 +12,10 @@ object_store=${HELDOUT_OBJECT_STORE:-2147483648}    # bytes of shared memory per
 head_address() {
   python -c '
 import socket, sys
-with socket.socket(type=socket.SOCK_DGRAM) as route:
-    route.connect((sys.argv[1], 9))
-    print(route.getsockname()[0])' "$1"
+try:
+    with socket.socket(type=socket.SOCK_DGRAM) as route:
+        route.connect((sys.argv[1], 9))
+        print(route.getsockname()[0])
+except OSError as error:
+    sys.exit(f"{sys.argv[1]}: {error}")' "$1"
 }

@@ -50,13 +50,26 @@ done
 echo $$ >"$CALLS/ray-pid"; exec sleep 100
 """,
     "srun": 'printf "<%s>" "$@" >"$CALLS/srun"; env >"$CALLS/srun-environment"; cat >"$CALLS/srun-input"\n',
+    # Fails as often as SCONTROL_FAILURES says for the question SCONTROL_FAILS.
     "scontrol": """echo "$*" >>"$CALLS/scontrol"
+if [ "$1 $2" = "$SCONTROL_FAILS" ]; then
+  [ "$(grep -c "^$1 $2" "$CALLS/scontrol")" -gt "$SCONTROL_FAILURES" ] || exit 1
+fi
 case "$1 $2" in
 "show hostnames") printf 'n1\\nn2\\nn3\\n' ;;
-"show node") echo "   NodeAddr=127.0.0.1 NodeHostName=$3" ;;
+"show node") echo "   NodeAddr=$NODE_ADDRESS NodeHostName=$3" ;;
 esac
 """,
 }
+
+
+def own_address() -> str:
+    """An address of this host, for jobs of several nodes, which do without the loopback interface."""
+    for addresses in psutil.net_if_addrs().values():
+        for address in addresses:
+            if address.family == socket.AF_INET and not address.address.startswith("127."):
+                return address.address
+    pytest.skip("this host has no IPv4 address except that of its loopback interface")
 
 
 class BatchShell:
@@ -91,6 +104,7 @@ class BatchShell:
             env={
                 **{"PATH": os.environ["PATH"], "SLURMD_NODENAME": "n1", "FAKE_END": end, "CALLS": str(self.calls)},
                 **{"HELDOUT_ENV": str(environment), "HELDOUT_TMP": str(self.temporary)},
+                **({"NODE_ADDRESS": own_address()} if nodes > 1 else {}),
                 **{f"SLURM_{name}": str(value) for name, value in job.items()},
                 **(variables or {}),
             },
@@ -195,6 +209,30 @@ def test_job_can_continue_a_run_that_resume_names(short_path: Path) -> None:
     repeated = BatchShell(short_path / "b", TRAIN, "--resume", "auto")
     assert repeated.exit_code() == 0
     assert "<runs/slurm-7>" in repeated.call("learner")
+
+
+@pytest.mark.parametrize("question", ["show hostnames", "show node"])
+def test_job_of_several_nodes_asks_again_when_scontrol_fails(short_path: Path, question: str) -> None:
+    failing = {"SCONTROL_FAILS": question, "SCONTROL_FAILURES": "2"}
+    shell = BatchShell(short_path, TRAIN, nodes=3, variables=failing)
+    assert shell.exit_code() == 0
+    assert f"<--address><{own_address()}:" in shell.call("learner")
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        *({"SCONTROL_FAILS": question, "SCONTROL_FAILURES": "99"} for question in ("show hostnames", "show node")),
+        {"NODE_ADDRESS": "127.0.0.1"},
+    ],
+)
+def test_job_of_several_nodes_starts_nothing_without_an_address_for_them(
+    short_path: Path, variables: dict[str, str]
+) -> None:
+    shell = BatchShell(short_path, TRAIN, nodes=3, variables=variables)
+    assert shell.exit_code() == 1
+    assert shell.output.count("\n") == 1 and "site.sh" in shell.output
+    assert not any(shell.call(name) for name in ("ray", "srun", "learner")) and not shell.requeued
 
 
 def test_every_node_gets_the_token_by_its_standard_input_alone(short_path: Path) -> None:
@@ -354,8 +392,6 @@ class Slurm:
     """A Slurm of two nodes, both this host, with its own munge."""
 
     def __init__(self, directory: Path):
-        from ray.util import get_node_ip_address
-
         ports = free_ports(3)
         self.directory = directory
         self.environment = {**os.environ, "PATH": SYSTEM_PATH, "SLURM_CONF": str(directory / "slurm.conf")}
@@ -364,7 +400,7 @@ class Slurm:
             "HELDOUT_OBJECT_STORE": str(256 << 20),
         }
         (directory / "state").mkdir()
-        values = {"host": socket.gethostname(), "address": get_node_ip_address(), "ports": ports}
+        values = {"host": socket.gethostname(), "address": own_address(), "ports": ports}
         values["first_job"] = 1000 + 10 * os.getpid()  # whose files in /tmp are not those of another test's job
         (directory / "slurm.conf").write_text(CONFIGURATION.format(directory=directory, **values))
         key = directory / "munge.key"
