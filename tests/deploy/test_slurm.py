@@ -25,13 +25,21 @@ SCRIPTS = PROJECT / "deploy" / "slurm"
 TRAIN, STUDY, SITE = SCRIPTS / "train.sbatch", SCRIPTS / "study.sbatch", SCRIPTS / "site.sh"
 each_script = pytest.mark.parametrize("script", [TRAIN, STUDY], ids=lambda path: path.name)
 
-# Stand-ins: each writes how it was called. The learner ends as FAKE_END says; with `wait`, only after a signal.
+# Stand-ins: each writes how it was called. The learner makes the directory FAKE_SAVES in its run's and ends as FAKE_END
+# says; with `wait`, only after a signal.
 FAKES = {
     "python": f"""case "$1 $2 $3" in
-"-m learner study") printf '%s\\n' "python -m learner --run-dir 'a  b'" 'python -m learner second' ;;
+"-m learner study") printf '%s\\n' "python -m learner --run-dir '$CALLS/a  b'" 'python -m learner second' ;;
 "-m learner"*)
   printf '<%s>' "$@" >"$CALLS/learner"
   env >"$CALLS/learner-environment"
+  for word; do
+    case $before in --run-dir | --resume) run=$word ;; esac
+    case $word in --run-dir=* | --resume=*) run=${{word#*=}} ;; esac
+    before=$word
+  done
+  [ -z "$FAKE_SAVES" ] || mkdir -p "$run/$FAKE_SAVES"
+  [ -z "$FAKE_SCORES" ] || echo "$FAKE_SCORES" >>"$run/evaluations.jsonl"
   trap 'echo HUP >>"$CALLS/signals"; exit 138' HUP
   trap 'echo TERM >>"$CALLS/signals"; exit 143' TERM
   trap 'echo USR1 >>"$CALLS/signals"; exit 138' USR1
@@ -90,7 +98,7 @@ class BatchShell:
         self.calls, self.temporary = directory / "calls", directory / "t"
         environment = directory / "environment"
         for path in (self.calls, self.temporary, environment / "bin"):
-            path.mkdir(parents=True)
+            path.mkdir(parents=True, exist_ok=True)
         for name, text in FAKES.items():
             path = environment / "bin" / name
             path.write_text(f"#!/bin/bash\n{text}")
@@ -159,20 +167,70 @@ def test_shellcheck_finds_nothing_in_job_scripts(script: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+SAVES = {"FAKE_SAVES": "checkpoints/00000010"}
+
+
+def flags_of(script: Path, run: Path) -> list[str]:
+    """What names the run for a script; the stand-in for `learner study` names `calls/a  b` itself."""
+    return ["study"] if script == STUDY else ["--run-dir", str(run)]
+
+
 @each_script
 @pytest.mark.parametrize(("end", "requeued"), [("0", False), ("138", True), ("1", False), ("2", False)])
 def test_job_ends_with_the_learners_exit_code_and_is_requeued_after_138(
     short_path: Path, script: Path, end: str, requeued: bool
 ) -> None:
-    shell = BatchShell(short_path, script, "study", end=end)
+    shell = BatchShell(short_path, script, *flags_of(script, short_path / "run"), end=end, variables=SAVES)
     assert shell.exit_code() == int(end)
     assert shell.requeued is requeued
     assert not list(shell.temporary.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("variables", "requeued"),
+    [
+        (SAVES, True),
+        ({"FAKE_SAVES": "resume/00000010"}, True),
+        ({"FAKE_SAVES": "checkpoints", "FAKE_SCORES": "{}"}, True),
+        ({"FAKE_SAVES": "checkpoints/00000009"}, False),  # where it started
+        ({"FAKE_SAVES": "checkpoints/00000010.aside-1"}, False),
+        ({}, False),
+    ],
+)
+@each_script
+def test_job_is_requeued_only_if_its_run_got_further(
+    short_path: Path, script: Path, variables: dict[str, str], requeued: bool
+) -> None:
+    run = short_path / ("calls/a  b" if script == STUDY else "run")
+    for name in ("checkpoints/00000000", "checkpoints/00000009", "resume/00000008"):
+        (run / name).mkdir(parents=True)
+    (run / "evaluations.jsonl").write_text("{}\n")
+    shell = BatchShell(short_path, script, *flags_of(script, run), end="138", variables=variables)
+    assert shell.exit_code() == 138
+    assert shell.requeued is requeued
+    if not requeued:
+        assert shell.output.count("\n") == 1 and all(word in shell.output for word in (str(run), "--time", "--signal"))
+
+
+def test_job_whose_run_saved_only_the_untrained_policy_is_not_requeued(short_path: Path) -> None:
+    saves = {"FAKE_SAVES": "checkpoints/00000000"}
+    shell = BatchShell(short_path, TRAIN, "--run-dir", str(short_path / "run"), end="138", variables=saves)
+    assert shell.exit_code() == 138 and not shell.requeued
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["--run-dir=RUN", "--resume RUN", "--resume=RUN", "--run-dir X --run-dir RUN", "--resume auto --run-dir RUN"],
+)
+def test_progress_is_seen_wherever_the_flags_put_the_run(short_path: Path, flags: str) -> None:
+    words = flags.replace("RUN", str(short_path / "run")).split()
+    shell = BatchShell(short_path, TRAIN, *words, end="138", variables=SAVES)
+    assert shell.exit_code() == 138 and shell.requeued
+
+
 @each_script
 def test_usr1_reaches_the_learner_and_the_job_is_requeued(short_path: Path, script: Path) -> None:
-    shell = BatchShell(short_path, script, "study", end="wait")
+    shell = BatchShell(short_path, script, *flags_of(script, short_path / "run"), end="wait", variables=SAVES)
     wait_until((shell.calls / "started").exists, shell.process)
     shell.process.send_signal(signal.SIGUSR1)
     assert shell.exit_code() == 138
@@ -181,7 +239,7 @@ def test_usr1_reaches_the_learner_and_the_job_is_requeued(short_path: Path, scri
 
 @each_script
 def test_sigterm_reaches_the_learner_only_as_sighup_and_nothing_is_requeued(short_path: Path, script: Path) -> None:
-    shell = BatchShell(short_path, script, "study", end="wait")
+    shell = BatchShell(short_path, script, *flags_of(script, short_path / "run"), end="wait", variables=SAVES)
     wait_until((shell.calls / "started").exists, shell.process)
     shell.process.send_signal(signal.SIGTERM)
     assert shell.exit_code() == 138  # as if SIGUSR1 had come before
@@ -317,7 +375,7 @@ def test_directory_too_long_for_the_sockets_of_any_node_is_refused(short_path: P
 def test_study_task_runs_the_line_of_its_array_index(short_path: Path) -> None:
     shell = BatchShell(short_path, STUDY, "study")
     assert shell.exit_code() == 0
-    assert shell.call("learner").endswith("<--run-dir><a  b>")
+    assert shell.call("learner").endswith(f"<--run-dir><{shell.calls}/a  b>")
     beyond = BatchShell(short_path / "b", STUDY, "study", task=3)
     assert beyond.exit_code() == 2 and not beyond.call("learner")
 
