@@ -6,13 +6,19 @@
 # Writes the figures to OUT_DIR/gpu.json and the output of the GPU tests to OUT_DIR/tests.log in under 10 minutes.
 # The other packages come from this Python, or from the directory SITE (with shared libraries in SITE/.lib).
 set -euo pipefail
-cd "$(dirname "$0")/.."
+# Paths are relative to the caller's directory.
 out=$(realpath -m "${1:?usage: bash benchmarks/gpu.sh OUT_DIR [flags]}")
 shift
 mkdir -p "$out"
 python=${PYTHON:-python3}
-if [ -n "${SITE:-}" ]; then
-  export PYTHONPATH="$PWD:$SITE" LD_LIBRARY_PATH="$SITE/.lib:${LD_LIBRARY_PATH:-}"
+case $python in
+/*) ;;
+*/*) python=$PWD/$python ;;  # not realpath: a virtual environment's python is a link
+esac
+site=${SITE:+$(realpath -m "$SITE")}
+cd "$(dirname "$0")/.."
+if [ -n "$site" ]; then
+  export PYTHONPATH="$PWD:$site" LD_LIBRARY_PATH="$site/.lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 fi
 export PYTHONUNBUFFERED=1
 
