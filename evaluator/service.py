@@ -41,6 +41,7 @@ class EvaluationService:
 
     Raises:
         RunIsBeingScored: another evaluator is writing this run's scores.
+        OSError: the run directory is not there or cannot be used.
     """
 
     def __init__(self, run: RunDirectory, config: Config):
@@ -60,7 +61,11 @@ class EvaluationService:
         self._scoring: Path | None = None
         self._is_closed = False
         self._failure: Exception | None = None
-        self._find_unscored()
+        try:
+            self._find_unscored()
+        except BaseException:
+            self._files.close()
+            raise
         self._thread = threading.Thread(target=self._score_all, name="evaluator", daemon=True)
         self._thread.start()
 
@@ -159,7 +164,11 @@ class EvaluationService:
         """The newest readable checkpoint on disk without scores; None unless backfilling."""
         if not self._is_backfilling:
             return None
-        for path in reversed(list_checkpoints(self._run.checkpoints)):
+        try:
+            paths = list_checkpoints(self._run.checkpoints)
+        except OSError:  # the run directory is away; this is asked again with each notice and each `finish`
+            return None
+        for path in reversed(paths):
             version = int(path.name)
             if not self._files.is_scored(version) and version not in self._unreadable:
                 return path
@@ -226,6 +235,7 @@ class EvaluationService:
         try:
             checkpoint = load_checkpoint(path, policy_only=True)
         except CheckpointError as error:
+            self._run.require_present()  # or the checkpoint is only away
             self.last_error = f"checkpoint skipped: {error}"
             logger.warning(self.last_error)
             with self._changed:

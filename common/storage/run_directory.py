@@ -88,6 +88,10 @@ class RunDirectory:
         except OSError as error:
             raise ConfigError(f"run directory {self.path} is not writable: {error.strerror}") from error
 
+    def require_present(self) -> None:
+        """Raises OSError unless the run is there: a network mount can be away, and its mount point be empty."""
+        os.stat(self.config)
+
     def change_modes(self, group_readable: bool) -> None:
         """Gives all files and directories of the run the modes that new ones get, where that is possible.
 

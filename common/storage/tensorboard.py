@@ -88,7 +88,8 @@ class EventFile:
             raise
 
     def _open(self) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
+        for directory in (self.directory.parent, self.directory):  # not the run's directory, which may be away
+            directory.mkdir(exist_ok=True)
         # TensorBoard reads the files of a directory in the order of their names, whichever host's clock is ahead.
         stamps = [int(match[1]) for path in self.directory.iterdir() if (match := _STAMP.search(path.name))]
         stamp = max([int(time.time()), *(newest + 1 for newest in stamps)])

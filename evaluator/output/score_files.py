@@ -7,6 +7,7 @@ levels.csv.abandoned, and the version can be scored again. Everything else is de
 
 import contextlib
 import csv
+import errno
 import io
 import logging
 import math
@@ -56,11 +57,14 @@ class ScoreFiles:
 
     Raises:
         RunIsBeingScored: another process holds the lock, which is released when that process ends.
+        OSError: the run directory is not there or cannot be used.
     """
 
     def __init__(self, run: RunDirectory, config: Config):
+        run.require_present()  # or its files would be written below the mount point
         self.run = run
         self.config = config
+        self.rows: list[dict[str, Any]] = []
         self._live_split = cast(Split, config.live_split)
         try:
             self._lock = FileLock(run.evaluator_lock)
@@ -75,8 +79,16 @@ class ScoreFiles:
             raise
 
     def reload(self) -> None:
-        """Reads the files again and repairs what a failed write left behind."""
-        self.rows = self.run.read_evaluations()
+        """Reads the files again and repairs what a failed write left behind.
+
+        Raises:
+            OSError: the run directory is not there or cannot be used; what was read before is kept.
+        """
+        self.run.require_present()
+        rows = self.run.read_evaluations()
+        if self.rows and not rows:  # they are not lost, but away
+            raise FileNotFoundError(errno.ENOENT, "no row is left", str(self.run.evaluations))
+        self.rows = rows
         self._set_aside_unscored_levels()
         self._history = LevelHistory.read(self.run.levels, set(map(_version, self.rows)))
         self._is_shown = False
@@ -105,6 +117,7 @@ class ScoreFiles:
         version = evaluation.checkpoint.policy_version
         if self.is_scored(version):
             raise ValueError(f"policy version {version} is already scored")
+        self.run.require_present()
         self._append_levels(version, evaluation.levels)
         self._history.add(version, evaluation.levels)
         scores = evaluation.row(held_out=self._live_split)

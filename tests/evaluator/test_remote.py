@@ -47,6 +47,7 @@ class Occupant:
 
 @pytest.fixture
 def evaluator(cluster: None, config: Config, tmp_path: Path) -> Iterator[RemoteEvaluator]:
+    RunDirectory(tmp_path).write_config(config, {})
     remote = RemoteEvaluator(tmp_path, config)
     yield remote
     remote.stop()
@@ -134,7 +135,9 @@ def test_evaluator_may_start_before_the_run_directory_exists(
     actor: Any = evaluator.actor  # Ray's annotations lack `__ray_call__`
     only_game = actor.__ray_call__.remote(lambda _: common.procgen_env._only_game)
     assert ray.get(only_game, timeout=DEADLINE) == "leaper"  # of no other game are images loaded
-    notify(evaluator, save(run.checkpoints, 0))
+    path = save(run.checkpoints, 0)
+    run.write_config(config, {})
+    notify(evaluator, path)
     row = evaluator.finish(DEADLINE)
     assert row is not None and row["policy_version"] == 0
     assert evaluator.restarts == 0 and evaluator.last_error is None
@@ -145,6 +148,7 @@ def test_evaluator_starts_scoring_when_its_directory_can_be_used_again(
     cluster: None, config: Config, save: Save, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = RunDirectory(tmp_path)
+    run.write_config(config, {})
     run.levels.mkdir()
     evaluator = RemoteEvaluator(tmp_path, config)
     notify(evaluator, save(run.checkpoints, 0))
@@ -166,6 +170,7 @@ def test_evaluator_that_fails_gives_one_line_and_logs_the_traceback(
     cluster: None, config: Config, save: Save, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = RunDirectory(tmp_path)
+    run.write_config(config, {})
     run.level_sets.write_text("damaged")
     evaluator = RemoteEvaluator(tmp_path, config)
     notify(evaluator, save(run.checkpoints, 0))

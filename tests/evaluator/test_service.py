@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -31,8 +32,11 @@ Save = Callable[[Path, int], Path]
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunDirectory:
-    return RunDirectory(tmp_path)
+def run(tmp_path: Path, config: Config) -> RunDirectory:
+    run = RunDirectory(tmp_path / "run")
+    run.create()
+    run.write_config(config, {})
+    return run
 
 
 @pytest.fixture
@@ -40,6 +44,14 @@ def service(run: RunDirectory, config: Config) -> Iterator[EvaluationService]:
     running = EvaluationService(run, config)
     yield running
     running.close()
+
+
+def run_beside(run: RunDirectory) -> RunDirectory:
+    """Another run with the same settings."""
+    other = RunDirectory(run.path.with_name("other"))
+    other.path.mkdir(exist_ok=True)
+    shutil.copy(run.config, other.config)
+    return other
 
 
 def notice(path: Path) -> CheckpointNotice:
@@ -211,7 +223,6 @@ def test_killed_evaluator_writes_nothing_twice_or_partially(
     run: RunDirectory, config: Config, save: Save, popen: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
     """A separate process is killed as soon as it writes one of the files of a score, each time another one."""
-    run.write_config(config, {})
     for version in (0, 10, 20):
         save(run.checkpoints, version)
 
@@ -294,6 +305,88 @@ def test_unwritable_run_directory_is_retried_until_it_works(
         "scored policy_version 10 in " + messages[1].split(" in ")[1].split(":")[0],
         "the run directory can be written again",
     ]
+
+
+@pytest.mark.parametrize("is_mount_point", [False, True])
+def test_run_directory_that_is_away_for_a_while_loses_and_repeats_no_score(
+    is_mount_point: bool,
+    service: EvaluationService,
+    run: RunDirectory,
+    save: Save,
+    gate: Gate,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(service_module, "RETRY_SECONDS", 0.05)
+    gate.set()
+    for version in (0, 10):
+        service.notify(notice(save(run.checkpoints, version)))
+        assert service.finish(DEADLINE) is not None
+    gate.clear()
+    gate.is_reached.clear()
+    paths = [save(run.checkpoints, version) for version in (20, 30)]
+    service.notify(notice(paths[0]))
+    assert gate.is_reached.wait(DEADLINE)
+    away = run.path.rename(run.path.with_name("away"))
+    if is_mount_point:
+        run.path.mkdir()
+    service.notify(notice(paths[1]))
+    retries, reload = [], service._files.reload
+    monkeypatch.setattr(service._files, "reload", lambda: (retries.append(time.monotonic()), reload()))
+    gate.set()
+    wait_until(lambda: len(retries) >= 3)
+    assert service.last_error is not None and service.last_error.startswith("cannot write the scores of 00000020: ")
+    assert service.status(None).unfinished == {20, 30}
+    assert [path.name for path in away.parent.rglob("*.csv")] == ["levels.csv"]  # nothing was written elsewhere
+    if is_mount_point:
+        run.path.rmdir()
+    away.rename(run.path)
+    row = service.finish(DEADLINE)
+    assert row is not None and row["policy_version"] == 30 and service.last_error is None
+    assert [row["policy_version"] for row in service._files.rows] == [0, 10, 20, 30]
+    assert [row["policy_version"] for row in stored(run)] == [0, 10, 20, 30]
+    assert [row["scoreboard"]["train"]["newly_solved"] for row in stored(run)[1:]] == [0, 0, 0]  # the same weights
+    levels = run.levels.read_text().splitlines()
+    assert len(levels) == len(set(levels)) == 1 + 4 + 3 * 6 and not list(run.path.glob("*.abandoned"))
+
+
+def test_checkpoint_that_is_away_with_its_run_is_scored_when_it_is_back(
+    service: EvaluationService, run: RunDirectory, save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "RETRY_SECONDS", 0.05)
+    path = save(run.checkpoints, 10)
+    away = run.path.rename(run.path.with_name("away"))
+    service.notify(notice(path))
+    wait_until(lambda: service.last_error is not None)
+    away.rename(run.path)
+    row = service.finish(DEADLINE)
+    assert row is not None and (row["policy_version"], row["skipped"]) == (10, 0)
+
+
+def test_service_does_not_start_in_an_empty_mount_point(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        EvaluationService(RunDirectory(tmp_path), config)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_directory_of_checkpoints_that_cannot_be_read_does_not_end_the_service(
+    service: EvaluationService, run: RunDirectory, save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(directory: Path) -> list[Path]:
+        raise OSError(errno.ESTALE, "Stale file handle", str(directory))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(service_module, "list_checkpoints", stale)
+        service.backfill()
+        assert service.finish(DEADLINE) is None
+        with pytest.raises(OSError, match="Stale"):
+            EvaluationService(run_beside(run), service._config)
+    save(run_beside(run).checkpoints, 10)
+    again = EvaluationService(run_beside(run), service._config)  # the failed one has left no lock
+    assert again.finish(DEADLINE) is not None
+    again.close()
+    save(run.checkpoints, 10)
+    service.backfill()
+    assert service.finish(DEADLINE) is not None
 
 
 @pytest.mark.parametrize(("group_readable", "mode"), [(False, 0o600), (True, 0o640)])

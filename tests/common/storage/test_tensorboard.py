@@ -67,6 +67,13 @@ def test_deleted_directory_is_created_again(tmp_path):
     file.close()
 
 
+def test_deleted_run_directory_is_not_created_again(tmp_path):
+    file = EventFile(tmp_path / "run" / "tensorboard" / "learner")
+    with pytest.raises(FileNotFoundError):
+        file.add_scalars({"a": 1.0}, 1)
+    assert not (tmp_path / "run").exists()
+
+
 def test_failed_write_raises_os_error_and_later_writes_succeed(tmp_path):
     (tmp_path / "learner").write_text("in the way")
     file = EventFile(tmp_path / "learner")

@@ -76,7 +76,9 @@ def test_score_json_equals_the_live_evaluators_scores(
 ) -> None:
     checkpoint = load_checkpoint(run.checkpoints / "00000010", policy_only=True)
     evaluation = evaluate(checkpoint, draw_level_sets(config)[0].slots(live_splits(config, 10)), 1, config.seed)
-    report = ScoreFiles(RunDirectory(tmp_path), config)
+    other = RunDirectory(tmp_path)
+    other.write_config(config, {})
+    report = ScoreFiles(other, config)
     live = report.add(evaluation, skipped=0, eval_seconds=0.0, updates_behind=0)
     report.close()
     assert main(["score", str(run.path), "--json", "--levels"]) == 0

@@ -38,11 +38,17 @@ def evaluation(checkpoint: Checkpoint) -> Evaluation:
 @pytest.fixture(scope="module")
 def written(evaluation: Evaluation, config: Config, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A run directory with two scored versions, 5 and 6."""
-    run = RunDirectory(tmp_path_factory.mktemp("run"))
+    run = new_run(tmp_path_factory.mktemp("run"), config)
     files = ScoreFiles(run, config)
     files.add(evaluation, **CIRCUMSTANCES)
     files.add(later(evaluation, VERSION + 1), skipped=3, eval_seconds=1.5, updates_behind=2)
     files.close()
+    return run
+
+
+def new_run(path: Path, config: Config) -> RunDirectory:
+    run = RunDirectory(path)
+    run.write_config(config, {})
     return run
 
 
@@ -63,9 +69,10 @@ def level_rows(run: RunDirectory) -> list[dict[str, str]]:
 def test_row_compares_a_run_on_published_levels_with_the_learners_training_episodes(
     evaluation: Evaluation, tmp_path: Path
 ) -> None:
-    run = RunDirectory(tmp_path)
+    published = resolve("easy", {})
+    run = new_run(tmp_path, published)
     append_jsonl(run.metrics, {"policy_version": 61, "episode_return": 6.25})
-    files = ScoreFiles(run, resolve("easy", {}))
+    files = ScoreFiles(run, published)
     scored = later(evaluation, 61)
     scored = dataclasses.replace(scored, checkpoint=dataclasses.replace(scored.checkpoint, frames=1_000_000))
     files.add(scored, **CIRCUMSTANCES)
@@ -128,7 +135,7 @@ def test_levels_png_is_an_image(written: RunDirectory) -> None:
 
 
 def test_videos_are_named_by_version_kind_and_level(checkpoint: Checkpoint, config: Config, tmp_path: Path) -> None:
-    files = ScoreFiles(RunDirectory(tmp_path), config)
+    files = ScoreFiles(new_run(tmp_path, config), config)
     video = record_episode(load_policy(checkpoint), config.game, 3, seed=0)
     files.add_video(VERSION, "worst", video)
     files.close()
@@ -146,7 +153,7 @@ def test_levels_to_record_are_of_the_live_split(written: RunDirectory, config: C
 def test_best_links_to_the_best_existing_checkpoint_on_validation(
     evaluation: Evaluation, config: Config, tmp_path: Path
 ) -> None:
-    run = RunDirectory(tmp_path)
+    run = new_run(tmp_path, config)
     files = ScoreFiles(run, config)
     assert not run.best.is_symlink()
     for version, (validation, test) in {10: (2.0, 9.0), 20: (5.0, 1.0), 30: (5.0, 9.0), 40: (3.0, 9.0)}.items():
@@ -165,11 +172,11 @@ def test_best_links_to_the_best_existing_checkpoint_on_validation(
 
 
 def test_only_one_evaluator_writes_a_run(config: Config, tmp_path: Path) -> None:
-    first = ScoreFiles(RunDirectory(tmp_path), config)
+    first = ScoreFiles(new_run(tmp_path, config), config)
     with pytest.raises(RunIsBeingScored, match="another evaluator is scoring"):
-        ScoreFiles(RunDirectory(tmp_path), config)
+        ScoreFiles(new_run(tmp_path, config), config)
     first.close()
-    ScoreFiles(RunDirectory(tmp_path), config).close()
+    ScoreFiles(new_run(tmp_path, config), config).close()
 
 
 def test_tensorboard_has_every_scalar_once_per_version(written: RunDirectory) -> None:
@@ -197,7 +204,7 @@ def test_version_is_never_written_twice(written: RunDirectory, evaluation: Evalu
 def test_levels_without_an_evaluation_are_set_aside_at_the_next_start(
     evaluation: Evaluation, config: Config, tmp_path: Path
 ) -> None:
-    run = RunDirectory(tmp_path)
+    run = new_run(tmp_path, config)
     crashing = ScoreFiles(run, config)
     crashing.add(evaluation, **CIRCUMSTANCES)
     crashing.close()
@@ -214,7 +221,7 @@ def test_levels_without_an_evaluation_are_set_aside_at_the_next_start(
 def test_versions_are_scored_whatever_the_order_in_which_they_were_added(
     evaluation: Evaluation, config: Config, tmp_path: Path
 ) -> None:
-    files = ScoreFiles(RunDirectory(tmp_path), config)
+    files = ScoreFiles(new_run(tmp_path, config), config)
     for version in (8, 2, 6):  # as --backfill does
         assert not files.is_scored(version)
         files.add(later(evaluation, version), **CIRCUMSTANCES)
@@ -231,7 +238,7 @@ def shown_steps(run: RunDirectory) -> dict[int, set[int]]:
 def test_tensorboard_shows_every_step_once_after_a_resume_backfill_and_restart(
     evaluation: Evaluation, config: Config, tmp_path: Path
 ) -> None:
-    run = RunDirectory(tmp_path)
+    run = new_run(tmp_path, config)
     files = ScoreFiles(run, config)
     for version in (2, 6, 8):
         files.add(later(evaluation, version), **CIRCUMSTANCES)
@@ -248,7 +255,7 @@ def test_tensorboard_shows_every_step_once_after_a_resume_backfill_and_restart(
 def test_tensorboard_gets_what_a_crash_or_a_full_disk_kept_from_it(
     evaluation: Evaluation, config: Config, tmp_path: Path
 ) -> None:
-    run = RunDirectory(tmp_path)
+    run = new_run(tmp_path, config)
     files = ScoreFiles(run, config)
     files.add(later(evaluation, 2), **CIRCUMSTANCES)
     row = rows(run)[0]
@@ -269,7 +276,7 @@ def test_best_is_a_text_file_without_symbolic_links(
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "symlink", symlink)
-    run = RunDirectory(tmp_path)
+    run = new_run(tmp_path, config)
     files = ScoreFiles(run, config)
     for version in (2, 4):
         path = run.checkpoints / f"{version:08d}"
