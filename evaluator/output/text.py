@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
-from rich.console import JustifyMethod
+from rich.cells import cell_len
 from rich.table import Table
 
 from common.output import make_console
@@ -27,14 +27,26 @@ def make_table(
     left: Sequence[str] = ("split",),
     folded: Sequence[str] = (),
 ) -> Table:
-    """A plain table; the columns named in `left` are left-aligned, all others right-aligned.
+    """A plain table; the columns named in `left` are left-aligned text, all others right-aligned numbers.
 
-    Long text in `folded` columns continues on the next line; elsewhere it is cut if the table is too wide.
+    If the table is too wide, text continues on the next line, and so do numbers in `folded` columns, between words;
+    text in `folded` columns also within words. Nothing is cut: `min_width` of every column is what it needs.
     """
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)  # so that the widest table fits into 80 columns
-    for column in columns:
-        justify: JustifyMethod = "left" if column in left else "right"
-        table.add_column(column, justify=justify, no_wrap=column not in folded, overflow="fold")
+    for index, column in enumerate(columns):
+        cells = [column, *(row[index] for row in rows)]
+        is_text, is_folded = column in left, column in folded
+        if is_text and is_folded:
+            unbroken = [column]
+        else:
+            unbroken = " ".join(cells).split() if is_text or is_folded else cells
+        table.add_column(
+            column,
+            justify="left" if is_text else "right",
+            no_wrap=not (is_text or is_folded),
+            overflow="fold",
+            min_width=max(map(cell_len, unbroken), default=0),
+        )
     for row in rows:
         table.add_row(*row)
     return table
@@ -46,8 +58,10 @@ def print_table(
     left: Sequence[str] = ("split",),
     folded: Sequence[str] = (),
 ) -> None:
-    """Prints `make_table` between two empty lines."""
+    """Prints `make_table` between two empty lines; a terminal that is too narrow wraps the lines itself."""
     console = make_console(width=None if sys.stdout.isatty() else 120)
+    table = make_table(columns, rows, left, folded)
+    console.width = max(console.width, sum(column.min_width or 0 for column in table.columns) + len(columns) - 1)
     console.print()
-    console.print(make_table(columns, rows, left, folded))
+    console.print(table, crop=False)
     console.print()

@@ -1,7 +1,9 @@
 import io
 
+import pytest
 from rich.console import Console
 
+from evaluator.output import text
 from evaluator.output.text import make_table
 
 
@@ -13,6 +15,20 @@ def test_widest_table_of_scores_fits_into_80_columns() -> None:
     lines = stream.getvalue().splitlines()
     assert lines[0].split() == " ".join(columns).split()
     assert lines[2].split() == " ".join(widest).split()
+
+
+COLUMNS = ("split", "level", "frames", "return", "reason")
+ROW = ("validation", "2147483640", "1,234,567 to 2,345,678", "-10.57", "has the layout of training level 2147483641")
+
+
+@pytest.mark.parametrize("width", [80, 60, 40, 20])
+def test_narrow_terminal_wraps_text_and_cuts_no_number(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(text, "make_console", lambda width=None, columns=width: Console(width=columns))
+    text.print_table(COLUMNS, [ROW], left=("split", "reason"), folded=("frames",))
+    words = capsys.readouterr().out.split()
+    assert {word for cell in (*COLUMNS, *ROW) for word in cell.split()} <= set(words)
 
 
 def test_folded_column_continues_on_the_next_line_and_numbers_are_not_cut() -> None:
