@@ -4,17 +4,16 @@ Episode e on level l uses the same random numbers for A and B, so d_{l,e} = B_{l
 The 95 % interval of the mean of all d is about the same as a split's: these levels, or all levels they are a sample of.
 """
 
-import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from common.games import Game
-from evaluator.scores.intervals import Interval, as_interval, paired_bounds, why_no_interval
+from evaluator.scores.intervals import Bounds, Interval, Limits, as_interval, paired_bounds, why_no_interval
 from evaluator.scores.statistics import About, Episode, returns_by_level
 
-_Z = 1.96  # of a 95 % interval
 _MAX_EPISODES = 1000
 
 
@@ -50,29 +49,33 @@ def compare(first: Sequence[Episode], second: Sequence[Episode], game: Game, who
         about="these levels" if whole else "all levels",
         levels=pairs.shape[0],
         episodes_per_level=pairs.shape[1],
-        enough_episodes=enough_episodes(pairs, whole),
+        enough_episodes=enough_episodes(pairs, whole, game.return_limits),
     )
 
 
-def enough_episodes(pairs: np.ndarray, whole: bool) -> int | None:
-    """Episodes per level needed for a 95 % interval that excludes 0, if the true difference is the mean of `pairs`.
+def enough_episodes(pairs: np.ndarray, whole: bool, limits: Limits | None) -> int | None:
+    """Episodes per level whose interval would exclude 0, if mean and variances of `pairs` are the true ones.
 
-    `pairs` are paired differences `[levels, episodes]`. The variance of their mean over L levels with n episodes each
-    is (between + within / n) / L, without `between` if the levels are the whole population; both parts are estimated
-    from `pairs`. With one episode per level the parts cannot be separated, and all variance counts as within. None if
-    the levels differ too much for any number of episodes, or more than `_MAX_EPISODES` would be needed.
+    `pairs` are paired differences `[levels, episodes]`. None if there is no interval, or if `_MAX_EPISODES` would not
+    be enough, as where sampled levels differ too much. From one episode per level this is the least possible number:
+    how much levels differ is then not known.
     """
-    num_levels, num_episodes = pairs.shape
-    difference = abs(float(pairs.mean()))
-    if pairs.size < 2 or (num_levels < 2 and not whole) or difference == 0:
+    bounds = paired_bounds(pairs, whole, limits)
+    if as_interval(bounds) is None:
         return None
-    within = float(pairs.var(axis=1 if num_episodes > 1 else 0, ddof=1).mean())
-    between = 0.0 if whole else max(0.0, float(pairs.mean(axis=1).var(ddof=1)) - within / num_episodes)
-    room = num_levels * (difference / _Z) ** 2 - between
-    if room <= 0:
-        return None
-    needed = max(1, math.ceil(within / room))
-    return needed if needed <= _MAX_EPISODES else None
+    most = pairs.shape[1]
+    if not _exclude_zero(bounds):
+        most = _MAX_EPISODES
+        if not _exclude_zero(paired_bounds(pairs, whole, limits, most)):
+            return None
+    least = 2 if whole else 1
+    planned = range(least, most)
+    return least + bisect_left(planned, True, key=lambda n: _exclude_zero(paired_bounds(pairs, whole, limits, n)))
+
+
+def _exclude_zero(bounds: Bounds) -> bool:
+    low, high = map(float, bounds)
+    return low > 0 or high < 0
 
 
 def sentence(result: Comparison, where: str) -> str:
@@ -88,7 +91,9 @@ def sentence(result: Comparison, where: str) -> str:
     if result.difference == 0:
         return f"{measured}: no difference was seen"
     if result.enough_episodes is None:
-        return f"{measured}: inconclusive; more episodes on these levels would not help, more levels might"
-    if result.enough_episodes <= result.episodes_per_level:
-        return f"{measured}: inconclusive but close; about twice as many episodes would be enough"
+        if result.about == "these levels":
+            return f"{measured}: inconclusive; more than {_MAX_EPISODES:,} episodes per level would be needed"
+        return f"{measured}: inconclusive; {_MAX_EPISODES:,} episodes per level would not be enough, more levels might"
+    if result.about == "all levels" and result.episodes_per_level == 1:
+        return f"{measured}: inconclusive; at least about {result.enough_episodes} episodes per level would be needed"
     return f"{measured}: inconclusive; about {result.enough_episodes} episodes per level would be enough"

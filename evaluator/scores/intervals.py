@@ -58,17 +58,23 @@ def mean_bounds(returns: np.ndarray, whole: bool, limits: Limits | None = None) 
     return low + (high - low) * lower, low + (high - low) * upper
 
 
-def paired_bounds(differences: np.ndarray, whole: bool, limits: Limits | None = None) -> Bounds:
-    """The interval of the mean of paired differences of returns that lie within `limits`."""
+def paired_bounds(
+    differences: np.ndarray, whole: bool, limits: Limits | None = None, planned: int | None = None
+) -> Bounds:
+    """The interval of the mean of paired differences of returns that lie within `limits`.
+
+    With `planned`, the one to expect from that many episodes per level, at least 2 if `whole`, where the mean and the
+    variances between and within levels are as they were seen.
+    """
     if differences.shape[-1 if whole else -2] < 2:
         return _nothing(differences)
-    by_t, varies = _t_bounds(differences, whole), _vary(differences, whole)
+    by_t, varies = _t_bounds(differences, whole, planned), _vary(differences, whole)
     if limits is None:
         return _where(varies, by_t, _nothing(differences))
     span = limits[1] - limits[0]
     shares = differences / span
     mean, square = shares.mean(axis=(-2, -1)), (shares**2).mean(axis=(-2, -1))
-    count = _effective_count(shares, square - mean**2, whole)
+    count = _effective_count(shares, square - mean**2, whole, planned)
     # Bonett and Price: one more pair in favor of each side.
     better, worse = (
         (count * (square + mean) / 2 + 1) / (count + 2),
@@ -144,23 +150,30 @@ def _vary(returns: np.ndarray, whole: bool) -> np.ndarray:
     return differing
 
 
-def _variance(returns: np.ndarray, whole: bool) -> np.ndarray:
-    """V of the module's docstring."""
+def _variance(returns: np.ndarray, whole: bool, planned: int | None = None) -> np.ndarray:
+    """V of the module's docstring; with `planned`, the one to expect from that many episodes per level.
+
+    S^2 has a part that more episodes do not reduce. With one episode per level the parts cannot be separated, and all
+    of it counts as variance within levels.
+    """
     num_levels, num_episodes = returns.shape[-2:]
     if whole:
-        within: np.ndarray = returns.var(axis=-1, ddof=1).sum(axis=-1) / (num_episodes * num_levels**2)
-        return within
-    between: np.ndarray = returns.mean(axis=-1).var(axis=-1, ddof=1) / num_levels
-    return between
+        sums: np.ndarray = returns.var(axis=-1, ddof=1).sum(axis=-1)
+        return sums / ((planned or num_episodes) * num_levels**2)
+    of_means: np.ndarray = returns.mean(axis=-1).var(axis=-1, ddof=1)
+    if planned is not None:
+        within = of_means if num_episodes == 1 else returns.var(axis=-1, ddof=1).mean(axis=-1)
+        of_means = np.maximum(of_means - within / num_episodes, 0) + within / planned
+    return of_means / num_levels
 
 
-def _degrees_of_freedom(returns: np.ndarray, whole: bool) -> np.ndarray:
+def _degrees_of_freedom(returns: np.ndarray, whole: bool, planned: int | None = None) -> np.ndarray:
     """Of `_variance`, at least 1: few levels that vary, or few that differ from the rest, give few.
 
     whole: Satterthwaite (1946), (k - 1) (sum s_l^2)^2 / sum s_l^4. sampled: from the variance of S^2, which the
     kurtosis b of the level means determines, 2 L / (b - 1), at most L - 1.
     """
-    num_levels, num_episodes = returns.shape[-2:]
+    num_levels, num_episodes = returns.shape[-2], planned or returns.shape[-1]
     with np.errstate(invalid="ignore", divide="ignore"):
         if whole:
             variances = returns.var(axis=-1, ddof=1)
@@ -174,15 +187,15 @@ def _degrees_of_freedom(returns: np.ndarray, whole: bool) -> np.ndarray:
     return np.clip(np.nan_to_num(df, nan=1, posinf=most), 1, most)
 
 
-def _effective_count(shares: np.ndarray, pooled: np.ndarray, whole: bool) -> np.ndarray:
+def _effective_count(shares: np.ndarray, pooled: np.ndarray, whole: bool, planned: int | None = None) -> np.ndarray:
     """How many independent episodes would give the mean the same precision; `pooled` is the variance of one of them.
 
     pooled / V, less for an uncertain V. Playing every level of a population equally often is at least as precise as
     L k independent episodes; on sampled levels, L k episodes are worth at least L and at most L k independent ones.
     """
-    num_levels, num_episodes = shares.shape[-2:]
-    variance = _variance(shares, whole)
-    discount = (_Z / t_quantile(_degrees_of_freedom(shares, whole))) ** 2
+    num_levels, num_episodes = shares.shape[-2], planned or shares.shape[-1]
+    variance = _variance(shares, whole, planned)
+    discount = (_Z / t_quantile(_degrees_of_freedom(shares, whole, planned))) ** 2
     if not whole:  # with one episode per level, this makes it exactly pooled / L
         variance = variance * (num_levels - 1) / num_levels
     least, most = (num_levels * num_episodes, np.inf) if whole else (num_levels, num_levels * num_episodes)
@@ -191,11 +204,11 @@ def _effective_count(shares: np.ndarray, pooled: np.ndarray, whole: bool) -> np.
     return np.clip(count, least, most)
 
 
-def _t_bounds(returns: np.ndarray, whole: bool) -> Bounds:
+def _t_bounds(returns: np.ndarray, whole: bool, planned: int | None = None) -> Bounds:
     """Student's t interval."""
     mean = returns.mean(axis=(-2, -1))
-    df = _degrees_of_freedom(returns, whole) if whole else returns.shape[-2] - 1
-    half = t_quantile(df) * np.sqrt(_variance(returns, whole))
+    df = _degrees_of_freedom(returns, whole, planned) if whole else returns.shape[-2] - 1
+    half = t_quantile(df) * np.sqrt(_variance(returns, whole, planned))
     return mean - half, mean + half
 
 

@@ -57,22 +57,47 @@ def test_inconclusive_result_names_the_episodes_needed() -> None:
 
 
 def test_episodes_needed_match_the_closed_form() -> None:
-    # Differences 1 +- 3 within each level, no variance between levels: within = 18, L = 8.
+    # Differences 1 +- 3 within each of 8 levels: t sqrt(18 / (8 n)) < 1, with t of 8 (n - 1) degrees of freedom.
     pairs = np.tile([4.0, -2.0], (8, 1))
-    assert enough_episodes(pairs, False) == enough_episodes(pairs, True) == int(np.ceil(18 / (8 * (1 / 1.96) ** 2)))
+    assert enough_episodes(pairs, True, None) == 9
     # Levels that differ by more than the mean do not get clearer by more episodes.
-    unequal = np.array([[10.5, 9.5], [-8.5, -9.5], [10.5, 9.5], [-8.5, -9.5]])
-    assert enough_episodes(unequal, False) is None
-    assert enough_episodes(unequal, True) == int(np.ceil(0.5 / (4 * (0.5 / 1.96) ** 2)))  # about these levels it does
-    assert enough_episodes(np.zeros((4, 2)), False) is None
+    unequal = np.array([[10.5, 9.5], [-8.5, -9.5]] * 4) + 0.5 * noise(8, 2)
+    assert enough_episodes(unequal, False, None) is None
+    assert enough_episodes(unequal, True, None) is not None  # about these levels it does
+    assert enough_episodes(np.zeros((4, 2)), False, None) is None
 
 
-def test_episodes_needed_are_enough() -> None:
-    few = noise(20, 4) + 0.25
-    needed = enough_episodes(few, False)
-    assert needed is not None
-    told = [compared(np.zeros((20, 2 * needed)), noise(20, 2 * needed, s) + 0.25) for s in range(10)]
+@pytest.mark.parametrize("whole", [False, True])
+def test_episodes_needed_are_enough(whole: bool) -> None:
+    few = compared(np.zeros((20, 4)), noise(20, 4) + 0.25, whole=whole)
+    needed = few.enough_episodes
+    assert needed is not None and needed > 4
+    told = [compared(np.zeros((20, 2 * needed)), noise(20, 2 * needed, s) + 0.25, whole=whole) for s in range(10)]
     assert sum(result.interval is not None and result.interval[0] > 0 for result in told) >= 8
+
+
+@pytest.mark.parametrize("episodes", [2, 6, 100])
+def test_no_number_of_episodes_is_promised_where_levels_decide(episodes: int) -> None:
+    """On 4 of 20 sampled levels B always wins: the interval is the same for any number of episodes."""
+    pairs = np.zeros((20, episodes))
+    pairs[:4] = 10
+    sampled = compared(np.zeros_like(pairs), pairs, COINRUN)
+    assert sampled.interval is not None and sampled.interval[0] < 0 and sampled.enough_episodes is None
+    assert "1,000 episodes per level would not be enough, more levels might" in sentence(sampled, "validation levels")
+    assert compared(np.zeros_like(pairs), pairs, COINRUN, whole=True).enough_episodes is not None
+
+
+def test_one_episode_per_sampled_level_gives_the_least_number_needed() -> None:
+    pairs = np.zeros((20, 1))
+    pairs[:4] = 10
+    result = compared(np.zeros_like(pairs), pairs, COINRUN)
+    assert f"at least about {result.enough_episodes} episodes per level would be needed" in sentence(result, "all")
+
+
+def test_training_levels_have_no_more_levels_to_play() -> None:
+    pairs = 10 * noise(20, 3)
+    result = compared(np.zeros_like(pairs), pairs - pairs.mean() + 0.05, whole=True)
+    assert "inconclusive; more than 1,000 episodes per level would be needed" in sentence(result, "training levels")
 
 
 def test_equal_policies_show_no_difference() -> None:
