@@ -7,9 +7,11 @@ from typing import Any
 def best_row(rows: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
     """The evaluation whose validation interval has the highest lower end, the earliest if tied; None without any.
 
-    Rows without an interval come after all rows with one, and are ranked by their means.
+    The untrained policy is not a candidate. Rows without an interval come after all rows with one, and are ranked by
+    their means.
     """
-    scored = sorted((row for row in rows if "validation" in row), key=lambda row: row["policy_version"])
+    trained = (row for row in rows if "validation" in row and row["policy_version"] > 0)
+    scored = sorted(trained, key=lambda row: row["policy_version"])
     return max(scored, key=_lower_end, default=None)
 
 

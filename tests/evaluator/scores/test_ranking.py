@@ -14,6 +14,13 @@ def test_best_has_the_highest_lower_end_and_the_earliest_wins_a_tie() -> None:
     assert best_row([{"policy_version": 0}]) is None
 
 
+def test_untrained_policy_is_never_the_best() -> None:
+    """With `easy` and `hard` it is scored on validation levels, too, and wins a tie as the earliest."""
+    best = best_row([row(0, 0.0, [0.0, 1.9]), row(10, 0.0, [0.0, 1.9])])
+    assert best is not None and best["policy_version"] == 10
+    assert best_row([row(0, 5.0, [4.0, 6.0])]) is None
+
+
 def test_row_without_interval_is_not_better_than_one_with_an_interval() -> None:
     """Its mean would be compared with the lower ends of others."""
     best = best_row([row(1, 5.0, None), row(2, 6.0, [4.0, 8.0])])
