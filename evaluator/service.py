@@ -20,7 +20,7 @@ from evaluator.levels.level_file import stored_level_sets
 from evaluator.levels.level_sets import LevelSets, live_splits
 from evaluator.output.score_files import ScoreFiles
 from evaluator.output.video import record_episode
-from evaluator.scores.evaluation import evaluate
+from evaluator.scores.evaluation import Evaluation, evaluate
 from evaluator.scores.play import load_policy
 
 # Pause before writing again to a run directory that could not be written.
@@ -205,13 +205,28 @@ class EvaluationService:
             return self._scoring, skipped
 
     def _score_until_written(self, path: Path, skipped: int) -> None:
-        """Scores one checkpoint, again and again while the run directory cannot be written."""
+        """Scores one checkpoint; goes on where it stopped while the run directory cannot be used."""
+        version = int(path.name)
+        if self._files.is_scored(version):
+            self.last_error = None
+            with self._changed:
+                self._skipped += skipped  # they belong to the next row
+            return
+        evaluation: Evaluation | None = None
         must_reload = False
         while True:
             try:
                 if must_reload:
                     self._files.reload()
-                self._score(path, skipped)
+                if evaluation is None:
+                    started = time.perf_counter()
+                    if (evaluation := self._evaluate(path, skipped)) is None:
+                        break
+                    seconds = time.perf_counter() - started
+                if not self._files.is_scored(version):
+                    self._store(evaluation, skipped, seconds)
+                self._draw(evaluation)
+                self.last_error = None
                 break
             except OSError as error:
                 self.last_error = f"cannot write the scores of {path.name}: {error.strerror or error}; retrying"
@@ -224,14 +239,9 @@ class EvaluationService:
         if must_reload:
             logger.info("the run directory can be written again")
 
-    def _score(self, path: Path, skipped: int) -> None:
-        started = time.perf_counter()
-        config, version = self._config, int(path.name)
-        if self._files.is_scored(version):
-            self.last_error = None
-            with self._changed:
-                self._skipped += skipped  # they belong to the next row
-            return
+    def _evaluate(self, path: Path, skipped: int) -> Evaluation | None:
+        """Plays a checkpoint; None if it cannot be read, and then it counts as skipped too."""
+        config = self._config
         try:
             checkpoint = load_checkpoint(path, policy_only=True)
         except CheckpointError as error:
@@ -239,22 +249,31 @@ class EvaluationService:
             self.last_error = f"checkpoint skipped: {error}"
             logger.warning(self.last_error)
             with self._changed:
-                self._unreadable.add(version)
+                self._unreadable.add(int(path.name))
                 self._skipped += skipped + 1
-            return
+            return None
         if self._level_sets is None:
             self._level_sets = stored_level_sets(self._run, config)
-        slots = self._level_sets.slots(live_splits(config, version))
-        evaluation = evaluate(checkpoint, slots, config.eval_episodes_per_level, config.seed)
+        slots = self._level_sets.slots(live_splits(config, checkpoint.policy_version))
+        return evaluate(checkpoint, slots, config.eval_episodes_per_level, config.seed)
+
+    def _store(self, evaluation: Evaluation, skipped: int, seconds: float) -> None:
+        """Writes the row."""
+        version = evaluation.checkpoint.policy_version
         row = self._files.add(
             evaluation,
             skipped=skipped,
-            eval_seconds=round(time.perf_counter() - started, 3),
+            eval_seconds=round(seconds, 3),
             updates_behind=max(0, self._newest_version - version),
         )
-        self.last_error = None
         scores = ", ".join(f"{split} {format_score(row[split])}" for split in evaluation.splits)
         logger.info("scored policy_version %d in %.1f s: %s", version, row["eval_seconds"], scores)
-        policy = load_policy(checkpoint)
+
+    def _draw(self, evaluation: Evaluation) -> None:
+        """Writes what follows from the row: plots, the link to the best checkpoint, videos."""
+        version = evaluation.checkpoint.policy_version
+        self._files.draw(version)
+        policy = load_policy(evaluation.checkpoint)
         for kind, level in self._files.levels_to_record(version).items():
-            self._files.add_video(version, kind, record_episode(policy, config.game, level, config.seed))
+            video = record_episode(policy, self._config.game, level, self._config.seed)
+            self._files.add_video(version, kind, video)

@@ -65,6 +65,7 @@ class ScoreFiles:
         self.run = run
         self.config = config
         self.rows: list[dict[str, Any]] = []
+        self._pictured: int | None = None  # the version whose plots TensorBoard got last
         self._live_split = cast(Split, config.live_split)
         try:
             self._lock = FileLock(run.evaluator_lock)
@@ -102,7 +103,7 @@ class ScoreFiles:
         return index < len(self.rows) and _version(self.rows[index]) == policy_version
 
     def add(self, evaluation: Evaluation, *, skipped: int, eval_seconds: float, updates_behind: int) -> dict[str, Any]:
-        """Writes one evaluation and returns its row.
+        """Writes one evaluation and returns its row; `draw` writes the rest.
 
         Args:
             evaluation: of a version that is not scored yet.
@@ -135,14 +136,26 @@ class ScoreFiles:
             self._is_shown = False  # until it has been written
             self._events.add_scalars(_scalars(row), row["frames"])
             self._is_shown = True
-        else:
+        return row
+
+    def draw(self, policy_version: int) -> None:
+        """Writes what follows from the rows: plots, the link to the best checkpoint, and both plots for TensorBoard.
+
+        `policy_version` is the one that was added. May be called again for it.
+
+        Raises:
+            OSError: a file could not be written; call `reload` before the next `draw`.
+        """
+        if not self._is_shown:
             self._repair_tensorboard()
         curves, levels = png(scores_figure(self.rows, self.config)), png(levels_figure(self._history, self.config))
         write_atomically(self.run.scores_plot, curves)
         write_atomically(self.run.levels_plot, levels)
-        self._events.add_pictures({"evaluation/scores": curves, "evaluation/levels": levels}, row["frames"])
         self._link_best()
-        return row
+        if policy_version != self._pictured:
+            (frames,) = (row["frames"] for row in self.rows if _version(row) == policy_version)
+            self._events.add_pictures({"evaluation/scores": curves, "evaluation/levels": levels}, frames)
+            self._pictured = policy_version
 
     def levels_to_record(self, policy_version: int) -> dict[str, int]:
         """Levels of the live split worth a video, each at most once: {"worst": level, "forgotten": ...}."""

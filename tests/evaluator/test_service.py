@@ -17,8 +17,11 @@ import pytest
 from common.config import Config
 from common.messages import CheckpointNotice, EvaluatorStatus
 from common.process import set_file_modes
+from common.storage.atomic_files import write_atomically
 from common.storage.run_directory import RunDirectory
+from common.storage.tensorboard import shown_tags
 from evaluator import service as service_module
+from evaluator.output import score_files
 from evaluator.output.log_file import LogFile
 from evaluator.output.video import record_episode
 from evaluator.scores.evaluation import Evaluation, evaluate
@@ -44,6 +47,18 @@ def service(run: RunDirectory, config: Config) -> Iterator[EvaluationService]:
     running = EvaluationService(run, config)
     yield running
     running.close()
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """The disk is full at the first attempt to write one file."""
+    failures = [OSError(errno.ENOSPC, "No space left on device", str(path))]
+
+    def write(target: Path, data: bytes) -> None:
+        if target == path and failures:
+            raise failures.pop()
+        write_atomically(target, data)
+
+    monkeypatch.setattr(score_files, "write_atomically", write)
 
 
 def run_beside(run: RunDirectory) -> RunDirectory:
@@ -305,6 +320,32 @@ def test_unwritable_run_directory_is_retried_until_it_works(
         "scored policy_version 10 in " + messages[1].split(" in ")[1].split(":")[0],
         "the run directory can be written again",
     ]
+
+
+@pytest.mark.parametrize("name", ["scores.png", "videos/00000020-worst-level2.gif"])
+def test_write_error_after_the_row_delays_plots_and_videos_and_changes_no_count(
+    name: str,
+    service: EvaluationService,
+    run: RunDirectory,
+    save_blind: SaveBlind,
+    gate: Gate,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(service_module, "RETRY_SECONDS", 0.05)
+    fail_once(monkeypatch, run.path / name)
+    for version in (0, 10, 20):
+        service.notify(notice(save_blind(run.checkpoints, version, [UP])))
+    wait_until(lambda: service._waiting_baseline is None)
+    gate.set()
+    assert service.finish(DEADLINE) is not None
+    service.notify(notice(save_blind(run.checkpoints, 30, [UP])))
+    assert service.finish(DEADLINE) is not None and service.last_error is None
+    assert [(row["policy_version"], row["skipped"]) for row in stored(run)] == [(0, 0), (20, 1), (30, 0)]
+    assert run.scores_plot.exists() and run.levels_plot.exists() and os.readlink(run.best) == "00000020"
+    recorded = {path.name.split("-")[0] for path in run.videos.iterdir()}
+    assert recorded == {"00000000", "00000020", "00000030"}
+    for tags in shown_tags(run.tensorboard / "evaluator").values():
+        assert set(tags.values()) == {1}
 
 
 @pytest.mark.parametrize("is_mount_point", [False, True])

@@ -40,8 +40,8 @@ def written(evaluation: Evaluation, config: Config, tmp_path_factory: pytest.Tem
     """A run directory with two scored versions, 5 and 6."""
     run = new_run(tmp_path_factory.mktemp("run"), config)
     files = ScoreFiles(run, config)
-    files.add(evaluation, **CIRCUMSTANCES)
-    files.add(later(evaluation, VERSION + 1), skipped=3, eval_seconds=1.5, updates_behind=2)
+    score(files, evaluation, **CIRCUMSTANCES)
+    score(files, later(evaluation, VERSION + 1), skipped=3, eval_seconds=1.5, updates_behind=2)
     files.close()
     return run
 
@@ -50,6 +50,11 @@ def new_run(path: Path, config: Config) -> RunDirectory:
     run = RunDirectory(path)
     run.write_config(config, {})
     return run
+
+
+def score(files: ScoreFiles, evaluation: Evaluation, **circumstances: Any) -> None:
+    files.add(evaluation, **circumstances)
+    files.draw(evaluation.checkpoint.policy_version)
 
 
 def later(evaluation: Evaluation, version: int) -> Evaluation:
@@ -75,7 +80,7 @@ def test_row_compares_a_run_on_published_levels_with_the_learners_training_episo
     files = ScoreFiles(run, published)
     scored = later(evaluation, 61)
     scored = dataclasses.replace(scored, checkpoint=dataclasses.replace(scored.checkpoint, frames=1_000_000))
-    files.add(scored, **CIRCUMSTANCES)
+    score(files, scored, **CIRCUMSTANCES)
     files.close()
     (row,) = rows(run)
     assert row["published"]["training_episodes"] == 6.25
@@ -163,7 +168,7 @@ def test_best_links_to_the_best_existing_checkpoint_on_validation(
         splits = {split: dataclasses.replace(score, mean=means[split]) for split, score in scored.splits.items()}
         path = run.checkpoints / f"{version:08d}"
         renamed = dataclasses.replace(scored.checkpoint, path=path)
-        files.add(dataclasses.replace(scored, splits=splits, checkpoint=renamed), **CIRCUMSTANCES)
+        score(files, dataclasses.replace(scored, splits=splits, checkpoint=renamed), **CIRCUMSTANCES)
     assert os.readlink(run.best) == "00000020"
     files.close()
     (run.checkpoints / "00000020").rmdir()
@@ -206,7 +211,7 @@ def test_levels_without_an_evaluation_are_set_aside_at_the_next_start(
 ) -> None:
     run = new_run(tmp_path, config)
     crashing = ScoreFiles(run, config)
-    crashing.add(evaluation, **CIRCUMSTANCES)
+    score(crashing, evaluation, **CIRCUMSTANCES)
     crashing.close()
     whole = run.levels.read_text()
     crashed = "6,train,0,2,0.0,0.0,0.0,90.0\n6,tra"
@@ -214,7 +219,7 @@ def test_levels_without_an_evaluation_are_set_aside_at_the_next_start(
     files = ScoreFiles(run, config)
     assert run.levels.read_text() == whole
     assert (tmp_path / "levels.csv.abandoned").read_text() == crashed + "\n"
-    files.add(later(evaluation, 6), **CIRCUMSTANCES)
+    score(files, later(evaluation, 6), **CIRCUMSTANCES)
     assert [row["policy_version"] for row in level_rows(run)] == ["5"] * 4 + ["6"] * 4
 
 
@@ -224,7 +229,7 @@ def test_versions_are_scored_whatever_the_order_in_which_they_were_added(
     files = ScoreFiles(new_run(tmp_path, config), config)
     for version in (8, 2, 6):  # as --backfill does
         assert not files.is_scored(version)
-        files.add(later(evaluation, version), **CIRCUMSTANCES)
+        score(files, later(evaluation, version), **CIRCUMSTANCES)
     assert [version for version in range(10) if files.is_scored(version)] == [2, 6, 8]
     files.close()
 
@@ -241,12 +246,12 @@ def test_tensorboard_shows_every_step_once_after_a_resume_backfill_and_restart(
     run = new_run(tmp_path, config)
     files = ScoreFiles(run, config)
     for version in (2, 6, 8):
-        files.add(later(evaluation, version), **CIRCUMSTANCES)
+        score(files, later(evaluation, version), **CIRCUMSTANCES)
     files.close()
     set_aside_rows(run.evaluations, lambda row: row["policy_version"] <= 6)  # resumed at version 6
     files = ScoreFiles(run, config)
-    files.add(later(evaluation, 8), **CIRCUMSTANCES)
-    files.add(later(evaluation, 4), **CIRCUMSTANCES)  # as --backfill does
+    score(files, later(evaluation, 8), **CIRCUMSTANCES)
+    score(files, later(evaluation, 4), **CIRCUMSTANCES)  # as --backfill does
     files.close()
     ScoreFiles(run, config).close()
     assert shown_steps(run) == {2000: {1}, 4000: {1}, 6000: {1}, 8000: {1}}
@@ -257,7 +262,7 @@ def test_tensorboard_gets_what_a_crash_or_a_full_disk_kept_from_it(
 ) -> None:
     run = new_run(tmp_path, config)
     files = ScoreFiles(run, config)
-    files.add(later(evaluation, 2), **CIRCUMSTANCES)
+    score(files, later(evaluation, 2), **CIRCUMSTANCES)
     row = rows(run)[0]
     files.close()
     append_jsonl(run.evaluations, {**row, "policy_version": 4, "frames": 4000})  # crashed before TensorBoard
@@ -283,7 +288,7 @@ def test_best_is_a_text_file_without_symbolic_links(
         path.mkdir(parents=True)
         scored = later(evaluation, version)
         checkpoint = dataclasses.replace(scored.checkpoint, path=path)
-        files.add(dataclasses.replace(scored, checkpoint=checkpoint), **CIRCUMSTANCES)
+        score(files, dataclasses.replace(scored, checkpoint=checkpoint), **CIRCUMSTANCES)
     files.close()
     assert run.best_checkpoint() == "00000002" and not run.best.is_symlink()
 
