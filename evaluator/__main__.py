@@ -46,7 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run() -> NoReturn:
     """The entry point of `heldout-evaluator`."""
-    run_as_process(main)
+    try:
+        run_as_process(main)
+    except SystemExit as end:
+        if end.code == INTERRUPTED_EXIT_CODE:
+            # A scoring thread would abort in native code when the interpreter ends. Its files are complete at any time.
+            os._exit(INTERRUPTED_EXIT_CODE)
+        raise
 
 
 if __name__ == "__main__":

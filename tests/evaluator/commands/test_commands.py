@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -353,9 +353,14 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert (tmp_path / "old.gif").read_bytes() == b"mine"
 
 
-def test_ctrl_c_ends_with_130_and_one_line(run: RunDirectory) -> None:
+@pytest.mark.parametrize("flag", ["--json", "--backfill"])
+def test_ctrl_c_ends_with_130_and_one_line(flag: str, config: Config, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    endless = replace(config, eval_episodes_per_level=1000)
+    run.write_config(endless, {})
+    save_checkpoint(run.checkpoints, endless, 10, 10_000, PolicyNetwork(config.network).weights(), {})
     process = subprocess.Popen(
-        [sys.executable, "-m", "evaluator", str(run.path), "--episodes-per-level", "1000"],
+        [sys.executable, "-m", "evaluator", "score", str(run.path), flag],
         cwd=PROJECT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
