@@ -225,7 +225,8 @@ class RunDirectory:
 def _is_evaluation(row: Mapping[str, Any]) -> bool:
     return (
         _has_scores(row, _SHOWN_SCORE_FIELDS)
-        and has_fields(row["scoreboard"], {row["held_out_split"]: _SCOREBOARD_FIELDS})
+        and row["held_out_split"] in row["scoreboard"]
+        and all(has_fields(board, _SCOREBOARD_FIELDS) for board in row["scoreboard"].values())
         and _is_interval(row.get("generalization_gap_interval"))
     )
 

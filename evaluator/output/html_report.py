@@ -95,7 +95,9 @@ def render_report(run: RunDirectory) -> str:
         level_curves=_figure(
             run.levels_plot, "png", "Mean return of every level at every scored checkpoint, one panel per split."
         ),
-        boards=scoreboard(history, newest["policy_version"]),
+        boards={
+            split: board for split, board in scoreboard(history, newest["policy_version"]).items() if split in newest
+        },
         videos=_videos(run, rows, history),
         level_sets=_level_sets(run.level_sets),
         test_uses=_test_uses(run.test_uses),

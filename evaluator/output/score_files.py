@@ -245,7 +245,8 @@ def _scalars(row: dict[str, Any]) -> dict[str, float]:
     }
     for split, counts in row["scoreboard"].items():
         scalars |= {f"scoreboard/{split}_{name}": count for name, count in counts.items()}
-    return scalars | {f"evaluation/{name}": row[name] for name in _TENSORBOARD_FIELDS if row[name] is not None}
+    # Rows of older versions lack some.
+    return scalars | {f"evaluation/{name}": row[name] for name in _TENSORBOARD_FIELDS if row.get(name) is not None}
 
 
 def _version(row: dict[str, Any]) -> int:

@@ -177,6 +177,7 @@ def test_rows_with_what_is_no_score_are_ignored(tmp_path, wrong):
     [
         {"scoreboard": {}},
         {"scoreboard": {"validation": {"solved": 1}}},
+        {"scoreboard": {**EVALUATION["scoreboard"], "train": 3}},
         {"held_out_split": "nowhere"},
         {"generalization_gap_interval": 3},
         {"validation": SCORE},

@@ -376,6 +376,13 @@ def test_entries_of_wrong_types_are_left_out(run: RunDirectory) -> None:
     render_report(run)
 
 
+def test_split_with_levels_but_without_a_score_is_left_out(run: RunDirectory) -> None:
+    page = render_report(run)
+    with open(run.levels, "a") as file:
+        file.write("30,test,1000,2,10.0,1.0,0.0,50.0\n")
+    assert render_report(run) == page
+
+
 def test_config_without_versions_is_refused_and_named(run: RunDirectory) -> None:
     contents = json.loads(run.config.read_text())
     del contents["versions"]

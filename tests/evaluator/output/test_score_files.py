@@ -223,6 +223,16 @@ def test_levels_without_an_evaluation_are_set_aside_at_the_next_start(
     assert [row["policy_version"] for row in level_rows(run)] == ["5"] * 4 + ["6"] * 4
 
 
+def test_rows_of_older_versions_without_all_fields_are_shown(written: RunDirectory, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(written.path, run.path)
+    shutil.rmtree(run.tensorboard)
+    older = [{name: value for name, value in row.items() if name != "eval_seconds"} for row in rows(run)]
+    run.evaluations.write_text("".join(json.dumps(row) + "\n" for row in older))
+    ScoreFiles(run, run.read_config()).close()
+    assert shown_steps(run) == {5000: {1}, 6000: {1}}
+
+
 def test_versions_are_scored_whatever_the_order_in_which_they_were_added(
     evaluation: Evaluation, config: Config, tmp_path: Path
 ) -> None:
