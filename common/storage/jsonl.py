@@ -50,11 +50,23 @@ def set_aside_rows(path: Path, belongs: Callable[[dict[str, Any]], bool]) -> int
     rows = read_jsonl(path)
     abandoned = [row for row in rows if not belongs(row)]
     if abandoned:
-        for row in abandoned:
-            append_jsonl(path.with_name(path.name + ".abandoned"), row)
+        set_aside_text(path, "".join(json.dumps(row) + "\n" for row in abandoned))
         kept = "".join(json.dumps(row) + "\n" for row in rows if belongs(row))
         write_atomically(path, kept.encode())
     return len(abandoned)
+
+
+def set_aside_text(path: Path, lines: str) -> None:
+    """Appends complete lines to `<name>.abandoned`, unless it ends with them.
+
+    So an attempt that failed before the lines were removed from `path` can be repeated.
+    """
+    abandoned = path.with_name(path.name + ".abandoned")
+    before = abandoned.read_bytes() if abandoned.exists() else b""
+    if before and not before.endswith(b"\n"):
+        before += b"\n"
+    if not before.endswith(lines.encode()):
+        write_atomically(abandoned, before + lines.encode())
 
 
 def _parse(line: str) -> dict[str, Any] | None:

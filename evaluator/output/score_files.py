@@ -21,7 +21,7 @@ from common.config import Config
 from common.storage.atomic_files import write_atomically
 from common.storage.checkpoints import checkpoint_name, has_other_weights
 from common.storage.file_lock import FileIsLocked, FileLock
-from common.storage.jsonl import append_jsonl, set_aside_rows
+from common.storage.jsonl import append_jsonl, set_aside_rows, set_aside_text
 from common.storage.run_directory import RunDirectory
 from common.storage.tensorboard import EventFile, shown_tags
 from evaluator.levels.level_sets import SPLITS, Split
@@ -205,8 +205,7 @@ class ScoreFiles:
             (kept if belongs else abandoned).append(line)
         if not abandoned and header.endswith("\n"):
             return
-        with open(self.run.levels.with_name("levels.csv.abandoned"), "a") as file:
-            file.writelines(line.rstrip("\n") + "\n" for line in abandoned)
+        set_aside_text(self.run.levels, "".join(line.rstrip("\n") + "\n" for line in abandoned))
         write_atomically(self.run.levels, (",".join(CSV_COLUMNS) + "\n" + "".join(kept)).encode())
 
     def _link_best(self) -> None:

@@ -1,9 +1,12 @@
 """JSON lines are readable after a crash."""
 
+import errno
 import json
 
 import pytest
 
+from common.storage import jsonl
+from common.storage.atomic_files import write_atomically
 from common.storage.jsonl import append_jsonl, read_jsonl, set_aside_rows
 
 
@@ -80,6 +83,24 @@ def test_abandoned_rows_move_to_their_own_file(log):
     append_jsonl(log, {"policy_version": 3, "second": True})
     assert set_aside_rows(log, lambda row: row["policy_version"] <= 2) == 1
     assert [row["policy_version"] for row in read_jsonl(abandoned)] == [3, 4, 3]
+
+
+def test_repeated_attempt_on_a_full_disk_sets_the_same_rows_aside_once(log, monkeypatch):
+    for version in range(4):
+        append_jsonl(log, {"policy_version": version})
+
+    def write(path, data):
+        if path == log:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write_atomically(path, data)
+
+    with monkeypatch.context() as full:
+        full.setattr(jsonl, "write_atomically", write)
+        for _ in range(3):
+            with pytest.raises(OSError, match="No space"):
+                set_aside_rows(log, lambda row: row["policy_version"] <= 2)
+    assert set_aside_rows(log, lambda row: row["policy_version"] <= 2) == 1
+    assert read_jsonl(log.with_name("metrics.jsonl.abandoned")) == [{"policy_version": 3}]
 
 
 def test_file_does_not_change_if_every_row_belongs(log):

@@ -20,6 +20,7 @@ from common.storage.jsonl import append_jsonl, read_jsonl, set_aside_rows
 from common.storage.run_directory import RunDirectory
 from common.storage.tensorboard import EventFile, shown_tags
 from evaluator.levels.level_sets import Split
+from evaluator.output import score_files
 from evaluator.output.score_files import RunIsBeingScored, ScoreFiles
 from evaluator.output.video import record_episode
 from evaluator.scores.evaluation import Evaluation, evaluate
@@ -221,6 +222,29 @@ def test_levels_without_an_evaluation_are_set_aside_at_the_next_start(
     assert (tmp_path / "levels.csv.abandoned").read_text() == crashed + "\n"
     score(files, later(evaluation, 6), **CIRCUMSTANCES)
     assert [row["policy_version"] for row in level_rows(run)] == ["5"] * 4 + ["6"] * 4
+
+
+def test_levels_are_set_aside_once_while_the_disk_is_full(
+    evaluation: Evaluation, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run(tmp_path, config)
+    files = ScoreFiles(run, config)
+    score(files, evaluation, **CIRCUMSTANCES)
+    whole = run.levels.read_text()
+    run.levels.write_text(whole + "6,train,0,2,0.0,0.0,0.0,90.0\n")
+
+    def write(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as full:
+        full.setattr(score_files, "write_atomically", write)
+        for _ in range(3):
+            with pytest.raises(OSError, match="No space"):
+                files.reload()
+    files.reload()
+    files.close()
+    assert run.levels.read_text() == whole
+    assert (tmp_path / "levels.csv.abandoned").read_text() == "6,train,0,2,0.0,0.0,0.0,90.0\n"
 
 
 def test_rows_of_older_versions_without_all_fields_are_shown(written: RunDirectory, tmp_path: Path) -> None:
