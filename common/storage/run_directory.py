@@ -222,6 +222,15 @@ class RunDirectory:
             raise ConfigError(f"{self.config} cannot be read: {error}") from error
 
 
+def follow_best(path: Path) -> Path:
+    """The checkpoint that RUN_DIR/checkpoints/best is a link to, or that best.txt names where there are no links."""
+    run = RunDirectory(path.absolute().parent.parent)
+    if path.absolute() not in (run.best, run.best_text):
+        return path
+    name = run.best_checkpoint()
+    return path if name is None else path.with_name(name)
+
+
 def _is_evaluation(row: Mapping[str, Any]) -> bool:
     return (
         _has_scores(row, _SHOWN_SCORE_FIELDS)

@@ -9,7 +9,7 @@ from pathlib import Path
 from common.cli import UsageError
 from common.storage.atomic_files import write_atomically
 from common.storage.checkpoints import MANIFEST_FILE, Checkpoint, CheckpointError, load_checkpoint, load_newest_complete
-from common.storage.run_directory import RunDirectory
+from common.storage.run_directory import RunDirectory, follow_best
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -18,7 +18,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         UsageError: nothing complete was found there.
     """
-    path = _follow_best(path)
+    path = follow_best(path)
     run = RunDirectory(path)
     if not path.exists():
         raise UsageError(f"{path} does not exist")
@@ -38,15 +38,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return load_checkpoint(path, policy_only=True)
     except CheckpointError as error:
         raise UsageError(str(error)) from error
-
-
-def _follow_best(path: Path) -> Path:
-    """The checkpoint that RUN_DIR/checkpoints/best is a link to, or that best.txt names where there are no links."""
-    run = RunDirectory(path.absolute().parent.parent)
-    if path.absolute() not in (run.best, run.best_text):
-        return path
-    name = run.best_checkpoint()
-    return path if name is None else path.with_name(name)
 
 
 def open_run(path: Path) -> RunDirectory:

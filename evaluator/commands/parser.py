@@ -19,6 +19,7 @@ from common.cli import (
     whole_number,
 )
 from common.games import DISTRIBUTION_MODES, GAMES
+from common.storage.run_directory import follow_best
 
 # As in evaluator/levels/level_sets.py, which needs numpy.
 _SPLITS = ("train", "validation", "test")
@@ -42,7 +43,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     for add_command in (_add_score, _add_compare, _add_video, _add_levels, _add_report, _add_watch, _add_aggregate):
         add_command(commands)
     if arguments and arguments[0] not in commands.choices and not arguments[0].startswith("-"):
-        if not Path(arguments[0]).exists():
+        if not follow_best(Path(arguments[0])).exists():
             parser.error(f"{arguments[0]} is neither a command ({', '.join(commands.choices)}) nor an existing path")
         arguments = ["score", *arguments]
     options = parser.parse_args(arguments)

@@ -259,6 +259,19 @@ def test_video_of_a_run_uses_its_newest_checkpoint_with_scores(
     assert main(["video", str(newest), "--output", str(tmp_path / "b.gif")]) == 2  # that one and no other
 
 
+def test_best_is_scored_by_its_path_also_without_links(
+    save: Callable[[Path, int], Path], config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory(tmp_path)
+    run.write_config(config, {})
+    for version in (10, 20):
+        save(run.checkpoints, version)
+    run.best_text.write_text("00000010\n")
+    for command in ([], ["score"]):
+        assert main([*command, str(run.best), "--split", "train", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["policy_version"] == 10
+
+
 def test_damaged_newest_checkpoint_is_named_and_the_previous_one_used(
     save: Callable[[Path, int], Path], config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
