@@ -34,6 +34,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise UsageError(f"{path} is neither a run directory nor a checkpoint")
     # Any link to a checkpoint may be named, but a run's own names stay, so that `run_of` finds it.
     path = path.absolute() if path.name.isdigit() else path.resolve()
+    if path.parent == RunDirectory(path.parent.parent).resume_points:
+        raise UsageError(f"{path} is a resume point, which only --resume reads; name a checkpoint in checkpoints/")
     try:
         return load_checkpoint(path, policy_only=True)
     except CheckpointError as error:

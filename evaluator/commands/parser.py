@@ -89,7 +89,7 @@ def _add_compare(commands: Any) -> None:
     )
     for name in ("A", "B"):
         parser.add_argument(name, type=directory_path, help=_CHECKPOINT)
-    _add_playing(parser)
+    _add_playing(parser, whose="A's, for both")
 
 
 def _add_video(commands: Any) -> None:
@@ -203,20 +203,20 @@ def _frames(text: str) -> int:
     return frames
 
 
-def _add_playing(parser: argparse.ArgumentParser) -> None:
-    """Which levels are played and how, and --json."""
+def _add_playing(parser: argparse.ArgumentParser, whose: str = "the run's") -> None:
+    """Which levels are played and how, and --json; `whose` settings are the defaults."""
     text = "levels to play (default: train validation); all: a sample of all levels, training levels and look-alikes "
     text += "included; each use of test is logged in the run's test_uses.jsonl"
     parser.add_argument("--split", nargs="+", choices=_PLAYABLE_SPLITS, default=("train", "validation"), help=text)
-    text = "episodes on every level (default: the run's --eval-episodes-per-level)"
+    text = f"episodes on every level (default: --eval-episodes-per-level, {whose})"
     parser.add_argument("--episodes-per-level", type=at_least_one, metavar="N", help=text)
-    _add_policy(parser)
+    _add_policy(parser, whose)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 
 
-def _add_policy(parser: argparse.ArgumentParser) -> None:
+def _add_policy(parser: argparse.ArgumentParser, whose: str = "the run's") -> None:
     """How actions are chosen."""
     text = "sample actions from the policy, or take the most probable one (default: sample)"
     parser.add_argument("--policy", choices=("sample", "greedy"), default="sample", help=text)
-    text = "seed of the sampled actions (default: the run's, which reproduces the scores in evaluations.jsonl)"
+    text = f"seed of the sampled actions (default: {whose}, which reproduces the scores in evaluations.jsonl)"
     parser.add_argument("--seed", type=level_seed, metavar="N", help=text)

@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from common.cli import UsageError
 from common.process import prepare_process
 from common.text import format_interval, format_score
 from evaluator.commands.files import open_checkpoint, open_run
@@ -13,7 +14,7 @@ from evaluator.levels.level_file import stored_level_sets
 from evaluator.levels.level_sets import Split
 from evaluator.output.text import print_table
 from evaluator.scores.evaluation import Evaluation
-from evaluator.service import EvaluationService
+from evaluator.service import EvaluationFailed, EvaluationService
 
 
 def run(options: argparse.Namespace) -> None:
@@ -43,8 +44,15 @@ def _backfill(options: argparse.Namespace) -> None:
     service = EvaluationService(directory, config)
     before = service.num_scored
     service.backfill()
-    while service.finish(timeout=1.0) is None and not service.is_idle:
-        pass
+    try:
+        while service.finish(timeout=1.0) is None and not service.is_idle:
+            pass
+    except EvaluationFailed as error:
+        if isinstance(error.__cause__, UsageError):
+            raise error.__cause__ from error
+        raise
+    if service.num_scored == 0:  # each damaged one was named
+        raise UsageError(f"no complete checkpoint in {directory.checkpoints}")
     print(f"{directory.path}: {service.num_scored - before} checkpoints scored, {service.num_scored} in total")
     service.close()
 

@@ -122,7 +122,8 @@ def draw_level_sets(config: Config, check: CheckLevels | None = None) -> tuple[L
             candidates = _take_distinct(missing, sources[split], taken, training_range(config))
             if len(candidates) < missing:
                 raise ConfigError(
-                    f"--held-out-levels {config.held_out_levels} is too many: the training levels leave too few others"
+                    f"--held-out-levels {config.held_out_levels} is too many: {_MAX_DRAWS:,} draws gave too few levels "
+                    f"outside the training levels (--num-levels {config.num_levels}); choose fewer"
                 )
             taken.update(candidates)
             found = [] if check is None else [each for each in check(split, candidates) if each is not None]

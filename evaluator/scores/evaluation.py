@@ -42,7 +42,7 @@ class Evaluation:
             "frames": self.checkpoint.frames,
             **{split: _as_json(score) for split, score in self.splits.items()},
             **({"held_out": _as_json(self.splits[held_out])} if held_out in self.splits else {}),
-            "held_out_split": held_out,
+            "held_out_split": held_out if held_out in splits else None,
             "generalization_gap": None if gap is None else gap.value,
             "generalization_gap_interval": None if interval is None else list(interval),
             "generalization_gap_no_interval": None if gap is None else gap.no_interval,

@@ -13,12 +13,13 @@ from typing import Any
 import psutil
 import pytest
 
-from common.config import Config
+from common.config import Config, ConfigError
 from common.policy_network import PolicyNetwork
 from common.resolution import resolve
 from common.storage.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from common.storage.jsonl import read_jsonl
 from common.storage.run_directory import RunDirectory
+from evaluator import service
 from evaluator.__main__ import main
 from evaluator.commands import parser, playing
 from evaluator.commands.playing import level_sets_of
@@ -105,6 +106,7 @@ def test_score_of_all_levels_is_about_all_levels_and_logs_no_use_of_the_test_lev
     assert main(["score", str(run.path), "--split", "all", "--json", "--levels"]) == 0
     row = json.loads(capsys.readouterr().out)
     assert (row["all"]["levels"], row["all"]["about"]) == (3, "all levels") and "held_out" not in row
+    assert row["held_out_split"] is None
     assert [(level["split"], level["level"]) for level in row["levels"]] == [
         ("all", level) for level in stored_level_sets(run, run.read_config()).of("all")
     ]
@@ -272,6 +274,40 @@ def test_best_is_scored_by_its_path_also_without_links(
         assert json.loads(capsys.readouterr().out)["policy_version"] == 10
 
 
+def test_backfill_of_damaged_checkpoints_alone_is_refused_and_names_them(
+    save: Callable[[Path, int], Path],
+    config: Config,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = RunDirectory(tmp_path)
+    run.write_config(config, {})
+    (save(run.checkpoints, 10) / "manifest.json").unlink()
+    assert main(["score", str(tmp_path), "--backfill"]) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", f"evaluator: no complete checkpoint in {run.checkpoints}\n")
+    assert "00000010/manifest.json is missing" in caplog.text
+
+
+def test_backfill_whose_scoring_is_refused_ends_in_one_line(
+    save: Callable[[Path, int], Path],
+    config: Config,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def edited(run: RunDirectory, config: Config) -> level_sets.LevelSets:
+        raise ConfigError("levels.json was edited")
+
+    run = RunDirectory(tmp_path)
+    run.write_config(config, {})
+    save(run.checkpoints, 10)
+    monkeypatch.setattr(service, "stored_level_sets", edited)
+    assert main(["score", str(tmp_path), "--backfill"]) == 2
+    assert capsys.readouterr().err == "evaluator: levels.json was edited\n"
+
+
 def test_damaged_newest_checkpoint_is_named_and_the_previous_one_used(
     save: Callable[[Path, int], Path], config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -303,6 +339,7 @@ def test_damaged_newest_checkpoint_is_named_and_the_previous_one_used(
             ["{tmp}/broken/00000010"],
             "evaluator: {tmp}/broken/00000010/policy.safetensors has 3 bytes, but the manifest",
         ),
+        (["{tmp}/resume/00000011"], "evaluator: {tmp}/resume/00000011 is a resume point, which only --resume reads"),
         (["{run}", "--episodes-per-level", "0"], AT_LEAST_ONE + "got '0'"),
         (["{run}", "--episodes-per-level", "x"], AT_LEAST_ONE + "got 'x'"),
         (["{run}", "--split", "held_out"], "evaluator score: --split: unknown value 'held_out'; choose from train, "),
@@ -332,6 +369,10 @@ def test_damaged_newest_checkpoint_is_named_and_the_previous_one_used(
         (["levels", "--env-name", "pong"], "evaluator levels: --env-name: unknown value 'pong'; choose from bigfish, "),
         (["levels", "--num-levels", "-2"], "evaluator levels: --num-levels: expected a whole number from 0"),
         (["levels", "--num-levels", "2147483646", "--held-out", "next"], "evaluator: --"),
+        (
+            ["levels", "--num-levels", "5", "--held-out-levels", "2000000"],
+            "evaluator: --held-out-levels 2000000 is too many: 1,000,000 draws gave too few levels outside the tr",
+        ),
         (["report", "{run}"], "evaluator: {run} has no evaluations yet"),
         (["report", "{run}", "--output", "{tmp}/old.gif"], "evaluator: {run} has no evaluations yet"),
         (["report", "{tmp}"], "evaluator: {tmp} is not a run directory"),
@@ -354,6 +395,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     (tmp_path / "old.gif").write_bytes(b"mine")
     (save(tmp_path / "broken", 10) / "policy.safetensors").write_bytes(b"abc")
+    save(tmp_path / "resume", 11)
     maze = resolve("lab", {"env_name": "maze"})
     save_checkpoint(tmp_path / "maze" / "checkpoints", maze, 0, 0, PolicyNetwork(maze.network).weights(), {})
     try:
