@@ -426,6 +426,8 @@ def test_ctrl_c_ends_with_130_and_one_line(flag: str, config: Config, tmp_path: 
     try:
         watched = psutil.Process(process.pid)
         wait_until(lambda: any("procgen" in mapped.path for mapped in watched.memory_maps()), process)
+        if flag == "--backfill":  # its own thread plays
+            wait_until(run.evaluator_lock.exists, process)
         time.sleep(1)  # it plays now
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=120)
