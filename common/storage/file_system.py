@@ -23,6 +23,8 @@ from pathlib import Path
 
 # What file systems answer to an operation that they do not have.
 UNSUPPORTED = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK})
+# What they answer where nothing more can be written: no space, no inodes, or the user's quota is used up.
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def is_unsupported(error: OSError) -> bool:
@@ -30,12 +32,21 @@ def is_unsupported(error: OSError) -> bool:
     return error.errno in UNSUPPORTED
 
 
+def why_and_remedy(error: OSError) -> str:
+    """Why something could not be written and what to do: `No space left on device; free some space`."""
+    return f"{error.strerror or error}; {'free some space' if error.errno in FULL else 'make it writable'}"
+
+
 @dataclass(frozen=True, slots=True)
 class FileSystemFeatures:
-    """`missing`: the optional features that are absent, each with its fallback. `unusable`: what a run cannot do."""
+    """`missing`: the optional features that are absent, each with its fallback. `unusable`: what a run cannot do.
+
+    `is_full`: what it cannot do, it could with more space.
+    """
 
     missing: tuple[str, ...] = ()
     unusable: str | None = None
+    is_full: bool = False
 
     def describe(self) -> str:
         """One line: what is missing and what happens instead; "" if nothing is missing."""
@@ -52,16 +63,21 @@ def probe(directory: Path) -> FileSystemFeatures:
     try:
         scratch = Path(tempfile.mkdtemp(prefix=".heldout-probe-", dir=directory))
     except OSError as error:
-        return FileSystemFeatures(unusable=f"directories cannot be created: {error.strerror}")
+        return _unusable("directories cannot be created", error)
     try:
         for operation, check in _REQUIRED.items():
             try:
                 check(scratch)
             except OSError as error:
-                return FileSystemFeatures(unusable=f"{operation}: {error.strerror}")
+                return _unusable(operation, error)
         return FileSystemFeatures(tuple(text for text, check in _OPTIONAL.items() if not _works(check, scratch)))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _unusable(operation: str, error: OSError) -> FileSystemFeatures:
+    is_full = error.errno in FULL
+    return FileSystemFeatures(unusable=f"{operation}: {error.strerror}", is_full=is_full)
 
 
 def _works(check: Callable[[Path], None], scratch: Path) -> bool:

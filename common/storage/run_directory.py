@@ -10,7 +10,7 @@ from typing import Any
 
 from common.config import BEFORE_SETTING, SETTINGS, Config, ConfigError
 from common.storage.atomic_files import replace, write_atomically
-from common.storage.file_system import existing_parent, probe, remove_quietly
+from common.storage.file_system import existing_parent, probe, remove_quietly, why_and_remedy
 from common.storage.jsonl import has_fields, read_jsonl
 
 _NUMBER = (int, float)
@@ -80,13 +80,20 @@ class RunDirectory:
         self.require_writable()
 
     def require_writable(self) -> None:
-        """Raises ConfigError unless files can be created in the directory."""
-        probe = self.path / f".write-test-{os.getpid()}"
-        try:
-            probe.write_bytes(b"x")
-            probe.unlink()
-        except OSError as error:
-            raise ConfigError(f"run directory {self.path} is not writable: {error.strerror}") from error
+        """Raises ConfigError unless files can be created in the directory, and in those of its checkpoints if it has
+        them.
+        """
+        for directory in (self.path, self.checkpoints, self.resume_points):
+            if directory != self.path and not directory.is_dir():
+                continue
+            probe = directory / f".write-test-{os.getpid()}"
+            try:
+                probe.write_bytes(b"x")
+                probe.unlink()
+            except OSError as error:
+                remove_quietly(probe)  # a full disk may have room for a file without contents
+                what = f"run directory {self.path}" if directory == self.path else directory
+                raise ConfigError(f"{what} is not writable: {why_and_remedy(error)}") from error
 
     def require_present(self) -> None:
         """Raises OSError unless the run is there: a network mount can be away, and its mount point be empty."""
@@ -121,10 +128,13 @@ class RunDirectory:
         directory = existing_parent(self.path)
         features = probe(directory)
         if features.unusable is not None:
-            raise ConfigError(
-                f"run directory {self.path} cannot be used: in {directory}, {features.unusable}; choose a directory on "
-                "another file system with --run-dir"
-            )
+            remedies = ["free some space"] if features.is_full else []
+            if not self.config.exists():  # a stored run stays where it is
+                remedies.append("choose a directory on another file system with --run-dir")
+            elif not features.is_full:
+                remedies.append("move the run to another file system")
+            found = f"in {directory}, {features.unusable}"
+            raise ConfigError(f"run directory {self.path} cannot be used: {found}; {' or '.join(remedies)}")
         return features.describe()
 
     def best_checkpoint(self) -> str | None:

@@ -51,8 +51,9 @@ def _stored_run(run: RunDirectory) -> tuple[str, list[str]]:
     """
     damaged: list[str] = []
     stored = run.read_config()
-    if not os.access(run.path, os.W_OK | os.X_OK):
-        raise ConfigError(f"run directory {run.path} is not writable")
+    for directory in (run.path, run.checkpoints, run.resume_points):
+        if directory.is_dir() and not _can_write(directory):
+            raise ConfigError(f"{directory} is not writable")
     if (holder := lock_holder(run.learner_lock)) is not None:
         raise ConfigError(f"run directory {run.path} is in use by another learner ({holder})")
     checkpoint = load_first_complete(restorable(run), damaged.append)
@@ -77,7 +78,8 @@ def file_system_check(path: Path) -> Check:
         return Check(name, "fatal", f"{directory} is not writable", OTHER_DIRECTORY)
     features = probe(directory)
     if features.unusable is not None:
-        return Check(name, "fatal", f"{directory}: {features.unusable}", "use --run-dir on another file system")
+        remedy = "free some space" if features.is_full else "use --run-dir on another file system"
+        return Check(name, "fatal", f"{directory}: {features.unusable}", remedy)
     if features.missing:
         remedy = "training works; for full safety use --run-dir on a local disk, and see docs/run-directory.md"
         return Check(name, "warning", f"{directory}: {features.describe()}", remedy)

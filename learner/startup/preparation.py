@@ -4,6 +4,7 @@ import contextlib
 import platform
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from common.messages import rollout_bytes
 from common.resolution import contradictions, edited, resolve, resolve_resumed
 from common.storage.checkpoints import Checkpoint, list_checkpoints, load_first_complete, remove_leftovers, set_aside
 from common.storage.file_lock import FileIsLocked, FileLock
+from common.storage.file_system import why_and_remedy
 from common.storage.jsonl import set_aside_rows
 from common.storage.run_directory import RunDirectory, claim_directory
 from common.versions import PROCGEN_BUILDS, installed_versions, named_build, procgen_build
@@ -57,13 +59,14 @@ class NewRun:
         Raises:
             ConfigError: the directory cannot be written, or another run took it meanwhile.
         """
-        if self.lock is None:
-            self.run.create()
-            self.lock = lock_for_learner(self.run)
-            self._claimed.clear()
-        else:
-            _set_aside_after(self.run, policy_version=-1)
-        self.run.write_config(self.config, versions(), self.requested)
+        with _disk_failures_refused(self.run):
+            if self.lock is None:
+                self.run.create()
+                self.lock = lock_for_learner(self.run)
+                self._claimed.clear()
+            else:
+                _set_aside_after(self.run, policy_version=-1)
+            self.run.write_config(self.config, versions(), self.requested)
 
     def close(self) -> None:
         """Lets another learner use the run; removes the directory if the run did not begin."""
@@ -122,14 +125,19 @@ class ResumedRun:
         """Nothing to do: the lock is held."""
 
     def begin(self) -> None:
-        """Sets aside what was written after the checkpoint; updates config.json if settings or software changed."""
-        _set_aside_after(self.run, self.checkpoint.policy_version)
-        if self.config.group_readable != self.run.read_config().group_readable:
-            self.run.change_modes(self.config.group_readable)
-        now = versions()
-        stored = self.run.read_config(), self.run.read_requested(), self.stored_versions
-        if (self.config, self.requested, now) != stored:
-            self.run.write_config(self.config, now, self.requested)
+        """Sets aside what was written after the checkpoint; updates config.json if settings or software changed.
+
+        Raises:
+            ConfigError: that cannot be written; it may be tried again.
+        """
+        with _disk_failures_refused(self.run):
+            _set_aside_after(self.run, self.checkpoint.policy_version)
+            if self.config.group_readable != self.run.read_config().group_readable:
+                self.run.change_modes(self.config.group_readable)
+            now = versions()
+            stored = self.run.read_config(), self.run.read_requested(), self.stored_versions
+            if (self.config, self.requested, now) != stored:
+                self.run.write_config(self.config, now, self.requested)
 
     def close(self) -> None:
         """Lets another learner use the run."""
@@ -237,7 +245,19 @@ def lock_for_learner(run: RunDirectory) -> FileLock:
     except FileIsLocked as holder:
         raise ConfigError(f"run directory {run.path} is in use by another learner ({holder})") from holder
     except OSError as error:
-        raise ConfigError(f"run directory {run.path} is not writable: {error.strerror}") from error
+        raise ConfigError(f"run directory {run.path} is not writable: {why_and_remedy(error)}") from error
+
+
+@contextlib.contextmanager
+def _disk_failures_refused(run: RunDirectory) -> Iterator[None]:
+    """Inside, an error of the disk becomes a ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        where = f" at {error.filename}" if error.filename else ""
+        raise ConfigError(
+            f"run directory {run.path} cannot be changed{where}: {why_and_remedy(error)}, then repeat the command"
+        ) from error
 
 
 def restorable(run: RunDirectory) -> list[Path]:

@@ -1,7 +1,9 @@
 """Creating a run directory, and what it stores about its run."""
 
 import dataclasses
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,42 @@ def test_name_too_long_for_the_file_system_is_refused(tmp_path):
 def test_directory_that_takes_no_files_is_not_writable():
     with pytest.raises(ConfigError, match="/proc/self is not writable"):
         RunDirectory(Path("/proc/self")).require_writable()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "resume"])
+def test_directory_of_checkpoints_that_takes_no_files_is_not_writable(run, name):
+    run.create()
+    run.require_writable()
+    (run.path / name).symlink_to("/proc/self")
+    with pytest.raises(ConfigError, match=f"run/{name} is not writable: .*; make it writable"):
+        run.require_writable()
+
+
+def test_full_disk_is_named_with_its_remedy_and_the_test_file_is_removed(run, monkeypatch):
+    run.create()
+
+    def fail(path, data):
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(ConfigError, match="is not writable: No space left on device; free some space"):
+        run.require_writable()
+    assert list(run.path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_stored_run_on_a_full_disk_is_not_sent_to_another_directory(run, config, monkeypatch, number):
+    def fail(*args):
+        raise OSError(number, os.strerror(number))
+
+    run.create()
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(ConfigError, match=r"; free some space or choose a directory .* with --run-dir$"):
+        run.check_file_system()
+    run.config.touch()
+    with pytest.raises(ConfigError, match=f"{os.strerror(number)}; free some space$"):
+        run.check_file_system()
 
 
 def test_settings_and_request_are_read_back_unchanged(run, config):

@@ -1,5 +1,6 @@
 """A run directory is judged without creating or changing anything in it."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -53,6 +54,23 @@ def test_damaged_checkpoint_is_a_warning_and_no_complete_one_fatal(run):
     (run.checkpoints / "00000000" / "manifest.json").unlink()
     check = run_directory_check(run.path, is_named=True)
     assert check.verdict == "fatal" and "has no complete checkpoint" in check.found
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "resume"])
+def test_directory_of_checkpoints_that_cannot_be_written_is_fatal(run, name, monkeypatch):
+    (run.path / "resume").mkdir(exist_ok=True)
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != name and access(path, mode))
+    check = run_directory_check(run.path, is_named=True)
+    assert check.verdict == "fatal" and check.found == f"{run.path / name} is not writable"
+
+
+def test_full_disk_is_told_from_a_file_system_that_cannot_hold_a_run(tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "rename", fail)
+    assert file_system_check(tmp_path).remedy == "free some space"
 
 
 def test_edited_config_is_fatal(run):

@@ -1,13 +1,16 @@
 """New and resumed runs: what they are prepared from, when files are written, and who may use the directory."""
 
 import dataclasses
+import errno
 import json
+import os
 import time
 
 import pytest
 
 from common.config import ConfigError
 from common.process import set_file_modes
+from common.storage import atomic_files, jsonl
 from common.storage.checkpoints import list_checkpoints, save_checkpoint
 from common.storage.run_directory import RunDirectory
 from common.versions import named_build, procgen_build
@@ -179,6 +182,45 @@ def test_automatic_settings_are_resolved_again_on_resume_and_requested_ones_are_
     run.config.write_text(json.dumps(contents))
     config = prepare("--resume", run.path).config
     assert config.learner_threads != 999 and config.mode == "sync" and config.micro_batch == 7
+
+
+def test_full_disk_refuses_a_resume_in_one_line_until_there_is_space(run, prepare, monkeypatch):
+    def fail(path, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(jsonl, "write_atomically", fail)
+        for _ in range(2):
+            resumed = prepare("--resume", run.path)
+            with pytest.raises(ConfigError, match=f"{run.path} cannot be changed: No space left .*; free some space"):
+                resumed.begin()
+            resumed.close()
+    prepare("--resume", run.path).begin()
+    for log in (run.metrics, run.evaluations):
+        assert log.with_name(f"{log.name}.abandoned").read_text() == '{"policy_version": 2}\n'
+
+
+def test_checkpoint_that_cannot_be_set_aside_refuses_a_resume_in_one_line(run, prepare, monkeypatch):
+    (run.checkpoints / "00000001" / "learner.pt").write_bytes(b"")
+    resumed = prepare("--resume", run.path)
+
+    def fail(source, target):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(source))
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(ConfigError, match=r"at .*checkpoints/00000001: Read-only file system; make it writable"):
+        resumed.begin()
+
+
+def test_full_disk_refuses_a_new_run_in_one_line(prepare, tmp_path, monkeypatch):
+    new = prepare("--device", "cpu", "--run-dir", tmp_path / "run")
+
+    def fail(path, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(atomic_files, "write_durably", fail)
+    with pytest.raises(ConfigError, match="run cannot be changed: No space left on device; free some space"):
+        new.begin()
 
 
 def test_run_is_locked_before_its_checkpoint_is_chosen(run, prepare):
