@@ -286,7 +286,12 @@ def _set_aside_after(run: RunDirectory, policy_version: int) -> None:
             if int(path.name) > policy_version:
                 set_aside(path)
     for log in (run.metrics, run.evaluations):
-        set_aside_rows(log, lambda row: row.get("policy_version", 0) <= policy_version)
+        set_aside_rows(log, lambda row: not _is_later(row.get("policy_version"), policy_version))
+
+
+def _is_later(version: Any, policy_version: int) -> bool:
+    """Whether a row is about a later version; not one that no run wrote."""
+    return isinstance(version, int) and version > policy_version
 
 
 def versions() -> dict[str, str]:

@@ -223,6 +223,16 @@ def test_full_disk_refuses_a_new_run_in_one_line(prepare, tmp_path, monkeypatch)
         new.begin()
 
 
+@pytest.mark.parametrize("version", ['"7"', "null", "[2]", "1.5"])
+def test_rows_that_no_run_wrote_do_not_prevent_a_resume_and_stay(run, prepare, version):
+    foreign = f'{{"policy_version": {version}}}\n'
+    for log in (run.metrics, run.evaluations):
+        log.write_text(log.read_text() + foreign)
+    prepare("--resume", run.path).begin()
+    for log in (run.metrics, run.evaluations):
+        assert log.read_text() == '{"policy_version": 1}\n' + foreign
+
+
 def test_run_is_locked_before_its_checkpoint_is_chosen(run, prepare):
     prepare("--resume", run.path)
     with pytest.raises(ConfigError, match="in use by another learner"):
