@@ -72,8 +72,10 @@ def file_system_check(path: Path) -> Check:
     mount or its parent is not writable; the files are removed again.
     """
     name, directory = "file system", existing_parent(path)
-    if directory == path and path.is_dir() and _can_write(path.parent) and not path.is_mount():
-        directory = path.parent
+    if directory == path and path.is_dir():
+        target = path.resolve()  # beside a link is another file system than in the directory that it names
+        if _can_write(target.parent) and not os.path.ismount(target):
+            directory = target.parent
     if not _can_write(directory):
         return Check(name, "fatal", f"{directory} is not writable", OTHER_DIRECTORY)
     features = probe(directory)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,14 @@ def test_directory_of_checkpoints_that_cannot_be_written_is_fatal(run, name, mon
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != name and access(path, mode))
     check = run_directory_check(run.path, is_named=True)
     assert check.verdict == "fatal" and check.found == f"{run.path / name} is not writable"
+
+
+def test_link_to_another_file_system_is_tested_where_it_leads(tmp_path):
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as target:
+        link = tmp_path / "link"
+        link.symlink_to(target)
+        check = file_system_check(link)
+        assert check.verdict == "ok" and check.found.startswith("/dev/shm: ")
 
 
 def test_full_disk_is_told_from_a_file_system_that_cannot_hold_a_run(tmp_path, monkeypatch):
