@@ -7,6 +7,7 @@ from typing import NoReturn
 from common.cli import USAGE_EXIT_CODE, UsageError, import_module, require_current_directory
 from common.output import print_error, run_as_process
 from learner.startup.supervision import Supervisor, fork_training
+from learner.stopping import heed_ignored_signals
 
 INTERRUPTED_EXIT_CODE = 130
 
@@ -14,6 +15,7 @@ INTERRUPTED_EXIT_CODE = 130
 def run() -> NoReturn:
     """Also the entry point of `heldout-learner`."""
     if sys.argv[1:2] == ["study"]:
+        heed_ignored_signals()
         run_as_process(lambda: _errors_in_one_line("learner study", _study))
     supervisor = fork_training()
     run_as_process(lambda: _errors_in_one_line("learner", lambda: _train(supervisor)))

@@ -28,6 +28,14 @@ def handled_signals() -> dict[int, Any]:
     }
 
 
+def heed_ignored_signals() -> None:
+    """Gives signals that always end a run Python's own handlers where they are ignored, until better ones come."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class StopRequested(Exception):
     """The user or the system asked the run to end."""
 

@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 from common.output import open_closed_descriptors, print_error
-from learner.stopping import SIGNALS, handled_signals
+from learner.stopping import SIGNALS, handled_signals, heed_ignored_signals
 
 # A signal sent to all our processes, as batch systems do, reaches the child without us within this time.
 _GROUP_SECONDS = 0.1
@@ -64,6 +64,7 @@ def fork_training() -> Supervisor:
         # Ctrl-C in a terminal reaches the parent alone, which forwards it: twice would end training immediately.
         os.setpgid(0, 0)
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # may write to the terminal all the same
+        heed_ignored_signals()  # before they are unblocked: one that has come would be lost
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(reader)
         return Supervisor(writer)

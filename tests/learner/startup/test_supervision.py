@@ -112,6 +112,26 @@ def test_signal_immediately_before_the_parent_waits_reaches_the_child(tmp_path):
     assert process.communicate(timeout=30) == ("[15]\n", "") and process.returncode == 143
 
 
+@pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_signal_that_a_background_job_ignores_ends_a_child_that_is_starting(signum, exit_code):
+    process = start(
+        "try:\n    print('ready', flush=True); time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    supervisor.tell_exiting(); sys.exit(130)",
+        preexec_fn=lambda: signal.signal(signum, signal.SIG_IGN),
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signum)
+    assert process.communicate(timeout=30) == ("", "") and process.returncode == exit_code
+
+
+def test_signal_that_nohup_ignores_stays_ignored():
+    process = start(
+        "print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN); supervisor.tell_exiting(); sys.exit(0)",
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    assert process.communicate(timeout=30) == ("True\n", "")
+
+
 def test_exit_code_is_kept_where_ended_children_are_ignored():
     """As from a parent that ignores SIGCHLD, for which the kernel would discard exit codes."""
     process = start(
