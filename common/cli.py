@@ -140,6 +140,13 @@ def directory_path(text: str) -> Path:
     return Path(text)
 
 
+def cluster_address(text: str) -> str:
+    """An argparse type for the address of a Ray cluster; only an empty one is refused here."""
+    if not text:  # an unset variable; it would be no cluster, or that of RAY_ADDRESS
+        raise argparse.ArgumentTypeError("expected auto or HOST:PORT, got an empty text; leave it out for a local Ray")
+    return text
+
+
 def number_type(
     parse: Callable[[str], Number], kind: str, low: float | None = None, high: float | None = None
 ) -> Callable[[str], Number]:

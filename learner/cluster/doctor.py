@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from common.cli import OneLineParser, directory_path
+from common.cli import OneLineParser, cluster_address, directory_path
 from common.config import PRESETS, Config
 from common.output import CLOSED_PIPE_EXIT_CODE, OutputError, checked_output, make_console, print_error
 from common.process import set_file_modes
@@ -171,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--address",
+        type=cluster_address,
         metavar="ADDRESS",
         help="Ray cluster to check: auto or HOST:PORT (default: RAY_ADDRESS if set, else no cluster)",
     )

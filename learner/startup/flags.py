@@ -5,7 +5,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from common.cli import OneLineParser, directory_path, number, parse_whole_number, suggestion, whole_number
+from common.cli import (
+    OneLineParser,
+    cluster_address,
+    directory_path,
+    number,
+    parse_whole_number,
+    suggestion,
+    whole_number,
+)
 from common.config import DEFAULTS, PRESETS, SETTINGS, choices_of, flag
 
 
@@ -19,6 +27,11 @@ class CommandLine:
     resume: Path | None  # the run to continue; Path("auto"): the run in run_dir if there is one
     address: str | None
     allow_unauthenticated: bool = False  # join a cluster that anyone who reaches it can use
+
+    @property
+    def preset_of_new_run(self) -> str:
+        """The preset that was named, right or wrong, or the default."""
+        return DEFAULTS["preset"] if self.preset is None else self.preset
 
 
 def parse(argv: list[str] | None) -> CommandLine:
@@ -70,6 +83,7 @@ def _parser() -> OneLineParser:
     )
     where.add_argument(
         "--address",
+        type=cluster_address,
         metavar="ADDRESS",
         help="Ray cluster to join: auto or HOST:PORT (RAY_ADDRESS, else an embedded local Ray)",
     )

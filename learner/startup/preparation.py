@@ -165,13 +165,12 @@ def prepare_run(command_line: CommandLine) -> PreparedRun:
 def _directory_of_new_run(command_line: CommandLine) -> RunDirectory:
     if command_line.run_dir is not None:
         return RunDirectory(command_line.run_dir.absolute())
-    preset = command_line.preset or "lab"
-    game = command_line.overrides.get("env_name", DEFAULTS["env_name"])
+    preset, game = command_line.preset_of_new_run, command_line.overrides.get("env_name", DEFAULTS["env_name"])
     return RunDirectory((Path("runs") / f"{game}-{preset}-{time.strftime('%Y%m%d-%H%M%S')}").absolute())
 
 
 def _prepare_new(command_line: CommandLine, run: RunDirectory) -> NewRun:
-    config = resolve(command_line.preset or "lab", command_line.overrides)
+    config = resolve(command_line.preset_of_new_run, command_line.overrides)
     return NewRun(config, _requested(command_line), run, is_named_by_us=command_line.run_dir is None)
 
 

@@ -343,7 +343,7 @@ def _parse(flags: Sequence[str], source: str) -> CommandLine:
 def _resolve(flags: Sequence[str], source: str) -> Config:
     """The settings of a run with these flags, on a machine with or without a GPU: it need not be this one."""
     command_line = _parse(flags, source)
-    preset, overrides = command_line.preset or "lab", command_line.overrides
+    preset, overrides = command_line.preset_of_new_run, command_line.overrides
     errors = []
     for has_gpu in (False, True):
         try:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from learner.cluster import doctor
 from learner.cluster.doctor import lines_of, show
 from learner.cluster.machine_checks import Check
 
@@ -22,6 +23,13 @@ def test_lines_fit_the_terminal_and_lose_nothing(width):
 def test_name_of_a_node_has_its_own_line():
     lines = lines_of(Check("node 10.0.0.1 (a-host)", "ok", "2 CPUs"), 80)
     assert lines[0] == "node 10.0.0.1 (a-host) ok" and lines[1].strip() == "2 CPUs"
+
+
+def test_empty_address_is_refused_and_not_taken_for_no_cluster(capsys):
+    with pytest.raises(SystemExit) as end:
+        doctor.main(["--address", ""])
+    assert end.value.code == 2
+    assert "--address: expected auto or HOST:PORT, got an empty text" in capsys.readouterr().err
 
 
 def test_pipe_gets_whole_lines(capsys):

@@ -16,7 +16,6 @@ from learner.cluster.target import ClusterError, ClusterTarget
         ("auto", None, "--address auto"),
         ("auto", "10.0.0.1:6379", "--address auto"),
         (None, "10.0.0.1:6379", "RAY_ADDRESS=10.0.0.1:6379"),
-        ("", "10.0.0.1:6379", "RAY_ADDRESS=10.0.0.1:6379"),
     ],
 )
 def test_target_names_the_flag_or_the_variable_that_gave_its_address(

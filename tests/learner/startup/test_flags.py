@@ -150,6 +150,8 @@ def test_command_line_resolves_to_a_config():
         (["--num-actors"], "--num-actors"),
         (["--gamma", "much"], "--gamma: expected a number, got 'much'"),
         (["--total-frames", ""], "--total-frames: expected a whole number, got ''"),
+        (["--address", ""], "--address: expected auto or HOST:PORT, got an empty text; leave it out for a local Ray"),
+        (["--address="], "--address: expected auto or HOST:PORT, got an empty text"),
         (["--total-frames", "nan"], "--total-frames: expected a whole number, got 'nan'"),
         (["--total-frames", "inf"], "--total-frames"),
         (["--total-frames", "1e999"], "--total-frames"),

@@ -56,6 +56,11 @@ def stored(run: RunDirectory):
     return json.loads(run.config.read_text())
 
 
+def test_empty_preset_is_refused_and_not_taken_for_the_default(prepare, tmp_path):
+    with pytest.raises(ConfigError, match="--preset: unknown value ''; choose from lab, easy, hard"):
+        prepare("--preset", "", "--run-dir", tmp_path / "run")
+
+
 def test_new_run_writes_nothing_before_it_begins(prepare, tmp_path):
     new = prepare("--run-dir", tmp_path / "run")
     assert isinstance(new, NewRun) and not new.run.path.exists()

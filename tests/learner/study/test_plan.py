@@ -240,6 +240,11 @@ def test_changed_plan_is_refused_and_the_difference_named(changed, said):
         (["--games", "maze", "--", "--compile", "--device", "cpu"], "flags after --: --compile: needs a GPU"),
         (["--games", "maze", "--vary", "run-dir=x"], "--vary: --run-dir is set by the study"),
         (["--games", "maze", "--vary", "gamma=.9", "--", "--gamma", ".8"], "--vary: --gamma is also given after --"),
+        (
+            ["--games", "maze", "--", "--address", ""],
+            "flags after --: --address: expected auto or HOST:PORT, got an empty",
+        ),
+        (["--games", "maze", "--", "--preset", ""], "flags after --: --preset: unknown value ''"),
         (["--games", "maze", "--", "--seed", "3"], "flags after --: --seed is set by the study; use --seeds"),
         (
             ["--games", "maze", "--", "--env-name", "maze"],
