@@ -135,9 +135,10 @@ WITHOUT_EFFECT: dict[str, tuple[Callable[[Config], bool], str]] = {
 
 
 def _require_effect(config: Config, overrides: Mapping[str, Any]) -> None:
-    """Raises ConfigError if a setting that the user named changes nothing."""
+    """Raises ConfigError if a setting that the user named changes nothing, unless it has the preset's value."""
+    defaults = {**DEFAULTS, **PRESETS[config.preset]}
     for name, (has_no_effect, reason) in WITHOUT_EFFECT.items():
-        if name in overrides and overrides[name] != DEFAULTS[name] and has_no_effect(config):
+        if name in overrides and overrides[name] != defaults[name] and has_no_effect(config):
             raise ConfigError(f"{flag(name)}: has no effect because {reason}; leave it out")
 
 

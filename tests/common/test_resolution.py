@@ -198,6 +198,16 @@ def test_setting_without_effect_is_refused_where_the_user_named_it(name, overrid
         resolve_resumed(stored, overrides, {**others, name: overrides[name]}, machine)
 
 
+def test_value_of_the_preset_is_what_a_setting_without_effect_may_have():
+    no_relu = {"encoder": "impoola", "relu_before_linear": False}
+    resolve("lab", no_relu, TWO_CORES)
+    with pytest.raises(ConfigError, match=r"^--relu-before-linear: has no effect because --encoder impoola always has"):
+        resolve("easy", no_relu, TWO_CORES)
+    resolve("easy", {**no_relu, "relu_before_linear": True}, TWO_CORES)
+    with pytest.raises(ConfigError, match=r"^--relu-before-linear: has no effect"):
+        resolve("lab", {**no_relu, "relu_before_linear": True}, TWO_CORES)
+
+
 def test_setting_with_effect_is_accepted():
     resolve("lab", {"keep_every": 10, "keep_checkpoints": 2, "start_level": 5, "backfill": True}, TWO_CORES)
     resolve("lab", {"half_batches": False, "num_actors": 64, "evaluator": False, "keep_every": 0}, TWO_CORES)
