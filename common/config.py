@@ -265,19 +265,25 @@ class Config:
             )
         if self.mode == "sync" and self.max_policy_lag:
             raise ConfigError(
-                f"--max-policy-lag: {self.max_policy_lag} needs --mode overlap; this run's mode is sync (lag 0)"
+                f"--max-policy-lag: {self.max_policy_lag} needs --mode overlap; this run's mode is sync (lag 0): use "
+                "--max-policy-lag 0 or --mode overlap"
             )
         if self.mode == "overlap" and not self.max_policy_lag:
-            raise ConfigError("--max-policy-lag: must be at least 1 in overlap mode, got 0; use --mode sync for lag 0")
+            raise ConfigError(
+                "--max-policy-lag: must be at least 1 in overlap mode, got 0; use --max-policy-lag 1, or --mode sync "
+                "for lag 0"
+            )
         if self.repeatable and self.min_actors < self.num_actors:
             raise ConfigError(
                 "--repeatable: yes needs a fixed number of actors, but --num-actors is "
-                f"{self.min_actors}:{self.num_actors}"
+                f"{self.min_actors}:{self.num_actors}; use --repeatable no or a number without a range"
             )
         if self.compile and self.device != "cuda":
-            raise ConfigError("--compile: needs a GPU, and the learner uses none; leave the flag out")
+            raise ConfigError("--compile: needs a GPU, and the learner uses none; use --no-compile")
         if self.cuda_graphs and self.device != "cuda" and not self.actor_gpus:
-            raise ConfigError("--cuda-graphs: needs a GPU, and neither learner nor actors use one; leave the flag out")
+            raise ConfigError(
+                "--cuda-graphs: needs a GPU, and neither learner nor actors use one; use --no-cuda-graphs"
+            )
 
     @property
     def game(self) -> Game:

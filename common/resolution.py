@@ -8,6 +8,7 @@ from typing import Any
 from common.config import AUTO, DEFAULTS, PRESET_NUM_ENVS, PRESETS, SETTINGS, Config, ConfigError, check_setting, flag
 from common.limits import available_cores
 from common.precision import Precision, fastest_precision
+from common.text import format_count
 
 SAMPLED_HELD_OUT_LEVELS = 200
 MAX_DEFAULT_ACTORS = 16
@@ -96,6 +97,11 @@ def resolve_resumed(
     values = {**dataclasses.asdict(stored), **automatic, **overrides}
     _check_requested(values)
     values |= _share_environments(stored.num_envs, "the run", overrides, stored.num_actors)
+    if "envs_per_actor" in overrides and values["min_actors"] > values["num_actors"]:
+        raise ConfigError(
+            f"--envs-per-actor: {values['envs_per_actor']} leaves {format_count(values['num_actors'], 'actor')}, fewer "
+            f"than the run's {values['min_actors']}, the LOW of its --num-actors; give --num-actors too"
+        )
     config = _resolved(values, machine or Machine.here())
     _require_effect(config, overrides)
     return config

@@ -131,9 +131,49 @@ def test_cuda_without_a_gpu_is_refused_only_when_a_run_is_resolved():
 
 @pytest.mark.parametrize("name", ["compile", "cuda_graphs"])
 def test_what_only_a_gpu_can_do_is_refused_without_one(name):
-    with pytest.raises(ConfigError, match=f"{flag(name)}: .*leave the flag out"):
+    with pytest.raises(ConfigError, match=f"{flag(name)}: .*; use --no-{flag(name)[2:]}$"):
         resolve("lab", {name: True}, TWO_CORES)
     assert getattr(resolve("lab", {name: True}, GPU_BOX), name)
+
+
+@pytest.mark.parametrize(
+    ("machine", "requested", "overrides", "named", "remedy"),
+    [
+        (GPU_BOX, {"compile": True}, {}, "--no-compile", {"compile": False}),
+        (GPU_BOX, {"cuda_graphs": True}, {}, "--no-cuda-graphs", {"cuda_graphs": False}),
+        (GPU_BOX, {"max_policy_lag": 2}, {}, "--max-policy-lag 0", {"max_policy_lag": 0}),
+        (GPU_BOX, {"max_policy_lag": 2}, {}, "--mode overlap", {"mode": "overlap"}),
+        (
+            TWO_CORES,
+            {"mode": "overlap", "max_policy_lag": 2},
+            {"mode": "sync"},
+            "--max-policy-lag 0",
+            {"max_policy_lag": 0},
+        ),
+        (TWO_CORES, {"max_policy_lag": 0}, {"mode": "overlap"}, "--max-policy-lag 1", {"max_policy_lag": 1}),
+        (
+            TWO_CORES,
+            {"mode": "overlap", "repeatable": True},
+            {"num_actors": 4, "min_actors": 2},
+            "--repeatable no",
+            {"repeatable": False},
+        ),
+        (
+            TWO_CORES,
+            {"num_actors": 4, "min_actors": 2},
+            {"envs_per_actor": 64},
+            "--envs-per-actor: 64 leaves 1 actor, fewer than the run's 2, the LOW .*; give --num-actors too",
+            {"num_actors": 1, "min_actors": 0},
+        ),
+    ],
+)
+def test_refused_resume_names_a_flag_that_makes_it_possible(machine, requested, overrides, named, remedy):
+    """Not one that the user did not give: what is in the way was asked for when the run was started."""
+    stored = resolve("lab", requested, machine)
+    with pytest.raises(ConfigError, match=named):
+        resolve_resumed(stored, {**requested, **overrides}, overrides, TWO_CORES)
+    overrides = {**overrides, **remedy}
+    resolve_resumed(stored, {**requested, **overrides}, overrides, TWO_CORES)
 
 
 def test_resumed_run_resolves_automatic_values_for_the_new_machine():
