@@ -196,6 +196,8 @@ def _prepare_resumed(command_line: CommandLine, path: Path) -> ResumedRun:
     stored, overrides = run.read_config(), _requested(command_line)
     requested = {**run.read_requested(), **overrides}
     config = resolve_resumed(stored, requested, overrides)
+    # Another number of actors has changed what each gets, and the other way round.
+    requested |= {name: getattr(config, name) for name in ("num_actors", "envs_per_actor") if name in requested}
     if differing := contradictions(stored, config, overrides):
         raise ConfigError(
             f"--resume: {path} was started with other settings: {'; '.join(differing)}; leave these flags out or start "

@@ -176,7 +176,8 @@ def test_resumed_run_adds_new_flags_to_the_stored_request(run, prepare):
     before = stored(run)
     resumed.begin()
     after = stored(run)
-    assert after["requested"] == {**before["requested"], "mode": "overlap", "num_actors": 4}
+    # The actors still share the four environments: two for each no longer holds.
+    assert after["requested"] == {**before["requested"], "mode": "overlap", "num_actors": 4, "envs_per_actor": 1}
     assert after["settings"]["mode"] == "overlap" and after["settings"]["min_actors"] == 4
 
 
