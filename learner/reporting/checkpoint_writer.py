@@ -171,7 +171,7 @@ class CheckpointWriter:
     def _needed_by_evaluator(self) -> Callable[[int], bool]:
         """Whether a version is the best one, or is not scored yet and will or may be: 0 is never skipped."""
         best = self._run.best_checkpoint() or ""
-        scored = {row.get("policy_version") for row in read_jsonl(self._run.evaluations)}
+        scored = {row["policy_version"] for row in read_jsonl(self._run.evaluations, {"policy_version": int})}
 
         def is_needed(version: int) -> bool:
             if not self._config.evaluator or version in scored:

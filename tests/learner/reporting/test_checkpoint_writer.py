@@ -102,6 +102,7 @@ def test_newest_best_every_nth_and_with_backfill_unscored_checkpoints_are_kept(r
     run.best.symlink_to("00000002")
     for version in (3, 5):
         append_jsonl(run.evaluations, {"policy_version": version})
+    append_jsonl(run.evaluations, {"policy_version": [1]})  # no evaluator's
     for version in range(3, 10):
         writer.put(snapshot(version))
     assert writer.close(PATIENCE)
