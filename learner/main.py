@@ -11,8 +11,11 @@ from common.config import ConfigError
 from common.limits import available_cores
 from common.output import harmless_output, make_console
 from common.process import prepare_process, restored_afterwards, set_file_modes
+from common.storage.checkpoints import checkpoint_name, list_checkpoints
+from common.storage.run_directory import RunDirectory
 from common.text import format_count
 from evaluator.levels.level_sets import draw_level_sets
+from evaluator.scores.ranking import best_row
 from learner.cluster import connection, nodes
 from learner.cluster.target import ClusterError, ClusterTarget
 from learner.evaluator_handle import RemoteEvaluator
@@ -29,7 +32,7 @@ from learner.rollouts.stream import RolloutStream
 from learner.run_state import RunState
 from learner.startup import flags
 from learner.startup.flags import CommandLine
-from learner.startup.preparation import PreparedRun, ResumedRun, prepare_run, require_memory
+from learner.startup.preparation import PreparedRun, ResumedRun, disk_failures_refused, prepare_run, require_memory
 from learner.startup.supervision import Supervisor
 from learner.stopping import StopRequested, StopSignals
 from learner.training import Diverged, RunDirectoryFailed, Training
@@ -215,7 +218,18 @@ def _announce(
 
 def _begin(prepared: PreparedRun, logs: RunLogging) -> None:
     prepared.begin()
+    with disk_failures_refused(prepared.run):
+        _require_best(prepared.run)
     logs.open(prepared.run.learner_log)
+
+
+def _require_best(run: RunDirectory) -> None:
+    """Points `best` to the best of the scored checkpoints if it was set aside: there may be no evaluator to do so."""
+    if run.best_checkpoint() is None:
+        versions = {int(path.name) for path in list_checkpoints(run.checkpoints)}
+        best = best_row(row for row in run.read_evaluations() if row["policy_version"] in versions)
+        if best is not None:
+            run.set_best_checkpoint(checkpoint_name(best["policy_version"]))
 
 
 def _restore(prepared: PreparedRun, learner: PPOLearner) -> RunState:

@@ -59,7 +59,7 @@ class NewRun:
         Raises:
             ConfigError: the directory cannot be written, or another run took it meanwhile.
         """
-        with _disk_failures_refused(self.run):
+        with disk_failures_refused(self.run):
             if self.lock is None:
                 self.run.create()
                 self.lock = lock_for_learner(self.run)
@@ -130,7 +130,7 @@ class ResumedRun:
         Raises:
             ConfigError: that cannot be written; it may be tried again.
         """
-        with _disk_failures_refused(self.run):
+        with disk_failures_refused(self.run):
             _set_aside_after(self.run, self.checkpoint.policy_version)
             if self.config.group_readable != self.run.read_config().group_readable:
                 self.run.change_modes(self.config.group_readable)
@@ -250,7 +250,7 @@ def lock_for_learner(run: RunDirectory) -> FileLock:
 
 
 @contextlib.contextmanager
-def _disk_failures_refused(run: RunDirectory) -> Iterator[None]:
+def disk_failures_refused(run: RunDirectory) -> Iterator[None]:
     """Inside, an error of the disk becomes a ConfigError."""
     try:
         yield
@@ -280,12 +280,18 @@ def _newest_complete_checkpoint(run: RunDirectory) -> Checkpoint:
 
 
 def _set_aside_after(run: RunDirectory, policy_version: int) -> None:
-    """Later versions will be computed again: renames what is stored of them and removes unfinished checkpoints."""
+    """Later versions will be computed again: renames what is stored of them and removes unfinished checkpoints.
+
+    None of them stays the best one.
+    """
     for directory in (run.checkpoints, run.resume_points):
         remove_leftovers(directory)
         for path in list_checkpoints(directory):
             if int(path.name) > policy_version:
                 set_aside(path)
+    best = run.best_checkpoint() or ""
+    if best.isdigit() and int(best) > policy_version:
+        run.set_best_checkpoint(None)
     for log in (run.metrics, run.evaluations):
         set_aside_rows(log, lambda row: not _is_later(row.get("policy_version"), policy_version))
 
