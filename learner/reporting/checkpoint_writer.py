@@ -64,6 +64,7 @@ class CheckpointWriter:
         self._schedule = ResumeSchedule(time.monotonic())
         self._resume_point: Snapshot | None = None  # waiting or being written
         self._is_closing = False
+        self._is_last_try = False  # of what is being written: it began after `close`
         self._written: list[CheckpointNotice] = []
         self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
         self._thread.start()
@@ -129,7 +130,7 @@ class CheckpointWriter:
             self._changed.wait_for(lambda: self._waiting or self._resume_point or self._is_closing)
             if self._waiting is None and not self._is_closing:
                 return self._resume_point
-            snapshot, self._waiting = self._waiting, None
+            snapshot, self._waiting, self._is_last_try = self._waiting, None, self._is_closing
             self._changed.notify_all()
             return snapshot
 
@@ -184,7 +185,6 @@ class CheckpointWriter:
         """Waits until the next try; False when closing."""
         deadline = time.monotonic() + RETRY_SECONDS
         with self._changed:
-            was_last_try = self._is_closing
             kept = f"the newest is policy_version {self.newest}" if self.newest >= 0 else "none has been written"
             line = f"checkpoints cannot be written to {self._run.checkpoints}: {_reason(error)}; {kept}"
             if self.last_error is None:
@@ -192,7 +192,7 @@ class CheckpointWriter:
             self.last_error = line
             self._waiting = self._waiting or snapshot
             self._changed.notify_all()
-            if was_last_try:
+            if self._is_last_try:
                 return False
             waiting = self._waiting
             self._changed.wait_for(

@@ -1,12 +1,15 @@
 """Checkpoints reach the disk in order, on their own thread; a failing disk is tried again."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import torch
 
 import learner.reporting.checkpoint_writer as checkpoint_writer
 from common.resolution import resolve
-from common.storage.checkpoints import list_checkpoints, load_checkpoint
+from common.storage.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from common.storage.jsonl import append_jsonl
 from common.storage.run_directory import RunDirectory
 from learner.reporting.checkpoint_writer import CheckpointWriter, Snapshot, on_host
@@ -81,6 +84,23 @@ def test_closing_tries_once_more_and_returns_whether_all_is_written(run):
     writer = new_writer(run)
     writer.put(snapshot(1))
     assert writer.close(PATIENCE) and versions(run) == [1]
+
+
+def test_write_that_fails_while_the_writer_is_closed_is_tried_once_more(run, monkeypatch):
+    writer = new_writer(run)
+    tries = []
+
+    def save(*args):
+        tries.append(args)
+        if len(tries) == 1:
+            wait_until(lambda: writer._is_closing)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return save_checkpoint(*args)
+
+    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", save)
+    writer.put(snapshot(1))
+    wait_until(lambda: tries)
+    assert writer.close(PATIENCE) and versions(run) == [1] and len(tries) == 2
 
 
 @pytest.mark.parametrize(
