@@ -125,10 +125,12 @@ class _Child:
         if code == -signal.SIGKILL:
             what = "was ended by SIGKILL (out of memory?)"
         elif code < 0:
-            what = f"was ended by {signal.Signals(-code).name}"
+            what = f"was ended by {_name(-code)}"
         else:
             what = f"exited with code {code} without a message (Ray ends it when its raylet or the cluster's head dies)"
-        can_resume = self._run is not None and (self._run / "config.json").exists()
+        if self._run is None:  # perhaps of the doctor
+            return f"the process {what} before a run began"
+        can_resume = (self._run / "config.json").exists()
         next_step = f"continue with --resume {self._run}" if can_resume else "training had not begun"
         return f"the training process {what}; {next_step}"
 
@@ -163,6 +165,14 @@ class _Child:
                 self._received[value] += 1
             else:
                 self._is_exiting = True
+
+
+def _name(signum: int) -> str:
+    """`SIGSEGV`; real-time signals have numbers only."""
+    try:
+        return signal.Signals(signum).name
+    except ValueError:
+        return f"signal {signum}"
 
 
 def _end_with(parent: int) -> None:

@@ -75,6 +75,7 @@ def test_child_that_fails_before_there_is_a_run_keeps_its_exit_code():
         ("os._exit(0)", "exited with code 0 without a message"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "was ended by SIGKILL (out of memory?)"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", "was ended by SIGSEGV"),
+        ("os.kill(os.getpid(), signal.SIGRTMIN + 2)", f"was ended by signal {signal.SIGRTMIN + 2}"),
     ],
 )
 def test_silent_end_is_reported_on_stderr_and_in_the_log(run_dir, end, what):
@@ -84,6 +85,11 @@ def test_silent_end_is_reported_on_stderr_and_in_the_log(run_dir, end, what):
     assert err.endswith(f"; continue with --resume {run_dir}\n")
     before, added = (run_dir / "learner.log").read_text().splitlines()
     assert before == "before" and added.endswith(f"ERROR learner: exit code 1: {err.strip().removeprefix('learner: ')}")
+
+
+def test_crash_without_a_run_as_of_the_doctor_is_not_said_to_be_of_training():
+    exit_code, _, err = run("os.kill(os.getpid(), signal.SIGSEGV)")
+    assert (exit_code, err) == (1, "learner: the process was ended by SIGSEGV before a run began\n")
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
