@@ -100,6 +100,7 @@ class Config:
         None,
         unit="levels",
         at_least=1,
+        at_most=1_000_000,  # more cannot be drawn, and millions of draws take long to fail
     )
 
     num_actors: int = option(

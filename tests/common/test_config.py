@@ -124,10 +124,14 @@ WRONG = [
     ("--micro-batch", {"micro_batch": -1}, "-1", "between 1 and"),
     ("--learner-threads", {"learner_threads": -1}, "-1", "at least 1"),
     ("--num-levels", {"start_level": 2**31 - 10, "num_levels": 20}, "2147483638", "2147483646"),
+    *(
+        ("--held-out-levels", {"held_out": "sample", "held_out_levels": count}, str(count), "between 1 and 1000000")
+        for count in (0, -3, 1_000_001)
+    ),
     ("--num-levels", {"start_level": 5, "num_levels": 2**31 - 2, "held_out_levels": 1}, "2147483646", "last level"),
 ]
 COUNTS = (
-    *("total_frames", "checkpoint_interval", "held_out_levels", "envs_per_actor", "unroll_length"),
+    *("total_frames", "checkpoint_interval", "envs_per_actor", "unroll_length"),
     *("num_minibatches", "update_epochs", "observation_scale", "eval_episodes_per_level"),
 )
 WRONG += [(flag(name), {name: value}, str(value), "at least 1") for name in COUNTS for value in (0, -3)]

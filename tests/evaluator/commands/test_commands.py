@@ -371,7 +371,7 @@ def test_damaged_newest_checkpoint_is_named_and_the_previous_one_used(
         (["levels", "--num-levels", "2147483646", "--held-out", "next"], "evaluator: --"),
         (
             ["levels", "--num-levels", "5", "--held-out-levels", "2000000"],
-            "evaluator: --held-out-levels 2000000 is too many: 1,000,000 draws gave too few levels outside the tr",
+            "evaluator: --held-out-levels: must be between 1 and 1000000, got 2000000",
         ),
         (["report", "{run}"], "evaluator: {run} has no evaluations yet"),
         (["report", "{run}", "--output", "{tmp}/old.gif"], "evaluator: {run} has no evaluations yet"),
