@@ -243,8 +243,8 @@ class Fleet:
         self.counters.actor_restarts += 1
 
     def stop(self) -> None:
-        """Ends every actor."""
-        for member in self.members:
+        """Ends every actor; first those that wait for room, or Ray would start them where the others end."""
+        for member in sorted(self.members, key=lambda member: member.location is not None):
             self._end(member)
 
     def _failed_member(self) -> Member | None:
