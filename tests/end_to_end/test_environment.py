@@ -53,7 +53,7 @@ def dashboard() -> Iterator[str]:
         *("--dashboard-agent-listen-port", agent, "--ray-client-server-port", client),
     )
     head = subprocess.Popen(
-        [*RAY, *map(str, start), "--object-store-memory", str(400 << 20), "--temp-dir", directory],
+        [*RAY, *map(str, start), "--object-store-memory", str(400 << 20), "--temp-dir", f"{directory}/r"],
         env={**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **WORKER_ENVIRONMENT},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

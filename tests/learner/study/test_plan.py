@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from common.cli import UsageError
@@ -398,6 +399,8 @@ def test_ctrl_c_before_training_is_one_line(tmp_path, popen, mode, waits_for):
         return writer
 
     wait_until(is_read, process)
+    # A signal between the file's opening and the read, which it would have to interrupt, would wait for the read's end.
+    wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_SLEEPING, process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     os.close(writer[0])
