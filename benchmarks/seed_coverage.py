@@ -1,9 +1,9 @@
 """Simulates how often the 95 % intervals over seeds contain the truth, and prints the shares.
 
-Each simulated study has a random normalized score for every seed of every game, from which the project's
-`evaluator/studies/statistics.py` computes the intervals of the mean and of the IQM, or of their differences between two
-variants. The truth of an IQM is that of the distribution that the scores come from. Scores are normally distributed, or
-skewed: gamma distributions (shape 2), whose long tail is above. In pairs, each seed adds the same to both variants.
+Each simulated study draws a normalized score for every seed of every game. `evaluator/studies/statistics.py` computes
+the intervals of the mean and of the IQM, or of their differences between two variants. The true IQM is that of the
+distribution from which the scores are drawn: normal, or skewed (gamma of shape 2, with its long tail above the mean).
+In paired studies, each seed adds the same random amount to the scores of both variants.
 """
 
 import json

@@ -245,7 +245,9 @@ def grown(directory: Path, stored: Plan, plan: Plan) -> Plan:
 def _require_games(games: Sequence[str]) -> None:
     for game in games:
         if game == "all":
-            raise UsageError(f"--games: all stands for every game and cannot be beside others: {','.join(games)}")
+            raise UsageError(
+                f"--games: all includes every game; give all alone or name the games, got {','.join(games)}"
+            )
         if game not in GAMES:
             raise UsageError(f"--games: unknown game {game!r}; {suggestion(game, (*GAMES, 'all'))}")
     if len(set(games)) < len(games):

@@ -72,8 +72,9 @@ def note_end(run: Path, exit_code: int, reason: str) -> None:
 
 
 def is_finished(run: RunDirectory, frames: int) -> bool:
-    """Whether the run has trained `frames` frames and all of its own settings and, if it has an evaluator, has the last
-    score; OSError if a file cannot be read.
+    """Whether the run has trained at least `frames` frames and finished all updates of its own settings.
+
+    If the run has an evaluator, its last update must also be scored. OSError: a file cannot be read.
     """
     rows = recent_rows(run.metrics)
     try:
@@ -178,7 +179,7 @@ def _write(path: Path, contents: Row) -> None:
 
 
 def _read_note(run: Path) -> Row:
-    """The note of a run; empty if there is none that can be used."""
+    """The run's note; an empty dictionary if it is missing or invalid."""
     try:
         note = json.loads(note_path(run).read_bytes())
     except (OSError, ValueError):

@@ -78,7 +78,7 @@ def own_address() -> str:
         for address in addresses:
             if address.family == socket.AF_INET and not address.address.startswith("127."):
                 return address.address
-    pytest.skip("this host has no IPv4 address except that of its loopback interface")
+    pytest.skip("needs an IPv4 address other than the loopback address, which other nodes could not reach")
 
 
 class BatchShell:
@@ -163,7 +163,7 @@ def test_job_scripts_are_valid_and_ask_slurm_for_a_signal_and_requeueing(script:
 @each_script
 def test_shellcheck_finds_nothing_in_job_scripts(script: Path) -> None:
     if shutil.which("shellcheck") is None:
-        pytest.skip("shellcheck is not installed")
+        pytest.skip("shellcheck is not installed (Debian's package shellcheck)")
     done = subprocess.run(["shellcheck", "-x", script, SITE], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 

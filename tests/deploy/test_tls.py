@@ -134,7 +134,7 @@ def test_names_may_be_longer_than_a_common_name(tmp_path: Path) -> None:
 
 def test_shellcheck_finds_nothing_in_the_script() -> None:
     if shutil.which("shellcheck") is None:
-        pytest.skip("shellcheck is not installed")
+        pytest.skip("shellcheck is not installed (Debian's package shellcheck)")
     done = subprocess.run(["shellcheck", SCRIPT], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 

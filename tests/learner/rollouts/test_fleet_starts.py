@@ -36,7 +36,7 @@ class Clock:
 
 
 class Cluster:
-    """Ray with room for every actor. `describe` returns immediately.
+    """Stands in for Ray on a cluster that has room for every actor. `describe` returns immediately.
 
     `answer_to_build()` decides about `build`: it returns the result, an exception that `build` raises, or NEVER.
     """

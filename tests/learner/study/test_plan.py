@@ -185,7 +185,7 @@ def test_changed_plan_is_refused_and_the_difference_named(changed, said):
     ("arguments", "said"),
     [
         (["--games", "coinrum"], "--games: unknown game 'coinrum'; did you mean 'coinrun'?"),
-        (["--games", "all,maze"], "--games: all stands for every game and cannot be beside others: all,maze"),
+        (["--games", "all,maze"], "--games: all includes every game; give all alone or name the games, got all,maze"),
         (["--games", "maze,maze"], "--games: a game is named twice: maze,maze"),
         (["--games", "maze", "--seeds", "0"], "--seeds: expected a whole number of at least 1, got '0'"),
         (["--games", "all", "--seeds", "3e9"], "--seeds: 3,000,000,000 seeds of 16 games and 1 variant are 48,000,000"),

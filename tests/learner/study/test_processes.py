@@ -256,7 +256,7 @@ def test_second_study_in_the_same_directory_is_refused(study, tmp_path):
 @pytest.mark.processes
 def test_runs_side_by_side_share_the_cores(study, tmp_path, cores):
     if cores > available_cores():
-        pytest.skip("needs two CPU cores")
+        pytest.skip("needs two CPU cores: one core cannot be divided between two runs")
     # `cores` is how many the study may use: one, or all of this machine.
     fault = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})" if cores == 1 else ""
     process = study("wait", *FLAGS, "--jobs", "2", fault=fault)
