@@ -22,7 +22,7 @@ help: ## list the targets
 setup: ## make .venv, install everything pinned, step one Procgen environment
 	@PYTHON='$(PYTHON)' bash tools/setup.sh
 
-train: setup ## train: make train ARGS="--total-frames 200000"
+train: setup ## train: make train ARGS="--total-frames 200k"
 	@exec $(python) -m learner $(ARGS)
 
 evaluate: setup ## score a checkpoint or a run: make evaluate ARGS="RUN_DIR"

@@ -169,8 +169,16 @@ def number_type(
     return read
 
 
+# Suffixes of whole numbers.
+_SUFFIXES = {"k": "e3", "K": "e3", "M": "e6"}
+
+
 def parse_whole_number(text: str) -> int:
-    """An int, also written 10e6 or 200_000; ValueError for anything else."""
+    """An int, also written 10e6, 200_000, 500k or 1.5M; ValueError for anything else."""
+    if (exponent := _SUFFIXES.get(text[-1:])) is not None:
+        if not text[:-1].replace(".", "").isdigit():  # refuses 1e3k
+            raise ValueError(f"{text}: digits must come before the suffix")
+        text = text[:-1] + exponent
     if not math.isfinite(float(text)):  # refuses 1e999, and 2__0, which Decimal accepts
         raise ValueError(f"{text} is not finite")
     try:

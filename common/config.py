@@ -70,7 +70,11 @@ class Config:
     preset: Literal["lab", "easy", "hard"] = setting(RUN, "default values of all other settings", "lab")
     seed: int = setting(RUN, "seed of every random number in the run", 0, at_least=0, at_most=LAST_LEVEL)
     total_frames: int = option(
-        RUN, "train for at least this many environment steps", 10_000_000, unit="frames", at_least=1
+        RUN,
+        "train for at least this many environment steps, such as 500k or 10M",
+        10_000_000,
+        unit="frames",
+        at_least=1,
     )
     checkpoint_interval: int = setting(
         RUN, "updates between checkpoints; the evaluator scores checkpoints", 10, unit="updates", at_least=1

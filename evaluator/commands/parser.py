@@ -192,10 +192,9 @@ def _add_aggregate(commands: Any) -> None:
 
 
 def _frames(text: str) -> int:
-    """A whole number, also as 500k or 1.5M."""
-    exponents = {"k": "e3", "K": "e3", "M": "e6"}
+    """A whole number of at least 0; the error shows the suffixes."""
     try:
-        frames = parse_whole_number(text[:-1] + exponents.get(text[-1:], text[-1:]))
+        frames = parse_whole_number(text)
     except ValueError:
         frames = -1
     if frames < 0:

@@ -127,7 +127,16 @@ def test_flags_that_are_not_settings_are_kept_apart():
 
 
 @pytest.mark.parametrize(
-    ("text", "number"), [("200000", 200_000), ("200_000", 200_000), ("10e6", 10_000_000), ("1.5e3", 1500)]
+    ("text", "number"),
+    [
+        ("200000", 200_000),
+        ("200_000", 200_000),
+        ("10e6", 10_000_000),
+        ("1.5e3", 1500),
+        ("500k", 500_000),
+        ("500K", 500_000),
+        ("1.5M", 1_500_000),
+    ],
 )
 def test_whole_numbers_accept_short_notation(text, number):
     overrides = parse(["--total-frames", text]).overrides["total_frames"]
@@ -152,6 +161,11 @@ def test_command_line_resolves_to_a_config():
         (["--total-frames", ""], "--total-frames: expected a whole number, got ''"),
         (["--address", ""], "--address: expected auto or HOST:PORT, got an empty text; leave it out for a local Ray"),
         (["--address="], "--address: expected auto or HOST:PORT, got an empty text"),
+        (["--total-frames", "1G"], "--total-frames: expected a whole number, got '1G'"),
+        (["--total-frames", "1.5"], "--total-frames: expected a whole number, got '1.5'"),
+        (["--total-frames", "1.00005k"], "--total-frames: expected a whole number, got '1.00005k'"),
+        (["--total-frames", "1e3k"], "--total-frames: expected a whole number, got '1e3k'"),
+        (["--total-frames", "k"], "--total-frames: expected a whole number, got 'k'"),
         (["--total-frames", "nan"], "--total-frames: expected a whole number, got 'nan'"),
         (["--total-frames", "inf"], "--total-frames"),
         (["--total-frames", "1e999"], "--total-frames"),
