@@ -1,6 +1,5 @@
-"""The job scripts of Slurm: their logic with stand-ins for Slurm and the learner, and on a real Slurm of two nodes."""
+"""The job scripts of Slurm, with stand-ins for Slurm and the learner."""
 
-import contextlib
 import os
 import re
 import shlex
@@ -10,20 +9,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import psutil
 import pytest
 
-from common.storage.checkpoints import load_newest_complete
 from learner.startup.flags import parse
-from tests.conftest import free_ports, kill_all, num_lines, wait_until
+from tests.conftest import PROJECT, kill_all, wait_until
+from tests.deploy.conftest import SLURM, STUDY, TRAIN, assert_only_the_owner_reaches, own_address
 
-PROJECT = Path(__file__).parents[2]
-SCRIPTS = PROJECT / "deploy" / "slurm"
-TRAIN, STUDY, SITE = SCRIPTS / "train.sbatch", SCRIPTS / "study.sbatch", SCRIPTS / "site.sh"
 each_script = pytest.mark.parametrize("script", [TRAIN, STUDY], ids=lambda path: path.name)
 
 # Stand-ins: each writes how it was called. The learner makes the directory FAKE_SAVES in its run's and ends as FAKE_END
@@ -70,15 +66,6 @@ case "$1 $2" in
 esac
 """,
 }
-
-
-def own_address() -> str:
-    """An address of this host, for jobs of several nodes, which do without the loopback interface."""
-    for addresses in psutil.net_if_addrs().values():
-        for address in addresses:
-            if address.family == socket.AF_INET and not address.address.startswith("127."):
-                return address.address
-    pytest.skip("needs an IPv4 address other than the loopback address, which other nodes could not reach")
 
 
 class BatchShell:
@@ -164,7 +151,7 @@ def test_job_scripts_are_valid_and_ask_slurm_for_a_signal_and_requeueing(script:
 def test_shellcheck_finds_nothing_in_job_scripts(script: Path) -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed (Debian's package shellcheck)")
-    done = subprocess.run(["shellcheck", "-x", script, SITE], cwd=PROJECT, capture_output=True, text=True)
+    done = subprocess.run(["shellcheck", "-x", script, SLURM / "site.sh"], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -324,15 +311,6 @@ def test_ray_survives_sigterm_and_ends_with_the_job(short_path: Path) -> None:
     assert not shell.call("srun")
 
 
-def stat_mode(path: Path) -> int:
-    return path.stat().st_mode & 0o777
-
-
-def assert_only_the_owner_reaches(files: Path) -> None:
-    modes = {path.name: stat_mode(path) for path in (files, *files.iterdir())}
-    assert modes == {files.name: 0o700, "r": 0o777, "token": 0o600, "ray.log": 0o600}
-
-
 def test_nobody_else_reaches_the_files_of_ray_on_any_node(short_path: Path) -> None:
     shell = BatchShell(short_path, TRAIN, end="wait", nodes=2)
     for name in ("ray-pid", "srun-input"):
@@ -394,7 +372,7 @@ def test_study_refuses_flags_of_the_learner_which_belong_to_the_plan(
 @each_script
 def test_what_a_site_changes_in_site_sh_applies(short_path: Path, script: Path) -> None:
     home, environment = short_path / "home", short_path / "environment"
-    shutil.copytree(SCRIPTS, home / "deploy" / "slurm")
+    shutil.copytree(SLURM, home / "deploy" / "slurm")
     with open(home / "deploy" / "slurm" / "site.sh", "a") as site:
         site.write(f"environment={environment}\nexport FROM_SITE=yes\n")
     variables = {"HELDOUT_HOME": str(home), "HELDOUT_ENV": str(short_path / "missing")}
@@ -408,223 +386,3 @@ def test_job_submitted_from_another_directory_names_it(short_path: Path, script:
     shell = BatchShell(short_path, script, "study", variables={"HELDOUT_HOME": str(short_path)})
     assert shell.exit_code() == 2
     assert shell.output.count("\n") == 1 and f"{short_path} " in shell.output and "HELDOUT_HOME" in shell.output
-
-
-# ---- On a real Slurm ----
-
-
-def why_no_slurm() -> str | None:
-    if not os.environ.get("HELDOUT_TEST_SLURM"):
-        return "HELDOUT_TEST_SLURM=1 is not set: these tests need the machine for themselves, for two minutes"
-    if missing := [name for name in ("slurmctld", "slurmd", "munged") if shutil.which(name, path=SYSTEM_PATH) is None]:
-        return f"{', '.join(missing)} not installed (Debian's packages slurm-wlm and munge)"
-    return "Slurm's daemons need root" if os.getuid() else None
-
-
-SYSTEM_PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-CONFIGURATION = """
-ClusterName=test
-SlurmctldHost={host}({address})
-SlurmctldPort={ports[0]}
-AuthType=auth/munge
-AuthInfo=socket={directory}/munge.socket,cred_expire=5
-SlurmUser=root
-FirstJobId={first_job}
-StateSaveLocation={directory}/state
-SlurmdSpoolDir={directory}/spool-%n
-SlurmctldPidFile={directory}/slurmctld.pid
-SlurmdPidFile={directory}/slurmd-%n.pid
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-ReturnToService=2
-KillWait=30
-SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
-SlurmdParameters=config_overrides
-MpiDefault=none
-NodeName=n1 NodeHostname={host} NodeAddr={address} Port={ports[1]} CPUs=2 RealMemory=8000
-NodeName=n2 NodeHostname={host} NodeAddr={address} Port={ports[2]} CPUs=2 RealMemory=8000
-PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
-"""
-
-
-class Slurm:
-    """A Slurm of two nodes, both this host, with its own munge."""
-
-    def __init__(self, directory: Path):
-        ports = free_ports(3)
-        self.directory = directory
-        self.environment = {**os.environ, "PATH": SYSTEM_PATH, "SLURM_CONF": str(directory / "slurm.conf")}
-        self.environment |= {
-            "HELDOUT_ENV": str(Path(sys.executable).parents[1]),
-            "HELDOUT_OBJECT_STORE": str(256 << 20),
-        }
-        (directory / "state").mkdir()
-        values = {"host": socket.gethostname(), "address": own_address(), "ports": ports}
-        values["first_job"] = 1000 + 10 * os.getpid()  # whose files in /tmp are not those of another test's job
-        (directory / "slurm.conf").write_text(CONFIGURATION.format(directory=directory, **values))
-        key = directory / "munge.key"
-        key.touch(mode=0o600)
-        key.write_bytes(os.urandom(128))
-        self._daemons: list[subprocess.Popen[bytes]] = []
-        names = {"socket": "munge.socket", "key-file": "munge.key", "pid-file": "munged.pid", "log-file": "munged.log"}
-        files = [f"--{flag}={directory / name}" for flag, name in {**names, "seed-file": "munged.seed"}.items()]
-        self._start("munged", "--foreground", "--force", *files)
-        wait_until((directory / "munge.socket").exists, self._daemons[-1])
-        self._start("slurmctld", "-D", "-i")
-        for node in ("n1", "n2"):
-            self._start("slurmd", "-D", "-N", node)
-        wait_until(lambda: self.call("sinfo", "-h", "-N", "-o", "%T").split() == ["idle", "idle"], self._daemons[1])
-
-    def _start(self, program: str, *arguments: object) -> None:
-        with open(self.directory / f"{program}-{len(self._daemons)}.log", "wb") as log:
-            self._daemons.append(
-                subprocess.Popen(
-                    [program, *map(str, arguments)], env=self.environment, stdout=log, stderr=log,
-                    stdin=subprocess.DEVNULL, start_new_session=True,
-                )
-            )  # fmt: skip
-
-    def call(self, *command: object, check: bool = False) -> str:
-        done = subprocess.run(
-            [*map(str, command)], env=self.environment, cwd=PROJECT, capture_output=True, text=True, timeout=60
-        )
-        assert not check or done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-    def submit(self, *arguments: object) -> str:
-        """The job's number."""
-        return self.call("sbatch", "--parsable", "--cpus-per-task=1", "--mem=1G", *arguments, check=True)
-
-    def wait_for(self, job: str, condition: Callable[[], bool], output: Path) -> None:
-        """Waits for a condition; a requeued job starts without the long pause that Slurm makes by default.
-
-        Without any, its node takes it for the job that was just killed, and refuses it.
-        """
-        pending: list[float] = []
-
-        def is_met() -> bool:
-            state = self.call("squeue", "-h", "-o", "%T", "-j", job)
-            if "PENDING" in state:
-                pending.append(time.monotonic())
-                if pending[-1] - pending[0] > 3:
-                    self.call("scontrol", "update", f"JobId={job}", "StartTime=now")
-            return condition() or not state
-
-        try:
-            wait_until(is_met)
-            assert condition(), "the job ended"
-        except (AssertionError, pytest.fail.Exception) as failure:
-            pytest.fail(f"{failure}\n{output.read_text() if output.exists() else 'no output'}")
-
-    def cancel(self, job: str) -> None:
-        """Returns when the job is no longer in the queue."""
-        self.call("scancel", job, check=True)
-        wait_until(lambda: not self.call("squeue", "-h", "-j", job))
-
-    def processes(self, job: str | None = None) -> list[psutil.Process]:
-        """All processes of this Slurm, or those of a job, whoever their parents are now."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                environment = process.environ()
-                is_ours = environment.get("SLURM_CONF") == self.environment["SLURM_CONF"]
-                if (
-                    is_ours
-                    and process.status() != psutil.STATUS_ZOMBIE
-                    and job in (None, environment.get("SLURM_JOB_ID"))
-                ):
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
-
-    def assert_nothing_is_left_of(self, job: str) -> None:
-        wait_until(lambda: not self.processes(job), seconds=40)
-        assert not list(Path("/tmp").glob(f"heldout-{job}*"))
-
-    def stop(self) -> None:
-        # First what a failed test left: processes that set a title, as Slurm's and Ray's do, show no environment.
-        self.call("scancel", "--user=root")
-        wait_until(lambda: not self.call("squeue", "-h"))
-        for process in self.processes():
-            process.kill()
-        for daemon in self._daemons:
-            daemon.wait()
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    if (reason := why_no_slurm()) is not None:
-        pytest.skip(f"no Slurm is started: {reason}")
-    slurm = Slurm(tmp_path_factory.mktemp("slurm"))
-    yield slurm
-    slurm.stop()
-
-
-def assert_checkpoint_is_newest(run: Path, rows: Callable[[Path], list[dict[str, Any]]]) -> None:
-    newest = load_newest_complete(run / "checkpoints", on_damaged=pytest.fail)
-    versions = [row["policy_version"] for row in rows(run / "metrics.jsonl")]
-    assert versions == list(range(1, len(versions) + 1))
-    assert newest is not None and newest.policy_version == versions[-1]
-
-
-@pytest.mark.processes
-def test_run_over_two_nodes_survives_its_time_limit_and_scancel(
-    slurm: Slurm, tiny_pair: list[str], tmp_path: Path, rows: Callable[[Path], list[dict[str, Any]]]
-) -> None:
-    run, output = tmp_path / "run", tmp_path / "output"
-    metrics = run / "metrics.jsonl"
-    flags = [*tiny_pair, "--no-evaluator", "--checkpoint-interval", 10**6, "--total-frames", 10**9, "--run-dir", run]
-    # A list of variables for sbatch is also srun's default, for tasks that need more.
-    exported = "--export=HELDOUT_ENV,HELDOUT_OBJECT_STORE"
-    job = slurm.submit("--nodes=2", f"--output={output}", exported, TRAIN, *flags)
-
-    def actors() -> list[dict[str, str]]:
-        """Their environments."""
-        found = []
-        for process in slurm.processes(job):
-            with contextlib.suppress(psutil.Error):
-                if "RolloutActor" in "".join(process.cmdline()):
-                    found.append(process.environ())
-        return found
-
-    slurm.wait_for(job, lambda: len(actors()) == 2 and num_lines(metrics) >= 2, output)
-    assert "token authentication" in output.read_text()
-    assert sorted(actor["SLURMD_NODENAME"] for actor in actors()) == ["n1", "n2"]
-    assert [actor.get("RAY_worker_niceness") for actor in actors()] == ["0", "0"]
-    directories = list(Path("/tmp").glob(f"heldout-{job}*"))
-    assert len(directories) == 2
-    for directory in directories:
-        assert_only_the_owner_reaches(directory)
-
-    slurm.call("scancel", "--batch", "--signal=USR1", job, check=True)  # as Slurm does before the time limit
-    wait_until(lambda: "requeued" in output.read_text())
-    trained = num_lines(metrics)
-    slurm.wait_for(job, lambda: num_lines(metrics) > trained, output)
-    assert f"resumed at policy_version {trained}," in output.read_text()
-    assert "it continues bit for bit" in output.read_text()
-
-    slurm.cancel(job)
-    slurm.assert_nothing_is_left_of(job)
-    assert_checkpoint_is_newest(run, rows)
-
-
-@pytest.mark.processes
-def test_array_tasks_on_one_host_do_not_collide_and_scancel_keeps_checkpoints(
-    slurm: Slurm, tiny: list[str], tmp_path: Path, rows: Callable[[Path], list[dict[str, Any]]]
-) -> None:
-    study = tmp_path / "study"
-    flags = [*tiny[2:], "--no-evaluator", "--checkpoint-interval", 10**6, "--total-frames", 10**9]
-    plan = [sys.executable, "-m", "learner", "study", study, "--games", tiny[1], "--seeds", 2, "--list", "--", *flags]
-    lines = slurm.call(*plan, check=True).splitlines()
-    output = tmp_path / "output-%a"
-    job = slurm.submit(f"--array=1-{len(lines)}", "--nodelist=n1", f"--output={output}", STUDY, study)
-    runs = [study / tiny[1] / "default" / f"seed-{seed}" for seed in (0, 1)]
-    slurm.wait_for(job, lambda: all(num_lines(run / "metrics.jsonl") >= 2 for run in runs), tmp_path / "output-1")
-    tasks = slurm.call("squeue", "-h", "-t", "R", "-o", "%A", "-j", job).split()
-    assert len(tasks) == 2  # both trained at the same time
-    slurm.cancel(job)
-    for task, run in zip(sorted(tasks), runs, strict=True):
-        slurm.assert_nothing_is_left_of(task)
-        assert_checkpoint_is_newest(run, rows)
