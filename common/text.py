@@ -1,4 +1,4 @@
-"""How numbers are shown to people: the same in the live display, tables, plain lines and the HTML report."""
+"""How numbers and causes are shown to people: the same in the live display, tables, plain lines and the HTML report."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +21,11 @@ def format_count(number: float, noun: str) -> str:
     """`1 run`, `2 runs`, `1,024 runs`, `1.5 CPUs`; `noun` is a singular whose plural adds an s."""
     amount = f"{number:,}" if isinstance(number, int) else f"{number:g}"
     return f"{amount} {noun}" if number == 1 else f"{amount} {noun}s"
+
+
+def format_cause(error: Exception) -> str:
+    """Why something failed, for a line that already names the file: an OSError's text would repeat its path."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def format_interval(interval: Sequence[float] | None, spec: str = ".2f") -> str:

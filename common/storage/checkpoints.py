@@ -28,6 +28,7 @@ from common.config import Config, ConfigError
 from common.messages import Weights
 from common.storage.atomic_files import fsync_directory, write_durably
 from common.storage.run_directory import config_from_dict
+from common.text import format_cause
 
 POLICY_FILE, LEARNER_FILE, MANIFEST_FILE = "policy.safetensors", "learner.pt", "manifest.json"
 FORMAT = 2
@@ -215,7 +216,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing: the checkpoint is incomplete") from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {format_cause(error)}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a manifest of format {FORMAT}")
     if manifest.get("sha256") != manifest_sha256(manifest):

@@ -9,6 +9,8 @@ from typing import Any
 
 from common.storage.atomic_files import write_atomically
 
+_MOST_DIGITS = 20  # of a 64-bit integer, with its sign
+
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
     """Appends one object in a single write, on a new line even after an incomplete one."""
@@ -69,9 +71,30 @@ def set_aside_text(path: Path, lines: str) -> None:
         write_atomically(abandoned, before + lines.encode())
 
 
+def parse_json(text: str | bytes) -> Any:
+    """JSON with None for every number that is not finite or beyond 64 bits, with which no arithmetic would work.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    return json.loads(text, parse_constant=lambda name: None, parse_float=_parse_float, parse_int=_parse_int)
+
+
+def _parse_float(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+def _parse_int(text: str) -> int | None:
+    if len(text) > _MOST_DIGITS:
+        return None
+    number = int(text)
+    return number if -(2**63) <= number < 2**63 else None
+
+
 def _parse(line: str) -> dict[str, Any] | None:
     try:
-        row = json.loads(line, parse_constant=lambda name: None)  # NaN and infinities, as `append_jsonl` writes them
+        row = parse_json(line)
     except ValueError:
         return None
     return row if isinstance(row, dict) else None

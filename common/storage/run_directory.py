@@ -12,6 +12,7 @@ from common.config import BEFORE_SETTING, SETTINGS, Config, ConfigError
 from common.storage.atomic_files import replace, write_atomically
 from common.storage.file_system import existing_parent, probe, remove_quietly, why_and_remedy
 from common.storage.jsonl import has_fields, read_jsonl
+from common.text import format_cause
 
 _NUMBER = (int, float)
 # What every row of the logs has, with its type. Who edited a file must not break the commands that read it.
@@ -229,7 +230,7 @@ class RunDirectory:
         except (KeyError, TypeError) as error:
             raise ConfigError(f"{self.config} cannot be read: it has no {part}") from error
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{self.config} cannot be read: {error}") from error
+            raise ConfigError(f"{self.config} cannot be read: {format_cause(error)}") from error
 
 
 def follow_best(path: Path) -> Path:

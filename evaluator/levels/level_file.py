@@ -14,6 +14,7 @@ from common.config import Config, ConfigError
 from common.storage.atomic_files import replace, write_durably
 from common.storage.file_system import remove_quietly
 from common.storage.run_directory import RunDirectory
+from common.text import format_cause
 from common.versions import procgen_build
 from evaluator.levels.audit import BIASES, FEW_STEPS, TOLERANCE, Audit
 from evaluator.levels.audit_cache import AuditCache
@@ -105,7 +106,7 @@ def read_level_sets(path: Path, config: Config) -> LevelSets:
         settings, version = dict(contents["settings"]), contents["format"]
         sha256 = contents.pop("sha256", None)  # files of earlier versions have none
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+        raise ConfigError(f"{path} cannot be read: {format_cause(error)}") from error
     if sha256 not in (None, _sha256(contents)):
         raise ConfigError(f"{path} was edited: its sha256 does not match its contents; restore it or start a new run")
     differing = [name for name in _SETTINGS if settings.get(name) != getattr(config, name)]

@@ -13,11 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import UsageError
-from common.config import PRESETS, SETTINGS, Config, ConfigError, algorithm, flag
+from common.config import (
+    PRESETS,
+    SETTINGS,
+    Config,
+    ConfigError,
+    algorithm,
+    flag,
+)
 from common.resolution import WITHOUT_EFFECT
 from common.storage.jsonl import read_jsonl
 from common.storage.run_directory import RunDirectory
-from common.text import format_count
+from common.text import format_cause, format_count
 from evaluator.levels.level_sets import Split
 
 ONLY_VARIANT = "default"
@@ -93,9 +100,11 @@ class ScoredRun:
     def levels(self, split: Split) -> tuple[int, ...] | None:
         """The level seeds of `split`; None if levels.json is missing or damaged."""
         try:
-            return tuple(sorted(json.loads(self.run.level_sets.read_bytes())[split]))
+            levels = json.loads(self.run.level_sets.read_bytes())[split]
         except (OSError, ValueError, KeyError, TypeError):
             return None
+        is_valid = isinstance(levels, list) and all(type(level) is int for level in levels)
+        return tuple(sorted(levels)) if is_valid else None
 
 
 # For each setting in which runs differ, one run with each of its values.
@@ -125,10 +134,16 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[ScoredRun], list[str]]:
             try:
                 found.setdefault(directory.resolve(), _read(RunDirectory(directory)))
             except ConfigError as error:
+                raise UsageError(f"{error}; {_remedy(directory)}") from error
+            except OSError as error:
                 raise UsageError(
-                    f"{error}; to compare the other runs, move {directory} away or name only them"
+                    f"{error.filename} cannot be read: {format_cause(error)}; {_remedy(directory)}"
                 ) from error
     return list(found.values()), list(without_config.values())
+
+
+def _remedy(unreadable: Path) -> str:
+    return f"to compare the other runs, move {unreadable} away or name only them"
 
 
 def varied_settings(runs: Sequence[ScoredRun]) -> list[str]:

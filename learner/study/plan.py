@@ -25,7 +25,7 @@ from common.games import GAMES
 from common.limits import available_cores
 from common.resolution import AUTOMATIC, Machine, resolve
 from common.storage.atomic_files import write_atomically
-from common.text import format_count
+from common.text import format_cause, format_count
 from learner.startup.flags import CommandLine, parse
 
 FORMAT = 1
@@ -133,7 +133,7 @@ def read_plan(directory: Path) -> Plan | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
+        raise UsageError(f"{path} cannot be read: {format_cause(error)}") from error
     if not isinstance(contents, dict) or "format" not in contents:
         raise UsageError(f"{path} cannot be read: not a study plan")
     if contents["format"] != FORMAT:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from common.config import Config, ConfigError
 from common.staleness import stale_after
 from common.storage.atomic_files import write_atomically
-from common.storage.jsonl import has_fields, read_jsonl
+from common.storage.jsonl import has_fields, parse_json, read_jsonl
 from common.storage.run_directory import RunDirectory
 
 State = Literal["finished", "running", "failed", "stopped", "waiting"]
@@ -136,7 +136,7 @@ def recent_rows(path: Path) -> list[Row]:
     rows = []
     for line in lines[1 if size > _TAIL_BYTES else 0 :][-_RECENT_UPDATES - 1 :]:
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             continue
         if has_fields(row, _ROW_FIELDS):
@@ -181,7 +181,7 @@ def _write(path: Path, contents: Row) -> None:
 def _read_note(run: Path) -> Row:
     """The run's note; an empty dictionary if it is missing or invalid."""
     try:
-        note = json.loads(note_path(run).read_bytes())
+        note = parse_json(note_path(run).read_bytes())
     except (OSError, ValueError):
         return {}
     is_usable = has_fields(note, _START_FIELDS) and ("ended" not in note or has_fields(note, _END_FIELDS))

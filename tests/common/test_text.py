@@ -1,6 +1,17 @@
+import errno
+import os
+
 import pytest
 
-from common.text import format_count, format_duration, format_interval, format_number, format_ranges, format_score
+from common.text import (
+    format_cause,
+    format_count,
+    format_duration,
+    format_interval,
+    format_number,
+    format_ranges,
+    format_score,
+)
 
 
 @pytest.mark.parametrize(
@@ -54,3 +65,10 @@ def test_missing_values_are_shown_as_a_dash() -> None:
 )
 def test_consecutive_numbers_are_shown_as_a_range(numbers: list[int], text: str) -> None:
     assert format_ranges(numbers) == text
+
+
+def test_cause_of_a_failure_does_not_repeat_the_path():
+    error = OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), "a/b")
+    assert format_cause(error) == "Not a directory"
+    assert format_cause(OSError("no number")) == "no number"
+    assert format_cause(ValueError("wrong")) == "wrong"

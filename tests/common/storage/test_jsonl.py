@@ -43,6 +43,17 @@ def test_numbers_that_json_does_not_have_are_read_as_null(log):
     assert read_jsonl(log) == [{"a": None, "b": {"c": None}}]
 
 
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "-9223372036854775809", "1" * 5000, "1e999", "-1e999"])
+def test_number_too_large_for_arithmetic_is_read_as_null_or_its_row_skipped(log, number):
+    log.write_text(f'{{"mean": {number}}}\n{{"mean": 1}}\n')
+    assert read_jsonl(log, {"mean": (int, float)}) == [{"mean": 1}]
+
+
+def test_largest_integers_are_read(log):
+    log.write_text('{"most": 9223372036854775807, "least": -9223372036854775808}\n')
+    assert read_jsonl(log) == [{"most": 2**63 - 1, "least": -(2**63)}]
+
+
 def test_rows_without_the_fields_asked_for_are_skipped(log):
     rows = [{"score": {"mean": 1.5}}, {"score": {"mean": None}}, {"score": [1.5]}, {"score": None}, {}]
     for row in rows:

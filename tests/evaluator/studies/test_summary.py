@@ -169,6 +169,16 @@ def test_directories_with_scores_but_without_settings_are_named(study, make_run)
             find_runs([path])
 
 
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "evaluations.jsonl"])
+def test_run_whose_files_cannot_be_read_is_refused_with_a_remedy(study, name):
+    run = study / "maze" / "gamma=0.9" / "seed-0"
+    (run / name).unlink()
+    (run / name).mkdir()
+    said = f"{run / name} cannot be read: Is a directory; to compare the other runs, move {run} away or name only them"
+    with pytest.raises(UsageError, match=f"^{said}$"):
+        find_runs([study])
+
+
 @pytest.mark.parametrize("damage", [lambda text: "{", lambda text: text.replace("gamma", "gama")])
 def test_run_whose_settings_cannot_be_read_is_refused_with_a_remedy(study, damage):
     run = study / "maze" / "gamma=0.9" / "seed-0"
@@ -254,11 +264,14 @@ def test_runs_that_were_scored_differently_are_named_and_refused(make_run, tmp_p
     assert str(runs[2].path) in str(refused.value)
 
 
-def test_runs_whose_levels_are_not_known_are_named(study):
+@pytest.mark.parametrize(
+    "damage", ['{"test": 3}', '{"test": [[1], [2]]}', '{"test": "1234"}', '{"test": {"1": 2}}', "{"]
+)
+def test_runs_whose_levels_are_not_known_are_named(study, damage):
     assert not any("levels.json" in note for note in summary_of(study)["notes"])
     missing, damaged = (study / "maze" / "gamma=0.9" / f"seed-{seed}" for seed in (0, 2))
     (missing / "levels.json").unlink()
-    (damaged / "levels.json").write_text('{"test": 3}')
+    (damaged / "levels.json").write_text(damage)
     assert (
         f"not checked for the same levels, without a levels.json that can be read: {missing}, {damaged}"
     ) in summary_of(study)["notes"]
@@ -424,6 +437,7 @@ def test_parameters_are_those_of_the_settings_so_that_copies_need_no_checkpoints
         {"mean": "6", "levels": 4, "episodes": 4},
         {"mean": 9.0, "levels": 0, "episodes": 0},
         {"mean": 9.0, "levels": 4},
+        {"mean": 10**400, "levels": 4, "episodes": 4},
     ],
 )
 def test_rows_with_what_is_no_score_are_skipped(make_run, tmp_path, damaged):
