@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from common.cli import UsageError
 from common.config import (
@@ -19,6 +19,7 @@ from common.config import (
     Config,
     ConfigError,
     algorithm,
+    describe_differences,
     flag,
 )
 from common.resolution import WITHOUT_EFFECT
@@ -26,6 +27,8 @@ from common.storage.jsonl import read_jsonl
 from common.storage.run_directory import RunDirectory
 from common.text import format_cause, format_count
 from evaluator.levels.level_sets import Split
+from evaluator.studies.published import NAME as PUBLISHED
+from evaluator.studies.published import unlike_published
 
 ONLY_VARIANT = "default"
 # Settings that tell runs of one variant apart, or say how and for how long a run is carried out. They make variants
@@ -50,6 +53,7 @@ _FOLLOWS_FROM: dict[str, set[str]] = {
 _LEVEL_SETTINGS = ("distribution_mode", "start_level", "num_levels", "held_out", "held_out_levels")
 
 Row = dict[str, Any]
+Difference = TypeVar("Difference")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +212,20 @@ def unnamed_differences(variants: Mapping[str, Sequence[ScoredRun]]) -> list[str
     return notes
 
 
+def differences_from_published(variants: Mapping[str, Sequence[ScoredRun]]) -> list[str]:
+    """A line for each way in which runs of a variant train otherwise than the published ones on their levels.
+
+    Without what the variants are named by and what follows from that.
+    """
+    named = varied_settings([run for own in variants.values() for run in own])
+    notes: dict[str, None] = {}
+    for variant, runs in variants.items():
+        for run in runs:
+            if differing := _causes(unlike_published(run.config), named):
+                notes[f"{variant}: not the settings of {PUBLISHED}: {describe_differences(differing)}"] = None
+    return list(notes)
+
+
 def _differences(runs: Sequence[ScoredRun]) -> Differences:
     """How runs differ in what they train with: preset, training levels and algorithm.
 
@@ -223,7 +241,7 @@ def _differences(runs: Sequence[ScoredRun]) -> Differences:
     return {name: values for name, values in found.items() if len(values) > 1}
 
 
-def _causes(differing: Differences, named: Sequence[str] = ()) -> Differences:
+def _causes(differing: Mapping[str, Difference], named: Sequence[str] = ()) -> dict[str, Difference]:
     """The differences that are not `named` and follow neither from another one nor from a named setting."""
     causes = {*differing, *named}
     return {

@@ -10,7 +10,13 @@ from evaluator.levels.level_sets import PLAYABLE_SPLITS, Split
 from evaluator.studies.published import NAME as PUBLISHED
 from evaluator.studies.published import published_scores
 from evaluator.studies.ranges import Ranges, normalized
-from evaluator.studies.runs import ScoredRun, by_variant, evaluation_differences, unnamed_differences
+from evaluator.studies.runs import (
+    ScoredRun,
+    by_variant,
+    differences_from_published,
+    evaluation_differences,
+    unnamed_differences,
+)
 
 # A score that is further before the frames asked for is named.
 _NEAR = 0.9
@@ -136,14 +142,26 @@ def select(
 def add_published(selection: Selection) -> None:
     """Adds OpenAI's runs as one more variant where the settings match, or a note that says why not."""
     found: dict[str, dict[int, Score]] = {}
-    for game in selection.games:
-        for run in (run for variant in selection.scores for run in selection.scored(variant, game)):
-            answer = published_scores(run.config, selection.split, selection.at)
+    compared: dict[int, int] = {}  # for each number of frames in the logs, that of a score it is nearest to
+    for variant, by_game in selection.scores.items():
+        for game, score, run in (
+            (game, score, selection.runs[variant][game][seed])
+            for game, seeds in by_game.items()
+            for seed, score in seeds.items()
+        ):
+            answer = published_scores(run.config, selection.split, score.frames)
             if isinstance(answer, str):
                 selection.notes.append(f"no published scores: {answer}")
                 return
             frames, values = answer
+            compared[frames] = score.frames
             found[game] = {seed: Score(value, frames) for seed, value in enumerate(values)}
+    if len(compared) > 1:
+        scored = " and ".join(f"{frames:,}" for frames in compared.values())
+        selection.notes.append(f"no published scores: the scores are at {scored} frames; choose with --at")
+        return
+    runs = {variant: selection.scored(variant) for variant in selection.scores}
+    selection.notes += differences_from_published(runs)
     selection.scores[PUBLISHED] = found
     note = f"{PUBLISHED}: each run's last 100 episodes while it was trained, not a checkpoint on fixed levels"
     if selection.split in ("validation", "test"):

@@ -548,6 +548,40 @@ def test_why_published_runs_are_not_shown_is_said(make_run, tmp_path, settings, 
     assert PUBLISHED not in summary["variants"] and summary["notes"][0].startswith(said)
 
 
+def test_published_runs_are_not_shown_beside_scores_of_other_frames(make_run, tmp_path):
+    """Whatever --at says: the newest score before it can be much older."""
+    for seed in range(2):
+        run = make_run("coinrun", seed, np.linspace(5, 8, 63))
+        rows = run.evaluations.read_text().splitlines(keepends=True)
+        run.evaluations.write_text("".join(rows[::10]))
+    summary = summary_of(tmp_path / "study", at=250_000, published=True)
+    assert summary["variants"]["default"]["games"]["coinrun"]["frames"] == [163_840] * 2
+    assert PUBLISHED not in summary["variants"]
+    assert any("0.25M, 0.5M" in note and "none within 5% of a score at 163,840" in note for note in summary["notes"])
+    first = tmp_path / "study" / "coinrun" / "default" / "seed-0"
+    (first / "evaluations.jsonl").write_text("".join(rows[31:32]))
+    run.evaluations.write_text("".join(rows[61:62]))
+    summary = summary_of(tmp_path / "study", at=1_000_000, published=True)
+    assert "no published scores: the scores are at 507,904 and 999,424 frames; choose with --at" in summary["notes"]
+
+
+def test_settings_unlike_those_of_the_published_runs_are_named(make_run, tmp_path):
+    for encoder in ("impala", "impoola"):
+        make_run("coinrun", 0, np.linspace(5, 8, 63), encoder=encoder)
+    summary = summary_of(tmp_path / "study", at=1_000_000, published=True)
+    assert not any("not the settings of" in note for note in summary["notes"])  # the variants are named by theirs
+    for game in ("coinrun", "maze"):
+        make_run(game, 1, np.linspace(5, 8, 63), encoder="impala", mode="overlap", gamma=0.9)
+    shutil.rmtree(tmp_path / "study" / "coinrun" / "encoder=impoola")
+    summary = summary_of(tmp_path / "study", at=1_000_000, published=True)
+    assert PUBLISHED in summary["variants"]
+    assert [note for note in summary["notes"] if "not the settings of" in note] == []
+    shutil.rmtree(tmp_path / "study" / "coinrun" / "encoder=impala")
+    summary = summary_of(tmp_path / "study", at=1_000_000, published=True)
+    (note,) = [note for note in summary["notes"] if "not the settings of" in note]
+    assert note == "default: not the settings of PPO (OpenAI): mode overlap instead of sync, gamma 0.9 instead of 0.999"
+
+
 @pytest.mark.parametrize("seed_left_out", [0, 9])
 def test_run_that_is_left_out_counts_for_nothing(make_run, tmp_path, seed_left_out):
     """Neither its speed nor its settings, also if it comes before the others."""
