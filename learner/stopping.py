@@ -36,6 +36,15 @@ def heed_ignored_signals() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def ended_by(signum: int) -> str:
+    """`ended by SIGSEGV`, of a process that a signal has ended; real-time signals have numbers only."""
+    try:
+        name = signal.Signals(signum).name
+    except ValueError:
+        name = f"signal {signum}"
+    return f"ended by {name}{' (out of memory?)' if signum == signal.SIGKILL else ''}"
+
+
 class StopRequested(Exception):
     """The user or the system asked the run to end."""
 

@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 from common.output import open_closed_descriptors, print_error
-from learner.stopping import SIGNALS, handled_signals, heed_ignored_signals
+from learner.stopping import SIGNALS, ended_by, handled_signals, heed_ignored_signals
 
 # A signal sent to all our processes, as batch systems do, reaches the child without us within this time.
 _GROUP_SECONDS = 0.1
@@ -122,10 +122,8 @@ class _Child:
         return 1
 
     def _describe(self, code: int) -> str:
-        if code == -signal.SIGKILL:
-            what = "was ended by SIGKILL (out of memory?)"
-        elif code < 0:
-            what = f"was ended by {_name(-code)}"
+        if code < 0:
+            what = f"was {ended_by(-code)}"
         else:
             what = f"exited with code {code} without a message (Ray ends it when its raylet or the cluster's head dies)"
         if self._run is None:  # perhaps of the doctor
@@ -165,14 +163,6 @@ class _Child:
                 self._received[value] += 1
             else:
                 self._is_exiting = True
-
-
-def _name(signum: int) -> str:
-    """`SIGSEGV`; real-time signals have numbers only."""
-    try:
-        return signal.Signals(signum).name
-    except ValueError:
-        return f"signal {signum}"
 
 
 def _end_with(parent: int) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from common.limits import available_cores
 from common.storage.file_lock import lock_holder
 from common.storage.run_directory import RunDirectory
-from learner.stopping import SENT_BY_PEOPLE, handled_signals
+from learner.stopping import SENT_BY_PEOPLE, ended_by, handled_signals
 from learner.study import run_files
 from learner.study.plan import PlannedRun
 from learner.study.progress import StudyProgress
@@ -158,19 +158,23 @@ class Learners:
         for learner in [one for one in self._running if one.process.poll() is not None]:
             self._running.remove(learner)
             directory, code = learner.run.directory(self._directory), learner.process.returncode
-            code = 128 - code if code < 0 else code
             output = run_files.output_path(directory)
-            reason = run_files.last_line(output, learner.output_begin) or "it printed nothing"
+            last_line = run_files.last_line(output, learner.output_begin)
+            reason = last_line or "it printed nothing"
+            if code < 0:
+                reason = f"{ended_by(-code)}; {f'it last printed: {last_line}' if last_line else reason}"
+                code = 128 - code
             try:
                 if code == 0 and not run_files.is_finished(RunDirectory(directory), learner.run.frames):
                     code, reason = 1, "it ended without its last score; start the study again to score it"
             except OSError as error:
                 code, reason = 1, run_files.describe(error, RunDirectory(directory))
+            was_stopped = is_stopping and code >= 128
             with contextlib.suppress(OSError):  # a full disk
-                run_files.note_end(directory, code, reason)
+                run_files.note_end(directory, code, reason, was_stopped)
             if code == 0:
                 self._progress.finished(learner.run, time.monotonic() - learner.started)
-            elif is_stopping and code >= 128:
+            elif was_stopped:
                 self._progress.stopped(learner.run, reason)
             else:
                 self._fail(learner.run, f"exit code {code}: {reason}")

@@ -65,10 +65,10 @@ def note_start(run: Path) -> None:
     _write(note_path(run), {"started": time.time()})
 
 
-def note_end(run: Path, exit_code: int, reason: str) -> None:
-    """Notes how a learner ended; OSError if that cannot be written."""
-    started = _read_note(run).get("started")
-    _write(note_path(run), {"started": started, "ended": time.time(), "exit_code": exit_code, "reason": reason})
+def note_end(run: Path, exit_code: int, reason: str, was_stopped: bool) -> None:
+    """Notes how a learner ended, and whether the study stopped it; OSError if that cannot be written."""
+    end = {"ended": time.time(), "exit_code": exit_code, "reason": reason, "stopped": was_stopped}
+    _write(note_path(run), {"started": _read_note(run).get("started"), **end})
 
 
 def is_finished(run: RunDirectory, frames: int) -> bool:
@@ -104,7 +104,8 @@ def status(run: RunDirectory, frames: int, now: float | None = None) -> RunStatu
     ended = note.get("ended")
     if ended is not None and ended >= newest - 1:  # later rows are of a learner that somebody else started
         code = note["exit_code"]
-        return RunStatus("stopped" if code >= 128 or code == 0 else "failed", trained, fps, note["reason"])
+        was_stopped = note.get("stopped", code >= 128) or code == 0  # older notes do not say it
+        return RunStatus("stopped" if was_stopped else "failed", trained, fps, note["reason"])
     started = note.get("started") or 0.0
     silent = now - max(newest, started)
     if scoring is not None and silent <= scoring + _STARTING_SECONDS:

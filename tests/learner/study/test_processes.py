@@ -131,7 +131,10 @@ def test_failing_run_is_reported_with_its_last_line_and_the_others_go_on(study, 
     assert out[1].endswith("learner: it does not work") and out[-1].startswith("3 runs: 2 finished, 1 failed")
     code, out, _ = run_to_end(study("die"))  # the failed run is tried again
     (line,) = [line for line in out if line.startswith("failed")]
-    assert code == 1 and ": exit code 137: it printed nothing; 2 of 3 done" in line  # not the first attempt's line
+    reason = "exit code 137: ended by SIGKILL (out of memory?); it printed nothing"
+    assert code == 1 and f": {reason}; 2 of 3 done" in line  # not the first attempt's line
+    _, out, _ = run_to_end(study("die", "--status"))
+    assert out[1].startswith("failed ") and "ended by SIGKILL (out of memory?)" in out[1]
     assert run_to_end(study("finish"))[0] == 0
 
 

@@ -136,12 +136,28 @@ def test_run_whose_updates_end_soon_after_its_start_has_stopped(run):
     assert status(run, newest + 61).state == "stopped"
 
 
-@pytest.mark.parametrize(("exit_code", "state"), [(1, "failed"), (2, "failed"), (143, "stopped"), (130, "stopped")])
-def test_note_says_how_the_learner_ended(run, exit_code, state):
+@pytest.mark.parametrize(
+    ("exit_code", "was_stopped", "state"),
+    [
+        (1, False, "failed"),
+        (143, True, "stopped"),
+        (143, False, "failed"),
+        (137, False, "failed"),
+        (0, False, "stopped"),
+    ],
+)
+def test_note_says_how_the_learner_ended(run, exit_code, was_stopped, state):
     run_files.note_start(run.path)
-    run_files.note_end(run.path, exit_code, "learner: why")
+    run_files.note_end(run.path, exit_code, "learner: why", was_stopped)
     now = status(run)
     assert (now.state, now.reason) == (state, "learner: why")
+
+
+@pytest.mark.parametrize(("exit_code", "state"), [(1, "failed"), (143, "stopped"), (0, "stopped")])
+def test_older_note_that_does_not_say_whether_the_study_stopped_the_run_is_read(run, exit_code, state):
+    note = {"started": 1.0, "ended": NOW, "exit_code": exit_code, "reason": "learner: why"}
+    run_files.note_path(run.path).write_text(json.dumps(note))
+    assert status(run, NOW).state == state
 
 
 @pytest.mark.parametrize(
@@ -156,12 +172,12 @@ def test_note_with_a_wrong_type_counts_as_missing(run, damage):
     assert status(run, NOW).state == "failed"
     path.write_text(json.dumps(note | damage))
     assert status(run, NOW).state == "waiting"
-    run_files.note_end(run.path, 2, "learner: again")
+    run_files.note_end(run.path, 2, "learner: again", False)
     assert status(run, NOW).reason == "learner: again"
 
 
 def test_note_is_ignored_when_another_learner_has_continued_the_run(run):
-    run_files.note_end(run.path, 1, "learner: why")
+    run_files.note_end(run.path, 1, "learner: why", False)
     train(run, 3, newest=time.time() + 60)
     assert status(run, time.time() + 61).state == "running"
 
@@ -173,7 +189,7 @@ def test_status_is_the_same_from_a_copy(run, tmp_path, state):
     if state == "finished":
         append_jsonl(run.evaluations, {"policy_version": 5})
     elif state == "failed":
-        run_files.note_end(run.path, 1, "learner: why")
+        run_files.note_end(run.path, 1, "learner: why", False)
     elif state == "stopped":
         run.learner_log.write_text("learner: the last line\n")
     now = NOW + 1000 if state == "stopped" else NOW
