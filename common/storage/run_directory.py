@@ -55,10 +55,14 @@ class RunDirectory:
         self.learner_lock = path / ".learner.lock"
         self.evaluator_lock = path / ".evaluator.lock"
 
+    def holds_run(self) -> bool:
+        """Whether there is a run, or what is left of one; OSError if that cannot be seen."""
+        return self.config.exists() or self.checkpoints.exists() or self.metrics.exists()
+
     def require_unused(self) -> None:
         """Raises ConfigError if the directory holds a run or cannot be created."""
         try:
-            holds_run = self.config.exists() or self.checkpoints.exists() or self.metrics.exists()
+            holds_run = self.holds_run()
         except OSError as error:
             raise ConfigError(f"--run-dir: cannot create {self.path}: {error.strerror}") from error
         if holds_run:

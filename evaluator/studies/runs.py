@@ -299,8 +299,9 @@ def _run_directories(path: Path, seen: set[Path], without_config: dict[Path, str
     run = RunDirectory(path)
     if run.config.exists():
         yield path
-        return
-    if run.config.is_symlink():
+        if not (path / "study.json").exists():
+            return
+    elif run.config.is_symlink():
         without_config[resolved] = f"{path} is left out: its config.json is a link to a file that does not exist"
     elif run.evaluations.exists():
         without_config[resolved] = f"{path} is left out: it has evaluations.jsonl but no config.json"

@@ -155,6 +155,8 @@ def _requested_plan(options: argparse.Namespace) -> Plan:
     stored = read_plan(options.directory)
     if stored is None and options.games is None:
         raise UsageError(f"{options.directory} holds no study yet: --games says which games to train, or all")
+    if stored is None and RunDirectory(options.directory).holds_run():
+        raise UsageError(f"{options.directory} holds a run; give the study a directory of its own")
     study = stored.study if stored is not None else Study((), DEFAULT_SEEDS, {}, ())
     changes = {
         name: value for name in ("games", "seeds", "vary", "flags") if (value := getattr(options, name)) is not None

@@ -420,6 +420,16 @@ def test_runs_are_found_once_below_any_directory_also_copied(study, tmp_path):
             find_runs([study, tmp_path / path])
 
 
+def test_runs_of_a_study_in_the_directory_of_a_run_are_found(study, make_run):
+    """Older versions began such studies."""
+    run = make_run("coinrun", 9, [1.0, 2.0], gamma=0.9)
+    for path in run.path.iterdir():
+        path.rename(study / path.name)
+    assert [found.run.path for found in find_runs([study])[0]] == [study]
+    (study / "study.json").write_text("{}")
+    assert len(find_runs([study])[0]) == 13
+
+
 def test_parameters_are_those_of_the_settings_so_that_copies_need_no_checkpoints(make_run, tmp_path):
     for encoder in ("impala", "impoola"):
         make_run("coinrun", 0, [5, 6], encoder=encoder)

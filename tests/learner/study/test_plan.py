@@ -276,6 +276,14 @@ def test_wrong_input_is_one_line_and_exit_code_2_and_writes_nothing(tmp_path, ca
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "checkpoints"])
+def test_directory_of_a_run_is_refused_for_a_new_study(tmp_path, capsys, name):
+    (tmp_path / name).mkdir()
+    assert main([str(tmp_path), "--games", "maze", "--list"]) == 2
+    said = f"learner study: {tmp_path} holds a run; give the study a directory of its own\n"
+    assert capsys.readouterr().err == said and [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_list_prints_one_command_a_line_and_stores_the_plan(tmp_path, capsys):
     flags = ["--games", "coinrun,maze", "--seeds", "2", "--list", "--", "--preset", "easy"]
     assert main([str(tmp_path), *flags]) == 0
