@@ -33,6 +33,23 @@ def learning_curves(selection: Selection, ranges: Ranges) -> dict[str, Any]:
     return curves
 
 
+def curves_without_points(curves: Mapping[str, Any]) -> list[str]:
+    """A line for each variant that lacks a curve because its runs were not scored over the same frames."""
+    notes = []
+    for variant, own in curves.items():
+        empty = [game for game, curve in own["games"].items() if not curve["frames"]]
+        if empty:
+            notes.append(
+                f"{variant}: no learning curve in {', '.join(empty)} and no curve of the IQM: before the first score "
+                "of one run, another one had its last"
+            )
+        elif not own["iqm"]["frames"]:
+            notes.append(
+                f"{variant}: no curve of the IQM: before the first score of a run, one of another game had its last"
+            )
+    return notes
+
+
 def _curve_rows(run: ScoredRun, split: Split) -> list[dict[str, Any]]:
     return [row for row in run.curve if split in row]
 

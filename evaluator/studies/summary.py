@@ -13,7 +13,7 @@ import numpy as np
 from common.policy_network import num_parameters
 from common.text import format_count, format_ranges
 from evaluator.studies import statistics
-from evaluator.studies.curves import learning_curves
+from evaluator.studies.curves import curves_without_points, learning_curves
 from evaluator.studies.published import NAME as PUBLISHED
 from evaluator.studies.ranges import Ranges, normalized
 from evaluator.studies.runs import varied_settings
@@ -37,6 +37,8 @@ def summarize(selection: Selection, ranges: Ranges) -> dict[str, Any]:
             "quite differently"
         )
     notes += _left_out_of_pairs(selection)
+    curves = learning_curves(selection, ranges)
+    notes += curves_without_points(curves)
     summary = {
         "split": selection.split,
         "at": selection.at,
@@ -50,7 +52,7 @@ def summarize(selection: Selection, ranges: Ranges) -> dict[str, Any]:
         "notes": notes,
         "variants": {variant: _variant(selection, variant, scores[variant], ranges) for variant in variants},
         "comparisons": [_comparison(selection, first, second, ranges) for first, second in combinations(variants, 2)],
-        "curves": learning_curves(selection, ranges),
+        "curves": curves,
         "profile": {
             "thresholds": _THRESHOLDS.tolist(),
             "variants": {variant: _profile(scores[variant]) for variant in variants},

@@ -9,6 +9,7 @@ import pytest
 from common.cli import UsageError
 from common.resolution import Machine
 from common.storage.jsonl import append_jsonl
+from evaluator.studies.figures import plots
 from evaluator.studies.published import NAME as PUBLISHED
 from evaluator.studies.published import published_scores
 from evaluator.studies.ranges import normalized
@@ -505,6 +506,25 @@ def test_curves_have_the_scores_of_every_version(study):
     assert curves["iqm"]["value"] == pytest.approx([0.02, 0.22, 0.42, 0.62])
     assert all(low < value < high for low, value, high in zip(*(curves["iqm"][k] for k in ("low", "value", "high")),
                                                               strict=True))  # fmt: skip
+
+
+def test_variants_whose_runs_were_not_scored_over_the_same_frames_have_no_curve_and_are_named(study):
+    def keep(game, seed, rows):
+        path = study / game / "gamma=0.9" / f"seed-{seed}" / "evaluations.jsonl"
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[rows]))
+
+    keep("maze", 0, slice(3, 4))
+    keep("coinrun", 0, slice(0, 3))
+    summary = summary_of(study, at=3 * 16_384)
+    (note,) = [note for note in summary["notes"] if "curve" in note]
+    assert note.startswith("gamma=0.9: no curve of the IQM: before the first score of a run, one of another game")
+    assert not summary["curves"]["gamma=0.9"]["iqm"]["frames"]
+    assert summary["curves"]["gamma=0.9"]["games"]["maze"]["frames"] == [3 * 16_384]
+    keep("maze", 1, slice(0, 2))
+    summary = summary_of(study, at=3 * 16_384)
+    (note,) = [note for note in summary["notes"] if "curve" in note]
+    assert note.startswith("gamma=0.9: no learning curve in maze and no curve of the IQM: before the first score of")
+    assert plots(summary).keys() == {"curves", "iqm", "profile", "bars"}
 
 
 @pytest.mark.parametrize(
