@@ -14,7 +14,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from common.config import SETTINGS, flag
 from evaluator.output.plot import png
 from evaluator.studies.published import NAME as PUBLISHED
-from evaluator.studies.runs import setting_text
+from evaluator.studies.variants import setting_text
 
 # Okabe and Ito's palette, whose colors readers with color blindness can tell apart; gray is for published scores.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

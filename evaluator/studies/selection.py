@@ -10,13 +10,8 @@ from evaluator.levels.level_sets import PLAYABLE_SPLITS, Split
 from evaluator.studies.published import NAME as PUBLISHED
 from evaluator.studies.published import published_scores
 from evaluator.studies.ranges import Ranges, normalized
-from evaluator.studies.runs import (
-    ScoredRun,
-    by_variant,
-    differences_from_published,
-    evaluation_differences,
-    unnamed_differences,
-)
+from evaluator.studies.runs import ScoredRun, evaluation_differences
+from evaluator.studies.variants import by_variant, differences_from_published, unnamed_differences
 
 # A score that is further before the frames asked for is named.
 _NEAR = 0.9

@@ -16,9 +16,9 @@ from evaluator.studies import statistics
 from evaluator.studies.curves import curves_without_points, learning_curves
 from evaluator.studies.published import NAME as PUBLISHED
 from evaluator.studies.ranges import Ranges, normalized
-from evaluator.studies.runs import varied_settings
 from evaluator.studies.selection import Score, Selection, normalized_scores
 from evaluator.studies.statistics import Interval, Scores
+from evaluator.studies.variants import varied_settings
 
 Verdict = Literal["better", "worse", "cannot be told apart", "one seed", "seeds agree, too few"]
 

@@ -1,4 +1,5 @@
-"""Run directories with scores that were never played: config.json, metrics.jsonl, evaluations.jsonl, levels.json."""
+"""Run directories with scores that were never played (config.json, metrics.jsonl, evaluations.jsonl, levels.json), and
+their summaries."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -11,6 +12,11 @@ from common.config import flag
 from common.resolution import Machine, resolve
 from common.storage.jsonl import append_jsonl
 from common.storage.run_directory import RunDirectory
+from evaluator.levels.level_sets import Split
+from evaluator.studies.ranges import Ranges
+from evaluator.studies.runs import find_runs
+from evaluator.studies.selection import add_published, select
+from evaluator.studies.summary import summarize
 
 LEVELS = 4
 CPU_MACHINE = Machine(cores=1)
@@ -54,3 +60,26 @@ def make_run(tmp_path: Path) -> Callable[..., RunDirectory]:
         return run
 
     return make
+
+
+@pytest.fixture
+def study(make_run: Callable[..., RunDirectory], tmp_path: Path) -> Path:
+    """coinrun and maze, gamma .9 and .99, three seeds; version v of seed s scores 5 + v + s/10 (+ 1 for gamma .99)."""
+    for game in ("coinrun", "maze"):
+        for gamma in (0.9, 0.99):
+            for seed in range(3):
+                returns = [5 + version + seed / 10 + (gamma > 0.9) for version in range(4)]
+                make_run(game, seed, returns, gamma=gamma)
+    return tmp_path / "study"
+
+
+def summary_of(
+    path: Path, split: Split | None = None, at: int | None = None, ranges: Ranges = "openai", published: bool = False
+) -> dict[str, Any]:
+    """The summary of the runs below `path`, as `aggregate` makes it."""
+    runs, left_out = find_runs([path])
+    selection = select(runs, split, at, require_equal_evaluations=True)
+    selection.notes[:0] = left_out
+    if published:
+        add_published(selection)
+    return summarize(selection, ranges)
