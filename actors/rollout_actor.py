@@ -26,7 +26,7 @@ class RolloutActor:
     """
 
     def __init__(self, config: Config, identity: ActorIdentity, state: ActorState | None = None):
-        self.actor_id = identity.actor_id
+        self.actor_id, self.incarnation = identity.actor_id, identity.incarnation
         self.unroll_length = config.unroll_length
         self.num_envs = config.envs_per_actor
         self.device = torch.device("cuda" if config.actor_gpus else "cpu")
@@ -99,6 +99,7 @@ class RolloutActor:
             next_state=self.state(),
             weights_sha256=weights_sha256(self.policy.weights()),
             seconds=time.perf_counter() - started,
+            incarnation=self.incarnation,
         )
 
     def state(self) -> ActorState:

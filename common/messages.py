@@ -79,6 +79,7 @@ class Rollout:
     next_state: ActorState  # where the next rollout continues
     weights_sha256: str  # `weights_sha256` of the parameters the actor acted with
     seconds: float  # wall time of the collect
+    incarnation: int = 0  # of the actor: how often it had been replaced
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,14 +29,17 @@ class RewardTransform:
     def __call__(self, rewards: np.ndarray, dones: np.ndarray, rounds: Sequence[Round] | None = None) -> np.ndarray:
         """Raw float32 rewards and bool dones `[T, B]` to float32 rewards `[T, B]`.
 
-        `rounds` say which environment each column belongs to; None: column i is environment i.
+        `rounds` say which environment each column belongs to, and which environments are new; None: column i is
+        environment i, and none is new.
         """
         if self.kind == "sign":
             return np.sign(rewards)
         if self.kind == "raw":
             return rewards
         transformed = np.empty_like(rewards)
-        for columns, environments in rounds or [(np.arange(rewards.shape[1]),) * 2]:
+        columns_are_environments = Round(*(np.arange(rewards.shape[1]),) * 2, np.array([], np.int64))
+        for columns, environments, begun in rounds or [columns_are_environments]:
+            self.discounted_return[begun] = 0.0
             running = self.discounted_return[environments]
             for t in range(len(rewards)):
                 running = running * self.gamma + rewards[t, columns]

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +14,16 @@ from common.frame_compression import decompress_frames
 from common.games import OBSERVATION_SHAPE
 from common.messages import ActorState, Rollout
 
-# (columns of a batch, the environments that filled them), int arrays of equal length. An actor that collected several
-# rollouts of one batch has one in each of the first rounds, in chronological order.
-Round = tuple[np.ndarray, np.ndarray]
+
+class Round(NamedTuple):
+    """Columns of a batch, the environments that filled them, and which of these began there: int arrays.
+
+    An actor that collected several rollouts of one batch has one in each of the first rounds, in chronological order.
+    """
+
+    columns: np.ndarray
+    environments: np.ndarray  # as many as columns
+    begun: np.ndarray  # some of `environments`: at the start of the run, or of an actor that replaced another
 
 
 class StagedBatch:
@@ -102,6 +110,7 @@ class StagedBatch:
             transfer_seconds=transfer_seconds,
             frame_bytes=rollout.observations.nbytes,
             next_state=copy.deepcopy(rollout.next_state),
+            incarnation=rollout.incarnation,
         )
 
     def oldest_version(self) -> int:
@@ -109,21 +118,29 @@ class StagedBatch:
         return min((source.policy_version for source in self.sources.values()), default=-1)
 
     def rounds(self) -> list[Round]:
-        """Columns and their environments: every actor's first rollout, then the second ones, each in order of slots."""
-        actors_by_slot: list[dict[int, int]] = []
+        """Every actor's first rollout, then the second ones, each in order of slots."""
+        sources_by_slot: list[dict[int, RolloutSource]] = []
         for slot, source in self.sources.items():  # in order of arrival
-            of_round = next((actors for actors in actors_by_slot if source.actor_id not in actors.values()), None)
+            actors = [{other.actor_id for other in sources.values()} for sources in sources_by_slot]
+            of_round = next((k for k, others in enumerate(actors) if source.actor_id not in others), None)
             if of_round is None:
-                actors_by_slot.append(of_round := {})
-            of_round[slot] = source.actor_id
+                sources_by_slot.append({slot: source})
+            else:
+                sources_by_slot[of_round][slot] = source
+        unroll_length = len(self.rewards)
         return [
-            (self._expand(sorted(actors)), self._expand([actors[slot] for slot in sorted(actors)]))
-            for actors in actors_by_slot
+            Round(
+                self._expand(sorted(sources)),
+                self._expand([sources[slot].actor_id for slot in sorted(sources)]),
+                self._expand([one.actor_id for one in sources.values() if one.next_state.steps == unroll_length]),
+            )
+            for sources in sources_by_slot
         ]
 
     def _expand(self, blocks: Sequence[int]) -> np.ndarray:
         """int64 indices: the columns of slots, or the environments of actors."""
-        return np.concatenate([np.arange(self.envs_per_rollout) + block * self.envs_per_rollout for block in blocks])
+        within = np.arange(self.envs_per_rollout)
+        return (np.array(blocks, np.int64)[:, None] * self.envs_per_rollout + within).reshape(-1)
 
 
 class _Upload:
@@ -157,5 +174,11 @@ class RolloutSource:
     episode_lengths: np.ndarray
     collect_seconds: float
     transfer_seconds: float  # from request to delivery, less collecting: queues, network, object store
-    frame_bytes: int  # of all frames as they were sent
+    frame_bytes: int  # of the observations as they were sent; without the frames after the last actions
     next_state: ActorState  # the actor's state after this rollout
+    incarnation: int = 0  # how often the actor had been replaced
+
+    @property
+    def time(self) -> tuple[int, int]:
+        """Increases from each of an actor's rollouts to its next, whatever batches they are in."""
+        return self.incarnation, int(self.next_state.steps)

@@ -70,7 +70,7 @@ def test_rollout_has_the_documented_shapes_and_types(rollouts):
     for version, rollout in enumerate(rollouts):
         assert {f.name for f in fields(rollout)} == {
             *expected,
-            *("policy_version", "actor_id", "episodes", "seconds", "next_state", "weights_sha256"),
+            *("policy_version", "actor_id", "incarnation", "episodes", "seconds", "next_state", "weights_sha256"),
         }
         for name, (dtype, shape) in expected.items():
             array = getattr(rollout, name)
@@ -250,6 +250,25 @@ def test_actor_built_from_a_saved_state_continues_exactly(policy, rollouts, half
         assert continued.next_state.steps == expected.next_state.steps
     other.close()
     assert sum(len(rollout.episodes.returns) for rollout in rollouts[2:]) > 0
+
+
+def test_unfinished_episodes_of_a_saved_state_keep_their_returns_and_lengths(policy):
+    config = tiny_config(env_name="fruitbot")  # rewards come before the end
+    first, second = collect(config, policy, 2)
+    begun = first.next_state.running_return != 0
+    assert np.any(begun & ~second.dones.any(axis=0))  # a return that goes on through the second rollout
+    other = RolloutActor(config, ActorIdentity(0, start_version=1), first.next_state)
+    continued = other.collect(policy.weights(), 1)
+    other.close()
+    for name in ("running_return", "running_length"):
+        np.testing.assert_array_equal(getattr(continued.next_state, name), getattr(second.next_state, name))
+    np.testing.assert_array_equal(continued.episodes.returns, second.episodes.returns)
+
+
+@pytest.mark.parametrize("incarnation", [0, 2])
+def test_rollout_says_how_often_its_actor_was_replaced(policy, incarnation):
+    (rollout,) = collect(tiny_config(unroll_length=2), policy, 1, incarnation=incarnation)
+    assert rollout.incarnation == incarnation
 
 
 def test_state_counts_the_steps_of_each_environment_since_it_began(rollouts):

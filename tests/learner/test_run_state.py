@@ -27,8 +27,8 @@ def actor_state(seed):
     )
 
 
-def staged(*sources):
-    """A batch with nothing but sources: (slot, actor, seed of its state, returns)."""
+def staged(*sources, incarnation=0):
+    """A batch with nothing but sources: (slot, actor, seed of its state, returns). The higher the seed, the later."""
     batch = StagedBatch.__new__(StagedBatch)
     batch.sources = {
         slot: RolloutSource(
@@ -41,6 +41,7 @@ def staged(*sources):
             transfer_seconds=0.0,
             frame_bytes=0,
             next_state=actor_state(seed),
+            incarnation=incarnation,
         )
         for slot, actor, seed, returns in sources
     }
@@ -91,12 +92,35 @@ def test_weights_that_rollouts_in_flight_may_use_are_restored_exactly():
     assert through_a_file(in_sync_mode).weights == {}
 
 
-def test_last_rollout_of_an_actor_counts_and_absent_actors_are_forgotten():
+def test_last_rollout_of_an_actor_counts_and_that_of_an_absent_one_is_kept():
     state = RunState.new(CONFIG)
     state.record(staged((0, 0, 1, []), (1, 1, 2, [])))
     state.record(staged((1, 0, 3, []), (0, 0, 4, [])))
-    assert state.actors.keys() == {0}
     assert_same_actor(state.actors[0], actor_state(4))
+    assert_same_actor(state.actors[1], actor_state(2))  # its next rollout is in flight and will be collected again
+
+
+def test_rollout_that_is_trained_on_after_a_later_one_changes_no_state():
+    """An actor that was ahead has filled the slot of a lost actor in an earlier batch."""
+    state = RunState.new(CONFIG)
+    state.record(staged((0, 0, 1, []), (1, 0, 3, [])))
+    state.record(staged((0, 0, 2, [])))
+    assert_same_actor(state.actors[0], actor_state(3))
+    assert state.state_dict()["episodes"]["actors"][0]["steps"] == 1003
+    state.record(staged((0, 0, 0, []), incarnation=1))  # its successor began again
+    assert_same_actor(state.actors[0], actor_state(0))
+    assert state.state_dict()["episodes"]["actors"][0]["steps"] == 1000
+    state.record(staged((0, 0, 4, [])))
+    assert_same_actor(state.actors[0], actor_state(0))
+
+
+def test_first_rollout_after_a_resume_counts():
+    state = RunState.new(CONFIG)
+    state.record(staged((0, 0, 5, []), incarnation=3))
+    back = through_a_file(state)
+    back.record(staged((0, 0, 6, [])))
+    assert_same_actor(back.actors[0], actor_state(6))
+    assert back.state_dict()["episodes"]["actors"][0]["steps"] == 1006
 
 
 def test_checkpoint_without_episodes_by_environment_starts_to_count_again():

@@ -109,7 +109,7 @@ def test_cleared_batch_remembers_neither_the_sources_nor_their_order():
         assert staged.sources == {} and staged.oldest_version() == -1
         for slot in slots:
             staged.stage(slot, random_rollout(seed=3))  # all from the same actor
-        arrived = [columns.tolist() for columns, _ in staged.rounds()]
+        arrived = [one.columns.tolist() for one in staged.rounds()]
         assert arrived == [[slot * ENVS, slot * ENVS + 1] for slot in slots]
 
 
@@ -233,10 +233,13 @@ def test_compressed_frames_are_staged_like_raw_frames_and_their_bytes_counted():
 def test_rounds_order_the_rollouts_of_each_actor_in_a_batch():
     config = resolve("lab", {"num_actors": 3, "envs_per_actor": 2, "unroll_length": 4, "num_minibatches": 2})
     staged = StagedBatch(config, CPU)
-    for slot, actor_id in ((1, 1), (2, 0), (0, 1)):  # in order of arrival: actor 1 came twice, actor 2 never
+    # In order of arrival: actor 1 came twice, actor 2 never. Actor 0 is new, and the second rollout is of a successor.
+    for slot, actor_id, steps in ((1, 1, 12), (2, 0, 4), (0, 1, 4)):
+        state = dataclasses.replace(random_rollout(0).next_state, steps=np.array(steps))
         staged.sources[slot] = RolloutSource(
-            actor_id, 0, np.zeros(0, int), np.zeros(0), np.zeros(0), 0.0, 0.0, 0, random_rollout(0).next_state
+            actor_id, 0, np.zeros(0, int), np.zeros(0), np.zeros(0), 0.0, 0.0, 0, state
         )
     first, second = staged.rounds()
-    assert first[0].tolist() == [2, 3, 4, 5] and first[1].tolist() == [2, 3, 0, 1]
-    assert second[0].tolist() == [0, 1] and second[1].tolist() == [2, 3]
+    assert first.columns.tolist() == [2, 3, 4, 5] and first.environments.tolist() == [2, 3, 0, 1]
+    assert second.columns.tolist() == [0, 1] and second.environments.tolist() == [2, 3]
+    assert first.begun.tolist() == [0, 1] and second.begun.tolist() == [2, 3]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from learner.ppo.reward_transform import RewardTransform
+from learner.rollouts.staging import Round
 
 
 class SlowVecNormalize:
@@ -127,9 +128,19 @@ def test_environments_are_tracked_whatever_their_columns_in_the_batch():
 
     # One actor of two environments collected both rollouts of a batch: two rounds, in chronological order.
     folded = RewardTransform("running_return", 4, 0.99)
-    rounds = [(np.array([2, 3]), np.array([0, 1])), (np.array([0, 1]), np.array([0, 1]))]
+    none = np.array([], int)
+    rounds = [Round(np.array([2, 3]), np.array([0, 1]), none), Round(np.array([0, 1]), np.array([0, 1]), none)]
     together = folded(
         np.concatenate([rewards[3:], rewards[:3]], axis=1), np.concatenate([dones[3:], dones[:3]], axis=1), rounds
     )
     np.testing.assert_array_equal(together[:, 2:], expected[0])
     np.testing.assert_array_equal(together[:, :2], expected[1])
+
+
+def test_new_environments_begin_without_the_return_of_those_before_them():
+    transform = RewardTransform("running_return", 4, 0.99)
+    transform(np.ones((8, 4), np.float32), np.zeros((8, 4), bool))
+    columns = np.arange(4)
+    kept = transform.discounted_return[:2].copy()
+    transform(np.zeros((1, 4), np.float32), np.zeros((1, 4), bool), [Round(columns, columns, np.array([2, 3]))])
+    np.testing.assert_allclose(transform.discounted_return, [*kept * 0.99, 0.0, 0.0])

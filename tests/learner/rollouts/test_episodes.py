@@ -12,7 +12,7 @@ from learner.rollouts.staging import RolloutSource
 LIMIT = 100  # of the game, in steps
 
 
-def source(actor_id, steps, episodes):
+def source(actor_id, steps, episodes, incarnation=0):
     """A rollout of an actor whose environments have taken `steps`; episodes are (environment, return, length)."""
     envs, returns, lengths = zip(*episodes, strict=True) if episodes else ((), (), ())
     return RolloutSource(
@@ -25,6 +25,7 @@ def source(actor_id, steps, episodes):
         transfer_seconds=0.0,
         frame_bytes=0,
         next_state=SimpleNamespace(steps=np.array(steps)),
+        incarnation=incarnation,
     )
 
 
@@ -102,16 +103,25 @@ def test_replaced_and_new_actors_are_left_out_until_they_had_time():
     episodes.record([source(0, LIMIT, [(0, 4.0, 1)]), source(1, LIMIT, [(0, 10.0, 1)])])
     assert mean_return(episodes) == 7
     # Actor 1 was replaced, and actor 2 joined: what ends soon counts only later.
-    new = [source(1, 50, [(0, 1.0, 2)]), source(2, 50, [(0, 2.0, 2)])]
+    new = [source(1, 50, [(0, 1.0, 2)], incarnation=1), source(2, 50, [(0, 2.0, 2)])]
     episodes.record([source(0, LIMIT + 50, []), *new])
     assert mean_return(episodes) == 4
-    episodes.record(new := [source(1, LIMIT, []), source(2, LIMIT, [])])
+    episodes.record([source(1, LIMIT, [], incarnation=1), source(2, LIMIT, [])])
     assert mean_return(episodes) == 1.5  # the batch has no rollout of actor 0
-    episodes.record([source(0, 2 * LIMIT, []), source(1, 2 * LIMIT, []), source(2, 2 * LIMIT, [])])
+    both = [source(1, 2 * LIMIT, [], incarnation=1), source(2, 2 * LIMIT, [])]
+    episodes.record([source(0, 2 * LIMIT, []), *both])
     assert mean_return(episodes) == pytest.approx((4 + 1 + 2) / 3)
     # Every actor was replaced.
-    episodes.record([source(0, 50, [(0, 9.0, 2)])])
+    episodes.record([source(0, 50, [(0, 9.0, 2)], incarnation=1)])
     assert mean_return(episodes) is None
+
+
+@pytest.mark.parametrize(("num_envs", "each"), [(30, 4), (50, 2), (64, 2), (200, 1)])
+def test_environments_contribute_at_least_a_hundred_episodes_in_all(num_envs, each):
+    episodes = TrainingEpisodes(LIMIT, num_envs, num_envs)
+    ended = [(env, float(number), 1) for number in range(6) for env in range(num_envs)]
+    episodes.record([source(0, 10 * LIMIT, ended)])
+    assert mean_return(episodes) == np.mean(range(6 - each, 6)) and num_envs * each >= 100
 
 
 def test_rollouts_of_one_actor_in_one_batch_follow_each_other():
