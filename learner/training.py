@@ -99,6 +99,7 @@ class Training:
             self._checkpoint()
         elif self.resumed_from_checkpoint:
             self.evaluator.notify(CheckpointNotice(str(self.resumed_from), learner.policy_version, learner.frames))
+        reported = time.perf_counter()
         while learner.frames < config.total_frames:
             started = time.perf_counter()
             batch = stream.next_batch(self._poll)
@@ -107,16 +108,20 @@ class Training:
             statistics = self._update(batch)
             state.record(batch)
             trained = time.perf_counter()
-            self._publish()  # from here on `batch` may be overwritten
-            published = time.perf_counter()
-            seconds = {
-                "seconds_waiting": waited - started,
-                "seconds_training": trained - waited,
-                "seconds_publishing": published - trained,
-            }
-            self.reporter.update(
-                metrics_row(learner.policy_version, learner.frames, rollouts, statistics, seconds, state)
-            )
+            try:
+                self._publish()  # from here on `batch` may be overwritten
+            finally:  # the update is made, and a checkpoint of it will be written, even if this failed
+                published = time.perf_counter()
+                seconds = {
+                    "seconds_waiting": waited - started,
+                    "seconds_training": trained - waited,
+                    "seconds_publishing": published - trained,
+                    "seconds_saving": started - reported,
+                }
+                self.reporter.update(
+                    metrics_row(learner.policy_version, learner.frames, rollouts, statistics, seconds, state)
+                )
+                reported = published
             self.reporter.score(self.evaluator.latest())
             if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
                 raise Diverged(
@@ -144,8 +149,9 @@ class Training:
 
     def _publish(self) -> None:
         weights, version = self.learner.weights(), self.learner.policy_version
-        self.stream.publish(weights, version)
+        # First what is saved, which must have the newest version even if publishing fails.
         self.state.published(version, weights, self.config.max_policy_lag if self.config.repeatable else 0)
+        self.stream.publish(weights, version)
 
     def _poll(self) -> None:
         """Runs between optimizer steps and while waiting; raises StopRequested after a signal."""

@@ -1,4 +1,4 @@
-"""What limited a run (actors, transfer or learner), from the measured times, and what to change."""
+"""What limited a run (actors, transfer, learner or disk), from the measured times, and what to change."""
 
 import math
 from collections import Counter
@@ -13,8 +13,8 @@ from common.text import format_count
 MAX_IDLE_FRACTION = 0.1
 RAW_FRAME_BYTES = math.prod(OBSERVATION_SHAPE)
 _SUMMED = (
-    *("seconds_waiting", "seconds_training", "seconds_publishing", "seconds_collecting", "seconds_transfer"),
-    "bytes_per_frame",
+    *("seconds_waiting", "seconds_training", "seconds_publishing", "seconds_saving"),
+    *("seconds_collecting", "seconds_transfer", "bytes_per_frame"),
 )
 
 
@@ -40,9 +40,16 @@ class Bottleneck:
         means = {name: self._sums[name] / self._updates for name in _SUMMED}
         waiting, training = means["seconds_waiting"], means["seconds_training"] + means["seconds_publishing"]
         collecting, transfer = means["seconds_collecting"], means["seconds_transfer"]
-        idle = waiting / (waiting + training)
+        saving = means["seconds_saving"]
+        whole = waiting + training + saving
+        idle = waiting / whole
+        if saving > MAX_IDLE_FRACTION * whole and saving > waiting:
+            return (
+                f"bound by the disk: the learner spent {saving / whole:.0%} of the time between updates, on metrics "
+                "and on checkpoints that waited for the disk; use a faster disk or a larger --checkpoint-interval"
+            )
         if idle <= MAX_IDLE_FRACTION or (not self._overlap and waiting <= training):
-            return f"bound by the learner: it trained {1 - idle:.0%} of the time and waited {idle:.0%}"
+            return f"bound by the learner: it trained {training / whole:.0%} of the time and waited {idle:.0%}"
         if transfer > collecting:
             remedy = "move actors closer to the learner or use a faster link"
             if means["bytes_per_frame"] >= RAW_FRAME_BYTES:

@@ -42,7 +42,8 @@ def metrics_row(
         frames: those of all updates so far.
         rollouts: `rollout_columns` of the batch.
         statistics: what `PPOLearner.update` returned.
-        seconds: seconds_waiting, seconds_training and seconds_publishing of this update.
+        seconds: seconds_waiting, seconds_training and seconds_publishing of this update, and seconds_saving between
+            the last one and this: its row, its checkpoint.
         state: episodes and counters of the run, the batch included.
     """
     return {

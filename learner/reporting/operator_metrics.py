@@ -80,12 +80,13 @@ COUNTERS = {
     "heldout_waiting_seconds": Definition("Seconds that the learner waited for batches."),
     "heldout_training_seconds": Definition("Seconds that the learner computed updates."),
     "heldout_publishing_seconds": Definition("Seconds that the learner published weights."),
+    "heldout_saving_seconds": Definition("Seconds between updates: rows, and checkpoints that waited for the disk."),
     "heldout_collecting_seconds": Definition("Seconds spent collecting the slowest rollout of each batch."),
     "heldout_transfer_seconds": Definition("Seconds spent transferring the slowest rollout of each batch."),
     "heldout_staging_seconds": Definition("Seconds spent copying rollouts into batches."),
 }
 
-_SECONDS = ("waiting", "training", "publishing", "collecting", "transfer", "staging")
+_SECONDS = ("waiting", "training", "publishing", "saving", "collecting", "transfer", "staging")
 
 
 def _never_raises(record: Callable[..., None]) -> Callable[..., None]:
@@ -146,7 +147,7 @@ class OperatorMetrics:
         self._add("heldout_episodes", row["episodes"])
         for phase in _SECONDS:
             self._add(f"heldout_{phase}_seconds", row[f"seconds_{phase}"])
-        whole = row["seconds_waiting"] + row["seconds_training"] + row["seconds_publishing"]
+        whole = sum(row[f"seconds_{phase}"] for phase in ("waiting", "training", "publishing", "saving"))
         self._set("heldout_learner_idle_ratio", row["seconds_waiting"] / whole if whole else None)
 
     @_never_raises

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -187,6 +188,49 @@ def test_loop_gets_a_batch_updates_publishes_and_reports_in_this_order(harness):
     assert [row["frames"] for row in rows] == [8, 16, 24, 32, 40]
     assert all(row["policy_lag"] == 0 and row["episodes"] == 1 and row["bytes_per_frame"] == 1 for row in rows)
     assert harness.screen.getvalue().count("update ") == 5
+
+
+def test_times_of_an_update_are_all_times_since_the_last_one(harness, monkeypatch):
+    """Also that of a checkpoint that waits for the disk."""
+    now = 0.0
+
+    def taking(seconds, call):
+        def timed(*arguments):
+            nonlocal now
+            now += seconds
+            return call(*arguments)
+
+        return timed
+
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: now, monotonic=time.monotonic))
+    monkeypatch.setattr(training.CheckpointWriter, "put", taking(10, training.CheckpointWriter.put))
+    for owner, name, seconds in (
+        (harness.stream, "next_batch", 1),
+        (harness.learner, "update", 2),
+        (harness.stream, "publish", 3),
+    ):
+        monkeypatch.setattr(owner, name, taking(seconds, getattr(owner, name)))
+    harness.training.run_to_end()
+    rows = read_jsonl(harness.run.metrics)
+    phases = ("waiting", "training", "publishing", "saving")
+    times = [[row[f"seconds_{phase}"] for phase in phases] for row in rows]
+    assert times == [[1, 2, 3, 0], [1, 2, 3, 0], [1, 2, 3, 10], [1, 2, 3, 0], [1, 2, 3, 10]]  # after versions 2 and 4
+    assert [row["fps"] for row in rows] == [8 / sum(seconds) for seconds in times]
+
+
+def test_update_whose_weights_cannot_be_published_has_a_row_and_a_checkpoint(harness):
+    publish = harness.stream.publish
+
+    def fails_at_version_3(weights, version):
+        if version == 3:
+            raise RuntimeError("no room in the object store")
+        publish(weights, version)
+
+    harness.stream.publish = fails_at_version_3
+    with pytest.raises(RuntimeError, match="no room"):
+        harness.training.run_to_end()
+    assert harness.rows() == [1, 2, 3] and harness.checkpoints() == [0, 2, 3]
+    assert list(harness.state.weights)[-1] == 3
 
 
 def test_checkpoints_are_written_at_the_start_every_interval_and_the_end(harness):

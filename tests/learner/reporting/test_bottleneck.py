@@ -4,10 +4,11 @@ from common.resolution import resolve
 from learner.reporting.bottleneck import RAW_FRAME_BYTES, Bottleneck
 
 
-def row(waiting, training, collecting, transfer, bytes_per_frame=RAW_FRAME_BYTES):
+def row(waiting, training, collecting, transfer, bytes_per_frame=RAW_FRAME_BYTES, saving=0.0):
     return {
         "seconds_waiting": waiting, "seconds_training": training - 0.5, "seconds_publishing": 0.5,
         "seconds_collecting": collecting, "seconds_transfer": transfer, "bytes_per_frame": bytes_per_frame,
+        "seconds_saving": saving,
     }  # fmt: skip
 
 
@@ -67,3 +68,11 @@ def test_compression_is_recommended_for_raw_frames_only():
 def test_first_update_alone_says_nothing():
     assert described(1, 1, 1, 1, rows=0) is None
     assert Bottleneck(resolve("lab", {"num_actors": 2}), overlap=True).describe() is None
+
+
+def test_time_between_updates_is_named_if_it_is_more_than_the_wait():
+    said = described(1.0, 6.0, 1, 0.1, RAW_FRAME_BYTES, 3.0)
+    assert said.startswith("bound by the disk: the learner spent 30% of the time between updates")
+    assert "larger --checkpoint-interval" in said
+    assert described(0.2, 9.0, 9, 0.1, RAW_FRAME_BYTES, 0.8).startswith("bound by the learner: it trained 90% of")
+    assert described(6.0, 2.0, 9, 0.1, RAW_FRAME_BYTES, 2.0).startswith("bound by actors: learner idle 60%")

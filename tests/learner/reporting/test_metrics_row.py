@@ -52,7 +52,7 @@ def test_row_has_the_totals_of_the_run_and_the_means_of_recent_episodes(batch):
     state = RunState.new(CONFIG)
     state.counters = RunCounters(lost_rollouts=3, actors_ready=2)
     state.record(batch)
-    seconds = {"seconds_waiting": 1.0, "seconds_training": 0.5, "seconds_publishing": 0.5}
+    seconds = {"seconds_waiting": 1.0, "seconds_training": 0.5, "seconds_publishing": 0.25, "seconds_saving": 0.25}
     row = metrics_row(6, 6 * 32, {"policy_lag": 0.5}, {"value_loss": 0.75}, seconds, state)
     del row["time"]
     assert row == {

@@ -14,7 +14,8 @@ def row(**values):
     return {
         "frames": 64, "policy_version": 1, "policy_lag": 0.0, "max_policy_lag": 0, "fps": 100.0, "episodes": 3,
         "episode_return": None, "episode_length": None, "seconds_waiting": 3.0, "seconds_training": 0.5,
-        "seconds_publishing": 0.5, "seconds_collecting": 2.0, "seconds_transfer": 0.25, "seconds_staging": 0.125,
+        "seconds_publishing": 0.25, "seconds_saving": 0.25, "seconds_collecting": 2.0, "seconds_transfer": 0.25,
+        "seconds_staging": 0.125,
         "bytes_per_frame": 12288.0, "actors_ready": 2, "actor_restarts": 0, "actors_hung": 0, "lost_rollouts": 0,
         "dropped_for_lag": 0, "skipped_updates": 0, **values,
     }  # fmt: skip
@@ -76,7 +77,8 @@ def test_row_of_an_update_becomes_gauges_and_increases(recorded):
     assert metrics.last_error is None
     expected = {
         "heldout_frames": 128, "heldout_updates": 2, "heldout_episodes": 6, "heldout_waiting_seconds": 6.0,
-        "heldout_training_seconds": 1.0, "heldout_publishing_seconds": 1.0, "heldout_collecting_seconds": 4.0,
+        "heldout_training_seconds": 1.0, "heldout_publishing_seconds": 0.5, "heldout_saving_seconds": 0.5,
+        "heldout_collecting_seconds": 4.0,
         "heldout_transfer_seconds": 0.5, "heldout_staging_seconds": 0.25, "heldout_frames_per_second": 50.0,
         "heldout_policy_version": 2, "heldout_policy_lag": 0.5, "heldout_policy_lag_max": 1,
         "heldout_learner_idle_ratio": 0.75, "heldout_bytes_per_frame": 12288, "heldout_actors_ready": 2,
