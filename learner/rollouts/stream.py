@@ -118,13 +118,14 @@ class RolloutStream:
                 is left and none can be started.
             Exception: whatever ended the stream's thread (such as FleetError), or what `poll` raised.
         """
-        with self._changed:
-            while (batch := self._assembly.next_full()) is None:
-                poll()
+        while True:
+            with self._changed:
+                if (batch := self._assembly.next_full()) is not None:
+                    return batch
                 if self._error is not None:
                     raise self._error
                 self._changed.wait(timeout=0.2)
-            return batch
+            poll()  # without the lock: it may take long, and rollouts keep arriving
 
     def bytes_in_flight(self) -> int:
         """Raw size of the rollouts that are being collected. Any thread may call this."""
