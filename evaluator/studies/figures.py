@@ -21,6 +21,7 @@ _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 _LINES = ("-", "--", ":", "-.")  # more variants than colors differ in their lines
 _GREY = "#777777"
 _LEGEND_POINTS = 8
+_PANELS_IN_A_ROW = 4  # at most
 _FEWEST_VALUES = 3  # of a number to be plotted against; two are a comparison
 
 Summary = dict[str, Any]
@@ -41,8 +42,8 @@ def plots(summary: Summary) -> dict[str, bytes]:
 def curves_figure(summary: Summary) -> Figure:
     """Mean return against frames, one panel for each game, with bands over seeds."""
     games = summary["games"]
-    columns = min(4, len(games))
-    rows = math.ceil(len(games) / columns)
+    rows = math.ceil(len(games) / _PANELS_IN_A_ROW)
+    columns = math.ceil(len(games) / rows)  # with few empty places
     figure = _figure(max(5.0, 3.2 * columns), 2.4 * rows + 0.6)
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, game in zip(panels, games, strict=False):
