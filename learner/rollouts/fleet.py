@@ -200,6 +200,7 @@ class Fleet:
         member = self.members[actor_id]
         member.has_delivered = self._has_worked = True
         member.failures.clear()
+        self._states.pop(actor_id, None)  # a successor starts again
 
     def replace(self, actor_id: int, error: BaseException) -> None:
         """Ends an actor that is dead, hung or wrong because of `error`, and starts another with new seeds.
@@ -213,6 +214,8 @@ class Fleet:
         kind = failure_kind(error)
         if not member.has_delivered:
             member.failures.append(kind)
+            if len(member.failures) > 1:
+                self._states.pop(actor_id, None)  # perhaps the environments of a resumed run are the cause
             if member.failures[-MAX_FAILURES_AT_START:] == [kind] * MAX_FAILURES_AT_START:
                 raise FleetError(
                     f"actor {actor_id} failed {MAX_FAILURES_AT_START} times in a row before its first rollout: "
@@ -273,7 +276,7 @@ class Fleet:
         if differing := differences(self.software, its_software):
             self._refuse(member, f"{member.location.host} has {', '.join(differing)}: install the same on both")
             return
-        state = self._states.pop(member.actor_id, None)
+        state = self._states.get(member.actor_id)
         member.starting = member.handle.build.remote(self._node_id, self.config, member.identity, state)
         member.building_since = self._clock.now()
 

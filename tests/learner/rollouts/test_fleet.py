@@ -9,7 +9,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -452,6 +452,47 @@ def test_actors_of_a_resumed_run_continue_exactly(new_fleet, weights):
     for actor_id in range(ACTORS):
         rollout = ray.get(fleet.collect(actor_id, reference, 1))
         np.testing.assert_array_equal(rollout.observations, expected[actor_id])
+
+
+def kill_starting_actor(fleet, actor_id):
+    """Kills the process of an actor that has not delivered yet."""
+    member = fleet.members[actor_id]
+    wait_until(lambda: fleet.ready() is not None and member.location is not None)
+    psutil.Process(member.location.process_id).kill()
+    restarts = fleet.counters.actor_restarts
+    with contextlib.suppress(ray.exceptions.RayError):
+        ray.get(member.handle.describe.remote(), timeout=DEADLINE)
+    if member.starting is None:  # it had started, and only a rollout would show that it is dead
+        fleet.replace(actor_id, RuntimeError("killed"))
+    wait_until(lambda: fleet.ready() is not None and fleet.counters.actor_restarts > restarts)
+
+
+def test_actor_of_a_resumed_run_that_dies_before_its_first_rollout_continues_its_environments(new_fleet, weights):
+    config = tiny_config()
+    actor = RolloutActor(config, ActorIdentity(0))
+    states = {0: actor.collect(weights, 0).next_state}
+    expected = actor.collect(weights, 1).observations.copy()
+    actor.close()
+    fleet = new_fleet(config, start_version=1, states=states)
+    kill_starting_actor(fleet, 0)
+    fleet.wait_until_placed(DEADLINE, never)
+    rollout = ray.get(fleet.collect(0, ray.put(weights), 1))
+    np.testing.assert_array_equal(rollout.observations, expected)
+    fleet.delivered(0)
+    fleet.replace(0, RuntimeError("after its first rollout"))
+    fleet.wait_until_placed(DEADLINE, never)
+    assert int(ray.get(fleet.collect(0, ray.put(weights), 1)).next_state.steps) == STEPS  # it began again
+
+
+def test_environments_of_a_resumed_run_with_which_an_actor_fails_twice_are_given_up(new_fleet, weights):
+    config = tiny_config()
+    actor = RolloutActor(config, ActorIdentity(0))
+    state = actor.collect(weights, 0).next_state
+    actor.close()
+    fleet = new_fleet(config, start_version=1, states={0: replace(state, running_length=np.zeros(0, np.int32))})
+    fleet.wait_until_placed(DEADLINE, never)
+    assert fleet.counters.actor_restarts == 2
+    assert int(ray.get(fleet.collect(0, ray.put(weights), 1)).next_state.steps) == STEPS
 
 
 def wait_for_free_cpus():
