@@ -144,10 +144,12 @@ def _vary(returns: np.ndarray, whole: bool) -> np.ndarray:
         enough: np.ndarray = (np.ptp(returns, axis=-1) > 0).sum(axis=-1) >= min(MIN_VARYING_LEVELS, num_levels)
         return enough
     means = returns.mean(axis=-1)
-    # An upper median is the mean of some level, so that of levels without equals all but one differ.
-    typical = np.sort(means, axis=-1)[..., num_levels // 2, None]
-    differing: np.ndarray = (means != typical).sum(axis=-1) >= min(MIN_VARYING_LEVELS, num_levels - 1)
-    return differing
+    # The lower and the upper median, so that a sign changes nothing. Each is the mean of some level: of levels without
+    # equals all but one differ from it.
+    typical = np.sort(means, axis=-1)[..., [(num_levels - 1) // 2, num_levels // 2]]
+    differing = (means[..., None] != typical[..., None, :]).sum(axis=-2).min(axis=-1)
+    differ: np.ndarray = differing >= min(MIN_VARYING_LEVELS, num_levels - 1)
+    return differ
 
 
 def _variance(returns: np.ndarray, whole: bool, planned: int | None = None) -> np.ndarray:

@@ -39,6 +39,26 @@ def test_pairing_removes_differences_between_levels() -> None:
     assert sentence(swapped, "held-out levels") == expected
 
 
+@pytest.mark.parametrize("game", [COINRUN, STARPILOT])
+def test_swapping_a_and_b_swaps_the_verdict(game: Game) -> None:
+    generator = np.random.RandomState(0)
+    unclear = np.array([[10.0, 10]] * 5 + [[10, 0]] * 2 + [[0, 0]] * 2 + [[-10, -10]])  # two levels are typical: 0, 10
+    drawn = [generator.choice([-10.0, 0, 0, 10, 10], (generator.randint(4, 11), 2)) for _ in range(300)]
+    opposite = {"A is better": "B is better", "B is better": "A is better"}
+    verdicts = set()
+    for pairs in [unclear, *drawn]:
+        first, second = np.maximum(-pairs, 0), np.maximum(pairs, 0)
+        result, swapped = compared(first, second, game), compared(second, first, game)
+        assert (result.interval is None) == (swapped.interval is None), pairs
+        if result.interval is not None and swapped.interval is not None:
+            assert result.interval == (-swapped.interval[1], -swapped.interval[0]), pairs
+        assert (result.no_interval, result.enough_episodes) == (swapped.no_interval, swapped.enough_episodes), pairs
+        says, swapped_says = (sentence(each, "all levels")[:11] for each in (result, swapped))
+        assert swapped_says == opposite.get(says, says), pairs
+        verdicts |= {says, swapped_says}
+    assert verdicts > opposite.keys()
+
+
 def test_episodes_are_paired_by_level_and_number_in_any_order() -> None:
     returns = 100 * noise(50, 3)
     first, second = episodes(returns), episodes(returns + 0.5 + 0.1 * noise(50, 3, 1))

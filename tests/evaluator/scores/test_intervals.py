@@ -112,6 +112,38 @@ def test_paired_interval_with_many_different_levels_is_students() -> None:
     assert paired_bounds(pairs, False) == pytest.approx((means.mean() - half, means.mean() + half))
 
 
+@pytest.mark.parametrize("limits", [TEN, None])
+def test_negated_differences_have_the_negated_interval(limits: tuple[float, float] | None) -> None:
+    for pairs in few_values():
+        for whole in (True, False):
+            low, high = paired_bounds(pairs, whole, limits)
+            other_low, other_high = paired_bounds(-pairs, whole, limits)
+            assert np.array_equal((low, high), (-other_high, -other_low), equal_nan=True), pairs
+            assert why_no_interval(pairs, whole) == why_no_interval(-pairs, whole)
+
+
+def test_levels_that_differ_are_counted_from_both_typical_levels() -> None:
+    """With an even number of levels there can be two: five of 10 levels differ from the upper one, six from 0."""
+    pairs = np.array([[-10.0], *[[0.0]] * 4, *[[10.0]] * 5])
+    b, c = 6 / 12, 2 / 12
+    half = 1.959964 * math.sqrt((b + c - (b - c) ** 2) / 12)
+    assert paired_bounds(pairs, False, TEN) == pytest.approx((10 * (b - c - half), 10 * (b - c + half)))
+    assert as_interval(paired_bounds(pairs, False)) is None and as_interval(mean_bounds(-pairs, False)) is None
+
+
+def few_values() -> list[np.ndarray]:
+    """Differences on 4 to 10 levels with 1 to 3 episodes, most of them equal to others."""
+    generator = np.random.RandomState(0)
+    values = ([-10.0, 0.0, 10.0], [0.0, 10.0], [-2.5, 0.0, 1.0, 3.0])
+    drawn = []
+    for number in range(3000):
+        shape = generator.randint(4, 11), generator.randint(1, 4)
+        pairs = generator.choice(values[number % 3], shape)
+        pairs[generator.random_sample(shape[0]) < 0.5] = generator.choice(values[number % 3])
+        drawn.append(pairs)
+    return drawn
+
+
 def test_training_interval_is_about_episodes_only() -> None:
     levels = 10.0 * np.arange(30)[:, None]  # far apart, which is certain about these levels
     returns = levels + normal(30, 2)
