@@ -8,12 +8,16 @@ again on all levels (paired) or on half of the levels (close). `-` where the dat
 Success rates come from Beta(2, 1), from Beta(.5, .25), where most levels are solved always or never, and from a real
 run: docs/results/lab/levels.csv, each level's rate at the last three checkpoints (nine episodes). In other games,
 returns are not all or nothing: `normal`, and `skewed`, gamma-distributed levels (shape 4) with exponential episodes.
+
+A sample can lack levels of a rare kind. In `5 % never` and `1 % never` so many levels are never solved, and all others
+with probability .97. In `5 % high`, of another game, so many have a return of 20 on average (gamma, shape 4), and all
+others 0, with normally distributed episodes. There, the other policy treats the rare levels like all others.
 """
 
 import csv
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +45,7 @@ class Source:
     noise: Draw
     play: Callable[[np.ndarray, np.ndarray], np.ndarray]  # (means [S, L, 1], noise [S, L, k]) -> returns [S, L, k]
     limits: Limits | None
+    other: float | None = None  # the mean of the other policy on all levels that change; None draws them again
 
 
 def sources() -> dict[str, Source]:
@@ -56,6 +61,9 @@ def sources() -> dict[str, Source]:
         "skewed": _unlimited(
             lambda g, shape: g.gamma(4, 10 / 4, shape), lambda g, shape: g.exponential(size=shape), np.multiply
         ),
+        "5 % never": _rarely_never(0.05),
+        "1 % never": _rarely_never(0.01),
+        "5 % high": _rarely_high(0.05),
     }
 
 
@@ -73,11 +81,14 @@ def coverage(source: Source, levels: int, episodes: int, data_sets: int, seed: i
         scores[kind] = returns.mean(axis=(1, 2)), bounds
         shares[kind] = _share(bounds, truth)
         for pair, changed in (("paired", 1.0), ("close", 0.5)):
-            other = np.where(generator.random(shape) < changed, draw(generator, shape), means)
+            changes = generator.random(shape) < changed
+            other = np.where(changes, draw(generator, shape) if source.other is None else source.other, means)
             # Where a return is not all or nothing, two policies soon play different episodes.
-            other_noise = noise if source.limits else source.noise(generator, noise.shape)
+            same_noise = source.limits and source.other is None
+            other_noise = noise if same_noise else source.noise(generator, noise.shape)
             pairs = paired_bounds(source.play(other[..., None], other_noise) - returns, whole, source.limits)
-            shares[f"{pair} {kind}"] = _share(pairs, (other - means).mean(axis=1) if whole else 0 * truth)
+            expected = 0.0 if source.other is None else changed * (source.other - source.held_out_mean)
+            shares[f"{pair} {kind}"] = _share(pairs, (other - means).mean(axis=1) if whole else expected + 0 * truth)
         if kind == "train":
             train_truth = truth
     gap = difference_bounds(*scores["train"], *scores["held-out"])
@@ -106,6 +117,21 @@ def _all_or_nothing(held_out: Draw, mean: float, train: Draw | None = None) -> S
 
 def _unlimited(levels: Draw, noise: Draw, play: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Source:
     return Source(levels, levels, 10.0, noise, play, limits=None)
+
+
+def _rarely_never(share: float) -> Source:
+    solved = 0.97
+    source = _all_or_nothing(lambda g, shape: solved * (g.random(shape) >= share), solved * (1 - share))
+    return replace(source, other=solved)
+
+
+def _rarely_high(share: float) -> Source:
+    source = _unlimited(
+        lambda g, shape: (g.random(shape) < share) * g.gamma(4, 5, shape),
+        lambda g, shape: g.normal(0, 2, shape),
+        np.add,
+    )
+    return replace(source, held_out_mean=20 * share, other=0.0)
 
 
 def _real_rates() -> tuple[np.ndarray, np.ndarray]:

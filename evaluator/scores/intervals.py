@@ -6,7 +6,8 @@ What an interval is about decides its variance. For returns y of L levels with k
     sampled    the L levels are a sample: the level is the unit            V = S^2 / L, S^2 the variance of the m_l
 
     mean           with known limits of y, Wilson's interval (1927) with an effective number of episodes in place of
-                   the number of independent ones, as for surveys (Korn and Graubard 1998; Dean and Pagano 2015);
+                   the number of independent ones, as for surveys (Korn and Graubard 1998; Dean and Pagano 2015),
+                   extended for levels of which the sample has none (sampled);
                    without, a t interval (whole) or Hall's (1992), which corrects t for skewness (sampled)
     paired mean    a t interval; with known limits and few levels that differ, Bonett and Price's (2012)
     difference     of two independent means: the square-and-add rule (Newcombe 1998, Zou and Donner 2008)
@@ -55,6 +56,10 @@ def mean_bounds(returns: np.ndarray, whole: bool, limits: Limits | None = None) 
     center = (mean + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
     half = _Z / (1 + _Z**2 / count) * np.sqrt(mean * (1 - mean) / count + _Z**2 / (4 * count**2))
     lower, upper = np.clip(center - half, 0, 1), np.clip(center + half, 0, 1)
+    if not whole and returns.shape[-1] > 1:  # with one episode per level, Wilson's interval reaches as far already
+        # A kind of levels of which the sample has none: never or always solved, as common as Wilson's limit for 0 of L.
+        unseen = _Z**2 / (returns.shape[-2] + _Z**2)
+        lower, upper = np.minimum(lower, mean * (1 - unseen)), np.maximum(upper, mean + (1 - mean) * unseen)
     return low + (high - low) * lower, low + (high - low) * upper
 
 

@@ -74,6 +74,28 @@ def test_interval_covers_an_improvement_on_few_levels() -> None:
     assert np.mean((low <= truth) & (truth <= high)) >= 0.93
 
 
+@pytest.mark.parametrize(("levels", "data_sets"), [(20, 2500), (50, 1500), (200, 700)])
+def test_held_out_interval_covers_rare_levels_that_a_sample_may_lack(levels: int, data_sets: int) -> None:
+    """Without the extension of Wilson's interval, .63 would be covered with 20 episodes on each of 20 levels."""
+    for source in ("5 % never", "1 % never"):
+        for episodes in (2, 10, 20):
+            shares = coverage(sources()[source], levels, episodes, data_sets, seed=0)
+            for kind in ("held-out", "gap"):
+                assert covers(shares[kind], data_sets, at_most=1.0), (source, episodes, kind, shares[kind])
+
+
+def test_wilsons_interval_is_extended_only_where_sampled_levels_are_alike() -> None:
+    share = 1.959964**2 / (20 + 1.959964**2)  # of levels of which none is among 20
+    alike = successes(*[10] * 16, *[9] * 4, of=10)
+    assert interval(alike, False)[0] == pytest.approx(9.8 * (1 - share))
+    assert interval(10 - alike, False)[1] == pytest.approx(0.2 + 9.8 * share)
+    assert interval(alike, True)[0] > 9.4  # these levels are all there are
+    low, high = interval(successes(*[10] * 8, *[5] * 4, *[0] * 8, of=10), False)
+    assert low < 5 * (1 - share) and high > 5 + 5 * share
+    count = 25 * (1.959964 / 2.093) ** 2  # .25 / V, and t has 19 degrees of freedom
+    assert high - low == pytest.approx(10 * 1.959964 / math.sqrt(count + 1.959964**2), rel=1e-3)
+
+
 def test_t_quantiles_invert_the_distribution_function() -> None:
     def cdf(t: float, df: int) -> float:  # for even df, Abramowitz and Stegun 26.7.4
         theta = math.atan(t / math.sqrt(df))
