@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import Config, ConfigError
+from common.games import MAX_LEVEL_SEED
 from common.storage.atomic_files import replace, write_durably
 from common.storage.file_system import remove_quietly
 from common.storage.run_directory import RunDirectory
@@ -98,11 +99,11 @@ def read_level_sets(path: Path, config: Config) -> LevelSets:
     """The level sets stored in levels.json.
 
     Raises:
-        ConfigError: the file cannot be read, was edited, or belongs to other settings than `config`.
+        ConfigError: the file cannot be read, was edited or damaged, or belongs to other settings than `config`.
     """
     try:
         contents = json.loads(path.read_bytes())
-        sets = LevelSets(*(tuple(int(level) for level in contents[split]) for split in SPLITS))
+        sets = LevelSets(*(tuple(contents[split]) for split in SPLITS))
         settings, version = dict(contents["settings"]), contents["format"]
         sha256 = contents.pop("sha256", None)  # files of earlier versions have none
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -112,6 +113,8 @@ def read_level_sets(path: Path, config: Config) -> LevelSets:
     differing = [name for name in _SETTINGS if settings.get(name) != getattr(config, name)]
     if differing:
         raise ConfigError(f"{path} belongs to other settings ({', '.join(differing)})")
+    if (defect := _defect(sets, config)) is not None:
+        raise ConfigError(f"{path} was edited or is damaged: {defect}; restore it or start a new run")
     if version != FORMAT:
         logger.warning(
             "%s was made by another audit (format %s, now %s) and is kept: every score of this run uses its levels",
@@ -120,6 +123,25 @@ def read_level_sets(path: Path, config: Config) -> LevelSets:
             FORMAT,
         )
     return sets
+
+
+def _defect(sets: LevelSets, config: Config) -> str | None:
+    """What is wrong with level sets that were read from a file; None if they can be those of `config`."""
+    training_levels = training_range(config)
+    seen: dict[int, Split] = {}
+    for split in SPLITS:
+        if not sets.of(split):
+            return f"{split} has no levels"
+        for level in sets.of(split):
+            if type(level) is not int or not 0 <= level < MAX_LEVEL_SEED:
+                return f"{split} has {json.dumps(level)}, which is not a level from 0 to {MAX_LEVEL_SEED - 1}"
+            if level in seen:
+                twice = "twice" if seen[level] == split else f"as {seen[level]} too"
+                return f"{split} has level {level} {twice}"
+            if split != "train" and level in training_levels:  # of which `train` can be a sample
+                return f"{split} has training level {level}"
+            seen[level] = split
+    return None
 
 
 def _sha256(contents: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import logging
 import os
 import struct
 from collections import deque
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from evaluator.levels.audit_cache import AuditCache
 from evaluator.levels.behavior import first_frames, nothing_happens, play
 from evaluator.levels.level_envs import level_state
 from evaluator.levels.level_file import audited_level_sets, flags, read_level_sets, stored_level_sets
+from evaluator.levels.level_sets import draw_level_sets
 
 COINRUN = Game("coinrun", "easy")
 MAZE = Game("maze", "easy")
@@ -216,6 +218,47 @@ def test_edited_levels_are_refused(tmp_path: Path) -> None:
     run.level_sets.write_text(json.dumps(contents))
     with pytest.raises(ConfigError, match=r"levels\.json was edited"):
         stored_level_sets(run, config)
+
+
+@pytest.mark.parametrize(
+    ("split", "levels", "defect"),
+    [
+        ("validation", [7, 8, 7], "validation has level 7 twice"),
+        ("validation", [0, 7, 8], "validation has level 0 as train too"),
+        ("validation", [7, 8, 4], "validation has training level 4"),  # `train` is a sample of levels 0 to 4
+        ("test", [7, 8, 2000], "test has level 2000 as validation too"),
+        ("test", [], "test has no levels"),
+        ("train", [0, -1], "train has -1, which is not a level from 0 to 2147483646"),
+        ("train", [0, 2**31 - 1], "train has 2147483647, which is not"),
+        ("train", [0, 1.0], "train has 1.0, which is not"),
+        ("train", [0, True], "train has true, which is not"),
+        ("train", ["0\n"], r'train has "0\n", which is not'),
+        ("train", [[0]], r"train has [0], which is not"),
+    ],
+)
+def test_levels_without_a_hash_are_checked_one_by_one(
+    tmp_path: Path, split: str, levels: list[Any], defect: str
+) -> None:
+    run, config = RunDirectory(tmp_path), easy("leaper", num_levels=5)
+    valid = {"format": 2, "settings": {name: getattr(config, name) for name in level_file._SETTINGS}}
+    valid |= {"train": [0, 2], "validation": [2000, 2001], "test": [3000, 3001]}
+    run.level_sets.write_text(json.dumps(valid))
+    assert read_level_sets(run.level_sets, config).validation == (2000, 2001)
+    run.level_sets.write_text(json.dumps(valid | {split: levels}))
+    with pytest.raises(ConfigError) as error:
+        read_level_sets(run.level_sets, config)
+    assert str(error.value).startswith(f"{run.level_sets} was edited or is damaged: {defect}")
+    assert str(error.value).endswith("; restore it or start a new run") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("given", [{"num_levels": 0}, {"num_levels": 3000}, {"start_level": 2, "held_out": "next"}])
+def test_every_kind_of_level_sets_can_be_read_again(tmp_path: Path, given: dict[str, Any]) -> None:
+    config = easy("leaper", **{"num_levels": 2, **given})
+    sets = draw_level_sets(config)[0]
+    contents = {"format": 2, "settings": {name: getattr(config, name) for name in level_file._SETTINGS}, **asdict(sets)}
+    path = tmp_path / "levels.json"
+    path.write_text(json.dumps(contents))
+    assert read_level_sets(path, config) == sets
 
 
 def test_next_levels_are_flagged_and_stored(tmp_path: Path) -> None:
