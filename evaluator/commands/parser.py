@@ -103,10 +103,11 @@ def _add_video(commands: Any) -> None:
     add("path", type=directory_path, metavar="RUN_DIR_OR_CHECKPOINT", help=text)
     add("--output", type=Path, required=True, metavar="FILE", help="the gif to write; must not exist")
     level = parser.add_mutually_exclusive_group()
-    level.add_argument("--level", type=level_seed, metavar="N", help="the level to play")
+    text = "the level to play; each use of a test level is logged in the run's test_uses.jsonl"
+    level.add_argument("--level", type=level_seed, metavar="N", help=text)
     text = "choose the level by the scores in the run directory (default: worst)"
     level.add_argument("--which", choices=("worst", "forgotten", "typical"), help=text)
-    text = "split to choose the level from (default: the run's --live-split)"
+    text = "split to choose the level from, logged as above if it is test (default: the run's --live-split)"
     add("--split", choices=_SPLITS, help=text)
     text = "width and height of the image in pixels: 64, as the policy sees it, or 512 (default: 64)"
     add("--resolution", type=whole_number, choices=(64, 512), default=64, help=text)

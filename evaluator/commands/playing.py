@@ -1,4 +1,4 @@
-"""What `score` and `compare` share: playing checkpoints on the same levels, and logging each use of the test levels."""
+"""What commands share: playing checkpoints on the same levels, and logging each use of the test levels."""
 
 import argparse
 import os

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import signal
 import subprocess
@@ -131,6 +132,46 @@ def test_each_use_of_the_test_levels_is_logged_and_counted(
     assert len(read_jsonl(run.test_uses)) == before + 2
 
 
+def test_each_video_of_a_test_level_is_logged_before_it_is_played(
+    save: Callable[[Path, int], Path],
+    config: Config,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    run.write_config(config, {})
+    save(run.checkpoints, 10)
+    assert (
+        main(["score", str(run.path), "--backfill"]) == 0
+    )  # training levels 0 and 1, test 2 and 3, validation 4 and 5
+    for number, (flags, logs) in enumerate(
+        [
+            (["--split", "test"], True),
+            ([], True),  # the live split
+            (["--level", "3"], True),
+            (["--level", "0"], False),
+            (["--level", "4"], False),
+            (["--split", "train"], False),
+            (["--split", "validation", "--which", "typical"], False),
+        ]
+    ):
+        before = len(read_jsonl(run.test_uses))
+        capsys.readouterr()
+        assert main(["video", str(run.path), "--output", str(tmp_path / f"{number}.gif"), *flags]) == 0
+        assert len(read_jsonl(run.test_uses)) == before + logs
+        assert (f"use number {before + 1} of the test levels" in capsys.readouterr().err) is logs, flags
+    use = read_jsonl(run.test_uses)[-1]
+    assert (use["command"], use["policy_version"], use["episodes_per_level"]) == ("video", 10, 1)
+    assert main(["video", str(run.path), "--output", str(tmp_path / "0.gif"), "--split", "test"]) == 2  # it exists
+    assert len(read_jsonl(run.test_uses)) == 3
+    monkeypatch.setattr(os, "access", lambda path, mode: path != run.test_uses)  # root may write everywhere
+    assert main(["video", str(run.path), "--output", str(tmp_path / "new.gif")]) == 2
+    assert f"cannot log the use of the test levels in {run.test_uses}" in capsys.readouterr().err
+    assert not (tmp_path / "new.gif").exists()
+
+
 def test_score_says_why_one_episode_per_level_has_no_interval(
     run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -257,7 +298,7 @@ def test_video_of_a_run_uses_its_newest_checkpoint_with_scores(
     captured = capsys.readouterr()
     assert json.loads(captured.out)["policy_version"] == 10
     used = run.checkpoints / "00000010"
-    assert captured.err == f"evaluator: the newest checkpoint has no scores yet; using {used}\n"
+    assert captured.err.startswith(f"evaluator: the newest checkpoint has no scores yet; using {used}\n")
     assert main(["video", str(newest), "--output", str(tmp_path / "b.gif")]) == 2  # that one and no other
 
 
