@@ -90,7 +90,7 @@ class EvaluationService:
     def finish(self, timeout: float) -> dict[str, Any] | None:
         """Waits until nothing is left to score and returns the newest version's row; None after `timeout` seconds.
 
-        With `config.backfill`, skipped checkpoints are scored too, the newest first.
+        With `config.backfill`, skipped checkpoints are scored too, the oldest first.
 
         Raises:
             EvaluationFailed: scoring stopped with an error.
@@ -110,7 +110,10 @@ class EvaluationService:
             return EvaluatorStatus(row, self.last_error, unfinished, self._newest_version)
 
     def backfill(self) -> None:
-        """From now on, scores skipped checkpoints when no other checkpoint is waiting."""
+        """From now on, scores skipped checkpoints when no other checkpoint is waiting.
+
+        The oldest first: then all earlier versions have scores when videos of forgotten levels are chosen.
+        """
         with self._changed:
             self._is_backfilling = True
             self._changed.notify_all()
@@ -124,8 +127,7 @@ class EvaluationService:
     def is_idle(self) -> bool:
         """Whether nothing is being scored or waiting to be scored."""
         with self._changed:
-            is_waiting = self._waiting_baseline is not None or self._waiting is not None
-            return not is_waiting and self._scoring is None and self._next_unscored() is None
+            return self._scoring is None and not self._has_more
 
     def close(self) -> None:
         """Stops after the checkpoint being scored."""
@@ -160,15 +162,22 @@ class EvaluationService:
             self._skipped += 1
             self._waiting = path
 
+    @property
+    def _has_more(self) -> bool:
+        """Whether a checkpoint is waiting to be scored."""
+        with self._changed:
+            is_waiting = self._waiting_baseline is not None or self._waiting is not None
+            return is_waiting or self._next_unscored() is not None
+
     def _next_unscored(self) -> Path | None:
-        """The newest readable checkpoint on disk without scores; None unless backfilling."""
+        """The oldest readable checkpoint on disk without scores; None unless backfilling."""
         if not self._is_backfilling:
             return None
         try:
             paths = list_checkpoints(self._run.checkpoints)
         except OSError:  # the run directory is away; this is asked again with each notice and each `finish`
             return None
-        for path in reversed(paths):
+        for path in paths:
             version = int(path.name)
             if not self._files.is_scored(version) and version not in self._unreadable:
                 return path
@@ -179,6 +188,8 @@ class EvaluationService:
         try:
             while (checkpoint := self._next_checkpoint()) is not None:
                 self._score_until_written(*checkpoint)
+                if not self._has_more:
+                    self._files.show_corrections()
         except Exception as error:  # raised again in the threads that call `latest` and `finish`
             logger.exception("scoring stopped")
             with self._changed:

@@ -58,6 +58,20 @@ def set_aside_rows(path: Path, belongs: Callable[[dict[str, Any]], bool]) -> int
     return len(abandoned)
 
 
+def change_rows(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Replaces each row by what `change` returns for it, all in one step. Equal rows and other lines stay as they are.
+
+    Raises:
+        OSError: the file cannot be read or written; it is as before.
+    """
+    lines = path.read_bytes().splitlines(keepends=True)
+    for index, line in enumerate(lines):
+        row = _parse(line)
+        if row is not None and (changed := change(row)) != row:
+            lines[index] = json.dumps(_finite(changed)).encode() + b"\n"
+    write_atomically(path, b"".join(lines))
+
+
 def set_aside_text(path: Path, lines: str) -> None:
     """Appends complete lines to `<name>.abandoned`, unless it ends with them.
 
@@ -92,7 +106,7 @@ def _parse_int(text: str) -> int | None:
     return number if -(2**63) <= number < 2**63 else None
 
 
-def _parse(line: str) -> dict[str, Any] | None:
+def _parse(line: str | bytes) -> dict[str, Any] | None:
     try:
         row = parse_json(line)
     except ValueError:

@@ -10,7 +10,6 @@ import re
 import socket
 import struct
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -103,19 +102,20 @@ class EventFile:
             self._writer.write(event.SerializeToString())
 
 
-def shown_tags(directory: Path) -> dict[int, Counter[str]]:
-    """How often TensorBoard shows each tag at each step, by its rule for the files of one directory.
+def shown_points(directory: Path) -> dict[int, dict[str, list[float]]]:
+    """The values that TensorBoard shows of each tag at each step, by its rule for the files of one directory; 0 for a
+    picture.
 
     They are read in the order of their names; a session's START event discards what was read before of its step and
     later ones. A file is read up to its first incomplete record.
     """
-    shown: dict[int, Counter[str]] = {}
+    shown: dict[int, dict[str, list[float]]] = {}
     for path in sorted(directory.glob("*tfevents*")) if directory.is_dir() else ():
         for event in _events(path.read_bytes()):
             if event.session_log.status == SessionLog.START:
                 shown = {step: tags for step, tags in shown.items() if step < event.step}
             for value in event.summary.value:
-                shown.setdefault(event.step, Counter())[value.tag] += 1
+                shown.setdefault(event.step, {}).setdefault(value.tag, []).append(value.simple_value)
     return shown
 
 

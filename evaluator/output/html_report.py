@@ -22,14 +22,14 @@ from common.storage.run_directory import RunDirectory
 from common.text import MISSING, format_count, format_interval, format_score
 from evaluator.levels.level_file import describe_finding
 from evaluator.levels.level_sets import SPLITS, Split
-from evaluator.output.scoreboard import LEVEL_CHOICES, LevelHistory, scoreboard
+from evaluator.output.scoreboard import LEVEL_CHOICES, LevelHistory, scoreboards
 from evaluator.output.templates import page_environment
 from evaluator.scores.ranking import best_row
 
 _VIDEO_NAME = re.compile(rf"(\d+)-({'|'.join(LEVEL_CHOICES)})-level(\d+)\.gif")
 _VIDEO_MEANING = {
     "worst": "the lowest mean return",
-    "forgotten": "furthest below its best mean return at an earlier checkpoint",
+    "forgotten": "furthest below its best mean return at an earlier checkpoint that had a score by then",
     "typical": "the median mean return",
 }
 
@@ -96,7 +96,9 @@ def render_report(run: RunDirectory) -> str:
             run.levels_plot, "png", "Mean return of every level at every scored checkpoint, one panel per split."
         ),
         boards={
-            split: board for split, board in scoreboard(history, newest["policy_version"]).items() if split in newest
+            split: board
+            for split, board in scoreboards(history).get(newest["policy_version"], {}).items()
+            if split in newest
         },
         videos=_videos(run, rows, history),
         level_sets=_level_sets(run.level_sets),

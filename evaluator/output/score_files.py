@@ -2,7 +2,8 @@
 
 A row in evaluations.jsonl marks a policy version as scored. It is written after that version's rows in levels.csv, so
 a crash between the two leaves rows in levels.csv without an evaluation; the next start moves these rows to
-levels.csv.abandoned, and the version can be scored again. Everything else is derived from these two files.
+levels.csv.abandoned, and the version can be scored again. Everything else is derived from these two files, and the
+boards in evaluations.jsonl from levels.csv.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import io
 import logging
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, fields
 from typing import Any, cast
 
@@ -21,13 +22,13 @@ from common.config import Config
 from common.storage.atomic_files import write_atomically
 from common.storage.checkpoints import checkpoint_name, has_other_weights
 from common.storage.file_lock import FileIsLocked, FileLock
-from common.storage.jsonl import append_jsonl, set_aside_rows, set_aside_text
+from common.storage.jsonl import append_jsonl, change_rows, set_aside_rows, set_aside_text
 from common.storage.run_directory import RunDirectory
-from common.storage.tensorboard import EventFile, shown_tags
+from common.storage.tensorboard import EventFile, shown_points
 from evaluator.levels.level_sets import SPLITS, Split
 from evaluator.output.plot import levels_figure, png, scores_figure
 from evaluator.output.published import compare_with_published, training_return
-from evaluator.output.scoreboard import LEVEL_CHOICES, LevelHistory, scoreboard
+from evaluator.output.scoreboard import LEVEL_CHOICES, LevelHistory, SplitBoard, scoreboards
 from evaluator.output.text import other_weights_warning
 from evaluator.output.video import Video, encode_gif
 from evaluator.scores.evaluation import Evaluation
@@ -66,6 +67,7 @@ class ScoreFiles:
         self.config = config
         self.rows: list[dict[str, Any]] = []
         self._pictured: int | None = None  # the version whose plots TensorBoard got last
+        self._has_unshown_corrections = False
         self._live_split = cast(Split, config.live_split)
         try:
             self._lock = FileLock(run.evaluator_lock)
@@ -92,6 +94,7 @@ class ScoreFiles:
         self.rows = rows
         self._set_aside_unscored_levels()
         self._history = LevelHistory.read(self.run.levels, set(map(_version, self.rows)))
+        self._correct_boards()
         self._is_shown = False
         with contextlib.suppress(OSError):  # tried again with the next score
             self._repair_tensorboard()
@@ -125,13 +128,15 @@ class ScoreFiles:
         row = {
             **scores,
             "published": compare_with_published(self.config, scores, training_return(self.run, version)),
-            "scoreboard": {split: board.counts() for split, board in scoreboard(self._history, version).items()},
+            "scoreboard": _counts(scoreboards(self._history)[version]),
             "skipped": skipped,
             "eval_seconds": eval_seconds,
             "updates_behind": updates_behind,
         }
         append_jsonl(self.run.evaluations, row)
         self.rows = sorted([*self.rows, row], key=_version)
+        if row is not self.rows[-1]:
+            self._correct_boards()
         if self._is_shown:
             self._is_shown = False  # until it has been written
             self._events.add_scalars(_scalars(row), row["frames"])
@@ -156,6 +161,12 @@ class ScoreFiles:
             (frames,) = (row["frames"] for row in self.rows if _version(row) == policy_version)
             self._events.add_pictures({"evaluation/scores": curves, "evaluation/levels": levels}, frames)
             self._pictured = policy_version
+
+    def show_corrections(self) -> None:
+        """Lets TensorBoard show corrected rows. It gets all later points again: not to be called after every score."""
+        if self._has_unshown_corrections:
+            with contextlib.suppress(OSError):  # tried again at the next start
+                self._repair_tensorboard()
 
     def levels_to_record(self, policy_version: int) -> dict[str, int]:
         """Levels of the live split worth a video, each at most once: {"worst": level, "forgotten": ...}."""
@@ -208,6 +219,33 @@ class ScoreFiles:
         set_aside_text(self.run.levels, "".join(line.rstrip("\n") + "\n" for line in abandoned))
         write_atomically(self.run.levels, (",".join(CSV_COLUMNS) + "\n" + "".join(kept)).encode())
 
+    def _correct_boards(self) -> None:
+        """Corrects the boards of rows after an older version was scored, or set aside.
+
+        No board if levels.csv lacks levels of a row: then what the rows say is all that is known.
+        """
+        boards = scoreboards(self._history)
+        corrected: dict[int, dict[str, Any]] = {}
+        for row in self.rows:
+            version = _version(row)
+            for split in SPLITS:
+                if split in row and len(self._history.at(split, version)) != row[split]["levels"]:
+                    return
+            board = row["scoreboard"] | _counts(boards.get(version, {}))
+            if board != row["scoreboard"]:
+                corrected[version] = board
+
+        def correct(row: dict[str, Any]) -> dict[str, Any]:
+            version = row.get("policy_version")
+            if isinstance(version, int) and version in corrected:
+                return row | {"scoreboard": corrected[version]}
+            return row
+
+        if corrected:
+            change_rows(self.run.evaluations, correct)
+            self.rows = [correct(row) for row in self.rows]
+            self._has_unshown_corrections = True
+
     def _link_best(self) -> None:
         """Points checkpoints/best to the best version whose checkpoint still exists."""
         best = best_row(row for row in self.rows if (self.run.checkpoints / checkpoint_name(_version(row))).is_dir())
@@ -217,14 +255,10 @@ class ScoreFiles:
             self.run.set_best_checkpoint(checkpoint_name(_version(best)))
 
     def _repair_tensorboard(self) -> None:
-        """Makes TensorBoard show the scores of every row once, and none of a version that was set aside."""
-        shown = shown_tags(self._events.directory)
+        """Makes TensorBoard show what every row says, once, and nothing of a version that was set aside."""
+        shown = shown_points(self._events.directory)
         rows = {row["frames"]: row for row in self.rows}
-        wrong = [
-            step
-            for step, tags in shown.items()
-            if step not in rows or any(tags[name] != 1 for name in _scalars(rows[step]))
-        ]
+        wrong = [step for step, tags in shown.items() if step not in rows or not _shows(tags, _scalars(rows[step]))]
         purged_from = min(wrong, default=math.inf)
         if wrong:
             self._events.purge(min(wrong))
@@ -232,6 +266,19 @@ class ScoreFiles:
             if step >= purged_from or step not in shown:
                 self._events.add_scalars(_scalars(rows[step]), step)
         self._is_shown = True
+        self._has_unshown_corrections = False
+
+
+def _counts(boards: Mapping[Split, SplitBoard]) -> dict[str, dict[str, int]]:
+    return {split: board.counts() for split, board in boards.items()}
+
+
+def _shows(tags: Mapping[str, Sequence[float]], scalars: Mapping[str, float]) -> bool:
+    """Whether each scalar is shown once, with this value; TensorBoard has single precision."""
+    return all(
+        len(points := tags.get(name, ())) == 1 and math.isclose(points[0], value, rel_tol=1e-6, abs_tol=1e-6)
+        for name, value in scalars.items()
+    )
 
 
 def _scalars(row: dict[str, Any]) -> dict[str, float]:

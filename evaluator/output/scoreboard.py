@@ -16,7 +16,7 @@ SOLVED_RATE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class SplitBoard:
-    """Level seeds of one split at one version, in the split's order, compared with the version scored before it."""
+    """Level seeds of one split at one version, in the split's order, compared with the version before it."""
 
     solved: tuple[int, ...]
     newly_solved: tuple[int, ...]
@@ -79,26 +79,24 @@ class LevelHistory:
         return [self.at(split, earlier) for earlier in self.versions(split) if earlier < version]
 
 
-def scoreboard(history: LevelHistory, version: int) -> dict[Split, SplitBoard]:
-    """The board of every split that `version` played."""
-    boards: dict[Split, SplitBoard] = {}
+def scoreboards(history: LevelHistory) -> dict[int, dict[Split, SplitBoard]]:
+    """The boards of every version, by version and the splits that it played."""
+    boards: dict[int, dict[Split, SplitBoard]] = {}
     for split in SPLITS:
-        scores = history.at(split, version)
-        if not scores:
-            continue
-        solved_before = [
-            {level for level, score in earlier.items() if is_solved(score)}
-            for earlier in history.before(split, version)
-        ]
-        previous, ever = solved_before[-1] if solved_before else set(), set().union(*solved_before)
-        solved = tuple(level for level, score in scores.items() if is_solved(score))
-        unsolved = tuple(level for level, score in scores.items() if not is_solved(score))
-        boards[split] = SplitBoard(
-            solved=solved,
-            newly_solved=tuple(level for level in solved if level not in previous),
-            forgotten=tuple(level for level in unsolved if level in previous),
-            never_solved=tuple(level for level in unsolved if level not in ever),
-        )
+        previous: set[int] = set()
+        ever: set[int] = set()
+        for version in history.versions(split):
+            scores = history.at(split, version)
+            solved = tuple(level for level, score in scores.items() if is_solved(score))
+            unsolved = tuple(level for level, score in scores.items() if not is_solved(score))
+            boards.setdefault(version, {})[split] = SplitBoard(
+                solved=solved,
+                newly_solved=tuple(level for level in solved if level not in previous),
+                forgotten=tuple(level for level in unsolved if level in previous),
+                never_solved=tuple(level for level in unsolved if level not in ever),
+            )
+            previous = set(solved)
+            ever |= previous
     return boards
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from common.storage.run_directory import RunDirectory
-from common.storage.tensorboard import shown_tags
+from common.storage.tensorboard import shown_points
 from tests.conftest import build_preload
 
 PROJECT = Path(__file__).parents[2]
@@ -38,8 +38,8 @@ def test_run_without_links_and_locks_is_scored_and_resumed(preload, run_learner,
     rows = [json.loads(line) for line in run.evaluations.read_text().splitlines()]
     versions = [0, 2, 4]
     assert sorted(row["policy_version"] for row in rows) == versions
-    assert sorted(shown_tags(run.tensorboard / "evaluator")) == [64 * version for version in versions]
-    assert sorted(shown_tags(run.tensorboard / "learner")) == [64 * version for version in range(1, 5)]
+    assert sorted(shown_points(run.tensorboard / "evaluator")) == [64 * version for version in versions]
+    assert sorted(shown_points(run.tensorboard / "learner")) == [64 * version for version in range(1, 5)]
     assert run.best_checkpoint() in {path.name for path in run.checkpoints.iterdir()} and not run.best.is_symlink()
     assert not list(run.path.glob(".learner.lock.owner"))
     scored = subprocess.run(

@@ -18,8 +18,9 @@ from common.config import Config
 from common.messages import CheckpointNotice, EvaluatorStatus
 from common.process import set_file_modes
 from common.storage.atomic_files import write_atomically
+from common.storage.checkpoints import Checkpoint
 from common.storage.run_directory import RunDirectory
-from common.storage.tensorboard import shown_tags
+from common.storage.tensorboard import shown_points
 from evaluator import service as service_module
 from evaluator.output import score_files
 from evaluator.output.log_file import LogFile
@@ -220,17 +221,48 @@ def test_new_service_finds_the_unscored_baseline_and_newest_checkpoint(
     assert [row["policy_version"] for row in stored(run)] == [0, 20]
 
 
-def test_backfill_scores_readable_skipped_checkpoints_newest_first(
-    run: RunDirectory, config: Config, save: Save
+def test_backfill_scores_readable_skipped_checkpoints_oldest_first(
+    run: RunDirectory, config: Config, save: Save, caplog: pytest.LogCaptureFixture
 ) -> None:
-    paths = [save(run.checkpoints, version) for version in (0, 10, 20, 30)]
+    paths = [save(run.checkpoints, version) for version in (0, 10, 15, 20, 30)]
     (paths[1] / "policy.safetensors").write_bytes(b"abc")
     service = EvaluationService(run, dataclasses.replace(config, backfill=True))
     row = service.finish(DEADLINE)
     service.close()
     assert row is not None and row["policy_version"] == 30
-    assert [row["policy_version"] for row in stored(run)] == [0, 30, 20]
-    assert service.last_error is not None and "00000010" in service.last_error
+    assert [row["policy_version"] for row in stored(run)] == [0, 30, 15, 20]
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("checkpoint skipped: ") and "00000010" in warning
+
+
+def test_tensorboard_shows_the_boards_that_a_backfill_corrected(
+    service: EvaluationService, run: RunDirectory, save_blind: SaveBlind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def alternate(checkpoint: Checkpoint, *args: Any) -> Evaluation:
+        """Every second level is solved by every second version."""
+        scored = evaluate(checkpoint, *args)
+        rates = [float((checkpoint.policy_version // 10 + level.level) % 2) for level in scored.levels]
+        levels = [dataclasses.replace(level, success_rate=r) for level, r in zip(scored.levels, rates, strict=True)]
+        return dataclasses.replace(scored, levels=levels)
+
+    monkeypatch.setattr(service_module, "evaluate", alternate)
+    for version in (0, 30):
+        service.notify(notice(save_blind(run.checkpoints, version, [UP])))
+        assert service.finish(DEADLINE) is not None
+    for version in (10, 20, 40):
+        path = save_blind(run.checkpoints, version, [UP])
+    (path / "policy.safetensors").write_bytes(b"abc")  # the last one to be scored
+    service.backfill()
+    assert service.finish(DEADLINE) is not None
+    assert [row["policy_version"] for row in stored(run)] == [0, 30, 10, 20]
+    shown = shown_points(run.tensorboard / "evaluator")
+    assert len(shown) == 4
+    for row in stored(run):
+        for split, board in row["scoreboard"].items():
+            assert (board["solved"], board["newly_solved"]) == (1, 1)
+            assert board["forgotten"] == (1 if row["policy_version"] >= (20 if split == "validation" else 10) else 0)
+            for name, count in board.items():
+                assert shown[row["frames"]][f"scoreboard/{split}_{name}"] == [count]
 
 
 @pytest.mark.processes
@@ -344,8 +376,8 @@ def test_write_error_after_the_row_delays_plots_and_videos_and_changes_no_count(
     assert run.scores_plot.exists() and run.levels_plot.exists() and os.readlink(run.best) == "00000020"
     recorded = {path.name.split("-")[0] for path in run.videos.iterdir()}
     assert recorded == {"00000000", "00000020", "00000030"}
-    for tags in shown_tags(run.tensorboard / "evaluator").values():
-        assert set(tags.values()) == {1}
+    for tags in shown_points(run.tensorboard / "evaluator").values():
+        assert {len(points) for points in tags.values()} == {1}
 
 
 @pytest.mark.parametrize("is_mount_point", [False, True])

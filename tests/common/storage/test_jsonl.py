@@ -7,7 +7,7 @@ import pytest
 
 from common.storage import jsonl
 from common.storage.atomic_files import write_atomically
-from common.storage.jsonl import append_jsonl, read_jsonl, set_aside_rows
+from common.storage.jsonl import append_jsonl, change_rows, read_jsonl, set_aside_rows
 
 
 @pytest.fixture
@@ -127,3 +127,10 @@ def test_file_does_not_change_if_every_row_belongs(log):
 def test_setting_rows_aside_creates_no_file_if_there_is_none(log):
     assert set_aside_rows(log, lambda row: False) == 0
     assert list(log.parent.iterdir()) == []
+
+
+def test_only_changed_rows_are_written_anew(log):
+    kept = b'{"frames":  1}\nno row\xff\n{"frames": 2, "me\n[3]\n'
+    log.write_bytes(kept + b'{"frames": 4}\n{"frames": 5}')
+    change_rows(log, lambda row: row | {"mean": row["frames"] * 2.0} if row["frames"] > 3 else row)
+    assert log.read_bytes() == kept + b'{"frames": 4, "mean": 8.0}\n{"frames": 5, "mean": 10.0}\n'

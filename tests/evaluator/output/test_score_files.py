@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +19,11 @@ from common.resolution import resolve
 from common.storage.checkpoints import Checkpoint
 from common.storage.jsonl import append_jsonl, read_jsonl, set_aside_rows
 from common.storage.run_directory import RunDirectory
-from common.storage.tensorboard import EventFile, shown_tags
+from common.storage.tensorboard import EventFile, shown_points
+from evaluator.commands.watch_view import evaluation_line
 from evaluator.levels.level_sets import Split
 from evaluator.output import score_files
+from evaluator.output.html_report import render_report
 from evaluator.output.score_files import RunIsBeingScored, ScoreFiles
 from evaluator.output.video import record_episode
 from evaluator.scores.evaluation import Evaluation, evaluate
@@ -268,10 +271,128 @@ def test_versions_are_scored_whatever_the_order_in_which_they_were_added(
     files.close()
 
 
+SOLVED = {0: {0, 5}, 2: {1, 3}, 4: {0, 1}, 6: set(), 8: {0, 1, 5}}  # levels by version
+
+
+def solving(evaluation: Evaluation, version: int) -> Evaluation:
+    levels = [
+        dataclasses.replace(each, success_rate=float(each.level in SOLVED[version])) for each in evaluation.levels
+    ]
+    return dataclasses.replace(later(evaluation, version), levels=levels)
+
+
+def boards_of_levels_csv(run: RunDirectory) -> dict[int, Any]:
+    """By version and split, level by level from the oldest version to the newest."""
+    boards: dict[int, Any] = {}
+    for split in dict.fromkeys(split for split, _ in SLOTS):
+        last: dict[str, bool] = {}
+        ever: set[str] = set()
+        for version in SOLVED:
+            counts = dict.fromkeys(("solved", "newly_solved", "forgotten", "never_solved"), 0)
+            for row in level_rows(run):
+                if (int(row["policy_version"]), row["split"]) != (version, split):
+                    continue
+                level, is_solved = row["level"], float(row["success_rate"]) >= 0.5
+                was_solved, last[level] = last.get(level, False), is_solved
+                if is_solved:
+                    ever.add(level)
+                counts["solved"] += is_solved
+                counts["newly_solved"] += is_solved and not was_solved
+                counts["forgotten"] += was_solved and not is_solved
+                counts["never_solved"] += level not in ever
+            boards.setdefault(version, {})[split] = counts
+    return boards
+
+
+def shown_boards(run: RunDirectory) -> dict[int, Any]:
+    boards: dict[int, Any] = {}
+    for step, tags in shown_points(run.tensorboard / "evaluator").items():
+        for tag, points in tags.items():
+            if tag.startswith("scoreboard/"):
+                split, name = tag.removeprefix("scoreboard/").split("_", 1)
+                (boards.setdefault(step // 1000, {}).setdefault(split, {})[name],) = points
+    return boards
+
+
+@pytest.mark.parametrize("order", [(0, 2, 4, 6, 8), (0, 8, 6, 4, 2), (0, 8, 2, 4, 6), (8, 4, 0, 6, 2)])
+def test_boards_are_those_of_the_order_of_versions_whatever_was_scored_first(
+    order: tuple[int, ...], evaluation: Evaluation, config: Config, tmp_path: Path
+) -> None:
+    run = new_run(tmp_path, config)
+    files = ScoreFiles(run, config)
+    for version in order:
+        files.add(solving(evaluation, version), **CIRCUMSTANCES)
+    files.show_corrections()
+    expected = boards_of_levels_csv(run)
+    assert {row["policy_version"]: row["scoreboard"] for row in files.rows} == expected
+    files.close()
+    assert {row["policy_version"]: row["scoreboard"] for row in rows(run)} == expected
+    assert shown_boards(run) == expected
+    table = re.sub("<[^>]+>|\\s+", " ", render_report(run)).split("All evaluations")[1]
+    for row in run.read_evaluations():
+        board = expected[row["policy_version"]]["test"]
+        solved, newly_solved, forgotten = (board[name] for name in ("solved", "newly_solved", "forgotten"))
+        assert f"solved {solved} of 1 ({newly_solved} newly, {forgotten} forgotten)" in evaluation_line(row, False)
+        gap, seconds = f"{row['generalization_gap']:.2f}", f"{row['seconds']:.0f}"
+        cells = (gap, solved, newly_solved, forgotten, seconds)
+        assert re.search(rf" {row['frames']:,} .* {' +'.join(map(re.escape, map(str, cells)))} ", table)
+
+
+def test_boards_that_a_crash_left_uncorrected_are_corrected_at_the_next_start(
+    evaluation: Evaluation, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, change: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    run = new_run(tmp_path, config)
+    files = ScoreFiles(run, config)
+    for version in (0, 8, 6, 4):
+        files.add(solving(evaluation, version), **CIRCUMSTANCES)
+    with monkeypatch.context() as full:
+        full.setattr(score_files, "change_rows", fail)
+        with pytest.raises(OSError, match="No space"):
+            files.add(solving(evaluation, 2), **CIRCUMSTANCES)
+    files.close()
+    expected = boards_of_levels_csv(run)
+    assert {row["policy_version"]: row["scoreboard"] for row in rows(run)} != expected
+    ScoreFiles(run, config).close()
+    assert {row["policy_version"]: row["scoreboard"] for row in rows(run)} == expected == shown_boards(run)
+
+
+def test_boards_are_corrected_when_rows_of_other_weights_are_set_aside(
+    evaluation: Evaluation, config: Config, save: Callable[[Path, int], Path], tmp_path: Path
+) -> None:
+    run = new_run(tmp_path, config)
+    files = ScoreFiles(run, config)
+    for version in SOLVED:
+        files.add(solving(evaluation, version), **CIRCUMSTANCES)
+    files.close()
+    save(run.checkpoints, 4)
+    run.evaluations.write_text("".join(json.dumps(row | {"policy_sha256": "ab"}) + "\n" for row in rows(run)))
+    ScoreFiles(run, config).close()
+    expected = boards_of_levels_csv(run)
+    assert 4 not in {row["policy_version"] for row in rows(run)}
+    assert all(row["scoreboard"] == expected[row["policy_version"]] for row in rows(run))
+
+
+def test_boards_stay_as_stored_where_levels_csv_lacks_levels(
+    evaluation: Evaluation, config: Config, tmp_path: Path
+) -> None:
+    run = new_run(tmp_path, config)
+    files = ScoreFiles(run, config)
+    for version in SOLVED:
+        files.add(solving(evaluation, version), **CIRCUMSTANCES)
+    files.close()
+    before = run.evaluations.read_bytes()
+    run.levels.write_text("".join(line for line in run.levels.open() if not line.startswith("2,")))
+    ScoreFiles(run, config).close()
+    assert run.evaluations.read_bytes() == before
+
+
 def shown_steps(run: RunDirectory) -> dict[int, set[int]]:
     """For each step that TensorBoard shows: how often its scalars are shown (pictures may be missing)."""
-    shown = shown_tags(run.tensorboard / "evaluator")
-    return {step: {n for tag, n in tags.items() if "/train" in tag} for step, tags in shown.items()}
+    shown = shown_points(run.tensorboard / "evaluator")
+    return {step: {len(points) for tag, points in tags.items() if "/train" in tag} for step, tags in shown.items()}
 
 
 def test_tensorboard_shows_every_step_once_after_a_resume_backfill_and_restart(

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from evaluator.levels.level_sets import Split
-from evaluator.output.scoreboard import LevelHistory, SplitBoard, most_forgotten, scoreboard, typical, worst
+from evaluator.output.scoreboard import LevelHistory, SplitBoard, most_forgotten, scoreboards, typical, worst
 from evaluator.scores.statistics import LevelScore
 
 HEADER = "policy_version,split,level,episodes,mean_return,success_rate,timeout_rate,mean_length\n"
@@ -24,22 +24,22 @@ HISTORY = history_of((10, {5: 0, 6: 10, 7: 10, 8: 0}), (30, {5: 5, 6: 0, 7: 10, 
 
 
 def test_levels_are_compared_with_the_previous_version_in_any_scoring_order() -> None:
-    assert scoreboard(HISTORY, 10)["validation"] == SplitBoard((6, 7), (6, 7), (), (5, 8))
-    assert scoreboard(HISTORY, 20)["validation"] == SplitBoard((6,), (), (7,), (5, 8))
-    assert scoreboard(HISTORY, 30)["validation"] == SplitBoard((5, 7), (5, 7), (6,), (8,))
+    assert scoreboards(HISTORY)[10]["validation"] == SplitBoard((6, 7), (6, 7), (), (5, 8))
+    assert scoreboards(HISTORY)[20]["validation"] == SplitBoard((6,), (), (7,), (5, 8))
+    assert scoreboards(HISTORY)[30]["validation"] == SplitBoard((5, 7), (5, 7), (6,), (8,))
     counts = {"solved": 2, "newly_solved": 2, "forgotten": 1, "never_solved": 1}
-    assert scoreboard(HISTORY, 30)["validation"].counts() == counts
+    assert scoreboards(HISTORY)[30]["validation"].counts() == counts
 
 
 def test_level_is_solved_if_half_of_its_episodes_are_completed() -> None:
-    assert scoreboard(history_of((0, {1: 5.0, 2: 4.9})), 0)["validation"].solved == (1,)
+    assert scoreboards(history_of((0, {1: 5.0, 2: 4.9})))[0]["validation"].solved == (1,)
 
 
 def test_comparison_skips_versions_that_did_not_play_the_split() -> None:
     history = history_of((10, {5: 10}), (30, {5: 0}))
     history.add(20, [score(1, 10, "train")])
-    assert list(scoreboard(history, 20)) == ["train"]
-    assert scoreboard(history, 30)["validation"].forgotten == (5,)
+    assert list(scoreboards(history)[20]) == ["train"]
+    assert scoreboards(history)[30]["validation"].forgotten == (5,)
 
 
 def test_worst_typical_and_most_forgotten_levels() -> None:
@@ -64,5 +64,5 @@ def test_levels_csv_is_read_without_damaged_lines_and_unscored_versions(tmp_path
     assert history.versions("train") == [0, 10] and history.levels("train") == [3]
     assert history.at("train", 0)[3] == LevelScore("train", 3, 2, 5.0, 0.5, 0.0, 80.0)
     assert history.at("test", 0)[9].timeout_rate == 1.0
-    assert scoreboard(history, 10)["train"].forgotten == (3,)
+    assert scoreboards(history)[10]["train"].forgotten == (3,)
     assert LevelHistory.read(tmp_path / "none.csv", {0}).versions("train") == []

@@ -7,7 +7,7 @@ import pytest
 
 from common.storage.jsonl import read_jsonl
 from common.storage.run_directory import RunDirectory
-from common.storage.tensorboard import shown_tags
+from common.storage.tensorboard import shown_points
 from learner.reporting.run_log import RunLog
 
 
@@ -89,8 +89,8 @@ def test_row_that_was_written_in_part_is_shown_once(run, monkeypatch):
         patch.setattr(log._events, "add_scalars", full_after_one_point)
         log.add(row(2, value_loss=2.0))
     log.close()
-    shown = shown_tags(run.tensorboard / "learner")
-    assert len(shown) == 2 and {n for tags in shown.values() for n in tags.values()} == {1}
+    shown = shown_points(run.tensorboard / "learner")
+    assert len(shown) == 2 and {len(points) for tags in shown.values() for points in tags.values()} == {1}
 
 
 @pytest.mark.parametrize("resumed_at", [0, 1, 2])
@@ -104,5 +104,5 @@ def test_every_step_is_shown_once_after_a_resume(run, resumed_at):
     for version in range(resumed_at + 1, 4):
         resumed.add(row(version))
     resumed.close()
-    shown = shown_tags(run.tensorboard / "learner")
-    assert sorted(shown) == frames and {n for tags in shown.values() for n in tags.values()} == {1}
+    shown = shown_points(run.tensorboard / "learner")
+    assert sorted(shown) == frames and {len(points) for tags in shown.values() for points in tags.values()} == {1}
