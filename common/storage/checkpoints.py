@@ -109,7 +109,7 @@ def save_checkpoint(
 
 
 def set_aside(path: Path) -> Path:
-    """Renames a damaged or abandoned checkpoint to the first free `NAME.aside-N`."""
+    """Renames a damaged or abandoned checkpoint, or an abandoned video, to the first free `NAME.aside-N`."""
     n = 1
     while (aside := path.with_name(f"{path.name}.aside-{n}")).exists():
         n += 1

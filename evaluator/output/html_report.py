@@ -6,7 +6,6 @@ is read from files; nothing is played.
 
 import base64
 import json
-import re
 import statistics
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from common.config import Config, describe_differences, differs_from_preset
 from common.storage.checkpoints import list_checkpoints
 from common.storage.jsonl import has_fields, read_jsonl
 from common.storage.run_directory import RunDirectory
+from common.storage.videos import list_videos
 from common.text import MISSING, format_count, format_interval, format_score
 from evaluator.levels.level_file import describe_finding
 from evaluator.levels.level_sets import SPLITS, Split
@@ -26,7 +26,6 @@ from evaluator.output.scoreboard import LEVEL_CHOICES, LevelHistory, scoreboards
 from evaluator.output.templates import page_environment
 from evaluator.scores.ranking import best_row
 
-_VIDEO_NAME = re.compile(rf"(\d+)-({'|'.join(LEVEL_CHOICES)})-level(\d+)\.gif")
 _VIDEO_MEANING = {
     "worst": "the lowest mean return",
     "forgotten": "furthest below its best mean return at an earlier checkpoint that had a score by then",
@@ -221,20 +220,18 @@ def _videos(run: RunDirectory, rows: Sequence[Row], history: LevelHistory) -> li
     """The videos of the newest scored version that has any."""
     splits: dict[int, Split] = {row["policy_version"]: cast(Split, row["held_out_split"]) for row in rows}
     found = [
-        (int(match[1]), match[2], int(match[3]), path)
-        for path in run.videos.glob("*.gif")
-        if (match := _VIDEO_NAME.fullmatch(path.name)) and int(match[1]) in splits
+        video for video in list_videos(run.videos) if video.policy_version in splits and video.kind in LEVEL_CHOICES
     ]
-    newest = max((version for version, *_ in found), default=None)
     figures = []
-    shown = [video for video in found if video[0] == newest]
-    for version, kind, level, path in sorted(shown, key=lambda video: list(LEVEL_CHOICES).index(video[1])):
-        caption = f"Version {version}, {splits[version]} level {level}, {kind}: {_VIDEO_MEANING[kind]}."
+    shown = [video for video in found if video.policy_version == found[-1].policy_version]
+    for video in sorted(shown, key=lambda video: list(LEVEL_CHOICES).index(video.kind)):
+        version, level = video.policy_version, video.level
+        caption = f"Version {version}, {splits[version]} level {level}, {video.kind}: {_VIDEO_MEANING[video.kind]}."
         if (score := history.at(splits[version], version).get(level)) is not None:
             episodes = format_count(score.episodes, "episode")
             caption += f" Return {score.mean_return:.2f}, success {score.success_rate:.0%} of {episodes}."
         alt = f"One episode of policy version {version} on level {level}, frame by frame with action probabilities"
-        figures.append(_figure(path, "gif", alt, caption))
+        figures.append(_figure(video.path, "gif", alt, caption))
     return [figure for figure in figures if figure is not None]
 
 

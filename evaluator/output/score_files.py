@@ -2,8 +2,9 @@
 
 A row in evaluations.jsonl marks a policy version as scored. It is written after that version's rows in levels.csv, so
 a crash between the two leaves rows in levels.csv without an evaluation; the next start moves these rows to
-levels.csv.abandoned, and the version can be scored again. Everything else is derived from these two files, and the
-boards in evaluations.jsonl from levels.csv.
+levels.csv.abandoned, and the version can be scored again. So it renames videos of versions without an evaluation, which
+are of weights that were set aside. Everything else is derived from these two files, and the boards in evaluations.jsonl
+from levels.csv.
 """
 
 import contextlib
@@ -25,6 +26,7 @@ from common.storage.file_lock import FileIsLocked, FileLock
 from common.storage.jsonl import append_jsonl, change_rows, set_aside_rows, set_aside_text
 from common.storage.run_directory import RunDirectory
 from common.storage.tensorboard import EventFile, shown_points
+from common.storage.videos import set_aside_videos, video_name
 from evaluator.levels.level_sets import SPLITS, Split
 from evaluator.output.plot import levels_figure, png, scores_figure
 from evaluator.output.published import compare_with_published, training_return
@@ -93,6 +95,7 @@ class ScoreFiles:
             raise FileNotFoundError(errno.ENOENT, "no row is left", str(self.run.evaluations))
         self.rows = rows
         self._set_aside_unscored_levels()
+        set_aside_videos(self.run.videos, lambda version: not self.is_scored(version))
         self._history = LevelHistory.read(self.run.levels, set(map(_version, self.rows)))
         self._correct_boards()
         self._is_shown = False
@@ -180,8 +183,7 @@ class ScoreFiles:
     def add_video(self, policy_version: int, kind: str, video: Video) -> None:
         """Writes videos/VERSION-KIND-levelN.gif."""
         self.run.videos.mkdir(exist_ok=True)
-        name = f"{checkpoint_name(policy_version)}-{kind}-level{video.level}.gif"
-        write_atomically(self.run.videos / name, encode_gif(video))
+        write_atomically(self.run.videos / video_name(policy_version, kind, video.level), encode_gif(video))
 
     def close(self) -> None:
         """Closes the TensorBoard file and releases the lock."""

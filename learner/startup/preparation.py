@@ -20,6 +20,7 @@ from common.storage.file_lock import FileIsLocked, FileLock
 from common.storage.file_system import why_and_remedy
 from common.storage.jsonl import set_aside_rows
 from common.storage.run_directory import RunDirectory, claim_directory
+from common.storage.videos import set_aside_videos
 from common.versions import PROCGEN_BUILDS, installed_versions, named_build, procgen_build
 from learner.startup.flags import CommandLine
 
@@ -289,6 +290,7 @@ def _set_aside_after(run: RunDirectory, policy_version: int) -> None:
         for path in list_checkpoints(directory):
             if int(path.name) > policy_version:
                 set_aside(path)
+    set_aside_videos(run.videos, lambda version: version > policy_version)
     best = run.best_checkpoint() or ""
     if best.isdigit() and int(best) > policy_version:
         run.set_best_checkpoint(None)

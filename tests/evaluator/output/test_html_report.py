@@ -108,6 +108,7 @@ def run(config: Config, tmp_path: Path) -> RunDirectory:
         "00000040-worst-level2",
     ):
         (run.videos / f"{name}.gif").write_bytes(picture(VIDEO, "gif"))
+    (run.videos / "00000030-forgotten-level2.gif.aside-1").write_bytes(picture(VIDEO, "gif"))
     return run
 
 

@@ -20,6 +20,7 @@ from common.storage.checkpoints import Checkpoint
 from common.storage.jsonl import append_jsonl, read_jsonl, set_aside_rows
 from common.storage.run_directory import RunDirectory
 from common.storage.tensorboard import EventFile, shown_points
+from common.storage.videos import video_name
 from evaluator.commands.watch_view import evaluation_line
 from evaluator.levels.level_sets import Split
 from evaluator.output import score_files
@@ -459,9 +460,17 @@ def test_row_of_another_run_is_named_set_aside_and_its_version_scored_again(
     shutil.copytree(written.path, run.path)
     path = save(run.checkpoints, 6)
     foreign = rows(run)[1] | {"policy_sha256": "ab"}
+    run.videos.mkdir()
+    for version in (5, 6, 7):  # 7: its row was set aside by a resume
+        (run.videos / video_name(version, "worst", 3)).touch()
     run.evaluations.write_text(json.dumps(rows(run)[0]) + "\n" + json.dumps(foreign) + "\n" + '{"frames": "many"}\n')
     files = ScoreFiles(run, config)
     assert [row["policy_version"] for row in files.rows] == [5] and path.is_dir()
     files.close()
     assert "rows with policy_version 6 do not match the weights of their checkpoints; they are set aside" in caplog.text
     assert read_jsonl(run.evaluations.with_name("evaluations.jsonl.abandoned")) == [foreign]
+    assert sorted(path.name for path in run.videos.iterdir()) == [
+        "00000005-worst-level3.gif",
+        "00000006-worst-level3.gif.aside-1",
+        "00000007-worst-level3.gif.aside-1",
+    ]

@@ -89,6 +89,20 @@ def test_resumed_run_continues_from_the_newest_checkpoint_with_the_stored_config
         assert log.with_name(f"{log.name}.abandoned").read_text() == '{"policy_version": 2}\n'
 
 
+def test_resume_sets_aside_videos_of_versions_after_its_checkpoint(run, prepare):
+    run.videos.mkdir()
+    kept = ["00000000-worst-level3.gif", "00000001-typical-level3.gif", "00000002-mine.gif", "notes.txt"]
+    later = ["00000002-worst-level3.gif", "00000002-forgotten-level4.gif", "00000003-worst-level3.gif"]
+    for name in kept + later:
+        (run.videos / name).write_text(name)
+    prepare("--resume", run.path).begin()
+    (run.videos / later[0]).write_text("new")  # scored again, then abandoned again
+    preparation._set_aside_after(run, policy_version=1)
+    contents = {path.name: path.read_text() for path in run.videos.iterdir()}
+    again = {f"{later[0]}.aside-2": "new"}
+    assert contents == {name: name for name in kept} | {f"{name}.aside-1": name for name in later} | again
+
+
 @pytest.mark.parametrize("stored_build", ["procgen", "procgen-mirror", "procgen-gym"])
 def test_resume_with_another_build_of_procgen_names_both(run, prepare, stored_build):
     contents = stored(run)
