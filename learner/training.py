@@ -7,6 +7,7 @@ stream.next_batch --StagedBatch--> learner.update --Weights--> stream.publish
                                         '-- else, as often as it is cheap: a copy --> checkpoint_writer (resume point)
 """
 
+import contextlib
 import logging
 import time
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from common.config import Config
 from common.messages import CheckpointNotice
+from common.storage.checkpoints import list_checkpoints
 from common.storage.run_directory import RunDirectory
 from learner.evaluator_handle import RemoteEvaluator
 from learner.ppo.learner import NotFinite, PPOLearner
@@ -195,4 +197,13 @@ class Training:
         if not self.evaluator.is_off:
             self.reporter.progress.note(f"waiting for the score of policy_version {version}")
         score = self.evaluator.wait_for_score(version, self.config.eval_timeout, self._poll)
+        if score is not None and self.config.backfill:
+            score = score | {"skipped": self._num_unscored()}  # what had been skipped before it has scores by now
         self.reporter.final_score(score)
+
+    def _num_unscored(self) -> int:
+        """Checkpoints on the disk without a score; 0 if they cannot be listed."""
+        with contextlib.suppress(OSError):
+            scored = {row["policy_version"] for row in self.run.read_evaluations()}
+            return sum(int(path.name) not in scored for path in list_checkpoints(self.run.checkpoints))
+        return 0

@@ -1,5 +1,6 @@
 """The training loop with a stream, a learner and an evaluator that only record what they are asked."""
 
+import dataclasses
 import io
 import logging
 import time
@@ -13,7 +14,7 @@ from rich.console import Console
 from common.messages import ActorState
 from common.resolution import resolve
 from common.storage.checkpoints import list_checkpoints, load_checkpoint, load_newest_complete
-from common.storage.jsonl import read_jsonl
+from common.storage.jsonl import append_jsonl, read_jsonl
 from common.storage.run_directory import RunDirectory
 from learner import training
 from learner.ppo.learner import STATISTICS, NotFinite
@@ -242,6 +243,33 @@ def test_checkpoints_are_written_at_the_start_every_interval_and_the_end(harness
     newest = load_checkpoint(harness.run.checkpoints / "00000005")
     assert newest.weights["w"] == 5 and newest.learner_state["learner"]["policy_version"] == 5
     assert newest.learner_state["run"]["episodes"]["actors"][0]["last"] == [[(5.0, 9)] * 5, []]
+
+
+@pytest.mark.parametrize(
+    ("backfill", "scored", "end"),
+    [
+        (False, (0, 4, 5), ", older checkpoints skipped: 2"),
+        (True, (0, 5), ", older checkpoints skipped: 2"),  # more than --eval-timeout allowed for
+        (True, (0, 4, 5), ", older checkpoints skipped: 1"),
+        (True, (0, 2, 4, 5), "frames 0)"),
+    ],
+)
+def test_final_line_counts_what_is_still_skipped_after_a_backfill(harness, backfill, scored, end, monkeypatch):
+    def wait_for_score(policy_version, timeout, poll):
+        for version in scored:
+            append_jsonl(harness.run.evaluations, row | {"policy_version": version})
+        return row | {"policy_version": policy_version, "skipped": 2}
+
+    split = {"mean": 5.0, "interval": None, "levels": 1, "episodes": 1}
+    split |= dict.fromkeys(("normalized", "success_rate", "timeout_rate"), 0.5)
+    board = dict.fromkeys(("solved", "newly_solved", "forgotten"), 0)
+    row = {"train": split, "held_out": split, "held_out_split": "test", "scoreboard": {"test": board}}
+    row |= {"frames": 0, "updates_behind": 0, "skipped": 0, "seconds": 1, "generalization_gap": 0, "policy_sha256": ""}
+    monkeypatch.setattr(harness.evaluator, "wait_for_score", wait_for_score)
+    harness.training.config = dataclasses.replace(CONFIG, backfill=backfill)
+    harness.training.run_to_end()
+    (line,) = [line for line in harness.screen.getvalue().splitlines() if line.startswith("final score: ")]
+    assert line.endswith(end)
 
 
 def test_resumed_run_announces_its_checkpoint_and_does_not_write_it_again(tmp_path):

@@ -230,6 +230,17 @@ def test_run_without_comparable_published_runs_shows_none(run: RunDirectory) -> 
     assert "published PPO" not in Page(render_report(run)).text
 
 
+def test_skipped_checkpoints_that_have_scores_by_now_are_not_said_to_lack_them(run: RunDirectory) -> None:
+    append_jsonl(run.evaluations, row(20, 5.0, 4.0))
+    text = Page(render_report(run)).text
+    assert (
+        "1 checkpoint was skipped because the evaluator was behind; every checkpoint on disk has a score now." in text
+    )
+    rows = [json.loads(line) | {"skipped": 0} for line in run.evaluations.read_text().splitlines()]
+    run.evaluations.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "No checkpoint was skipped because the evaluator was behind." in Page(render_report(run)).text
+
+
 def test_long_list_of_levels_is_folded(run: RunDirectory) -> None:
     html = render_report(run)
     folded = html.split("<summary>100 levels</summary>")[1].split("</details>")[0]
