@@ -3,6 +3,7 @@
 `LevelHistory` is read from levels.csv and grows with every scored version.
 """
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -41,17 +42,19 @@ class LevelHistory:
 
     @classmethod
     def read(cls, path: Path, versions: Collection[int]) -> "LevelHistory":
-        """The rows of `versions` in levels.csv; empty if the file is missing. Damaged lines are skipped."""
+        """The rows of `versions` in levels.csv; empty if the file is missing. Damaged and torn lines are skipped."""
         history = cls()
         try:
             text = path.read_text(errors="replace")
         except FileNotFoundError:
             return history
-        for line in text.splitlines()[1:]:  # not by csv, for which a quote or a long line concerns other lines
+        for line in text.splitlines(keepends=True)[1:]:  # not by csv: a quote or a long line concerns other lines there
             try:
-                version, split, level, episodes, *rates = line.split(",")
-                score = LevelScore(cast(Split, split), int(level), int(episodes), *map(float, rates))
-                if int(version) in versions:
+                version, split, level, episodes, *numbers = line.split(",")
+                rates = [float(number) for number in numbers]
+                score = LevelScore(cast(Split, split), int(level), int(episodes), *rates)
+                is_whole = line.endswith("\n")  # or a number may be cut
+                if is_whole and all(map(math.isfinite, rates)) and int(version) in versions:
                     history.add(int(version), [score])
             except (TypeError, ValueError, KeyError):
                 continue

@@ -58,8 +58,10 @@ def test_levels_csv_is_read_without_damaged_lines_and_unscored_versions(tmp_path
         HEADER + "0,train,3,2,5.0,0.5,0.0,80.0\n"
         '0,tra1n,3,2,0.0,0.0,0.0,80.0\n0,"train,3,2,0.0,0.0,0.0,80.0\n' + 200_000 * "\0" + "\n"
         "0,test,9,2,0.0,0.0,1.0,500.0\n"
-        "10,train,3,2,0.0,0.0,0.0,80.0\n99,train,3,2,0.0,0.0,0.0,80.0\n10,train,4,2,0.0"
+        "10,train,3,2,0.0,0.0,0.0,80.0\n99,train,3,2,0.0,0.0,0.0,80.0\n10,train,4,2,0.0\n"
     )
+    with open(path, "a") as file:
+        file.write("0,train,5,2,nan,0.5,0.0,80.0\n0,train,6,2,5.0,0.5,0.0,inf\n10,train,7,2,5.0,0.5,0.0,80")  # of 800.5
     history = LevelHistory.read(path, {0, 10})
     assert history.versions("train") == [0, 10] and history.levels("train") == [3]
     assert history.at("train", 0)[3] == LevelScore("train", 3, 2, 5.0, 0.5, 0.0, 80.0)
