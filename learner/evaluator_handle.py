@@ -89,7 +89,8 @@ class RemoteEvaluator:
     def wait_for_score(self, policy_version: int, timeout: float, poll: Callable[[], None]) -> dict[str, Any] | None:
         """Waits until `policy_version` is scored; `poll` runs once a second and may raise.
 
-        None after `timeout` seconds, or as soon as it is clear that the score will not come.
+        None after `timeout` seconds, or as soon as it is clear that the score will not come. With --backfill it also
+        waits for the skipped checkpoints' scores.
         """
         clock = AwakeClock(longest_step=5.0)
         while (left := timeout - clock.now()) > 0:
@@ -97,6 +98,10 @@ class RemoteEvaluator:
             row = self.finish(min(1.0, left))
             if self.is_off or row is not None:  # a row of another version: this one was skipped
                 return row if row is not None and row["policy_version"] == policy_version else None
+        self._calls.pop("latest", None)  # its answer may be older
+        row = self._answer("latest", _ANSWER_SECONDS)
+        if row is not None and row["policy_version"] == policy_version:  # only the backfill takes longer
+            return row
         logger.warning(
             "policy_version %d was not scored within %.0f s (--eval-timeout); score it later with python -m evaluator "
             "score %s --backfill",

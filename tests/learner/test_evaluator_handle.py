@@ -12,11 +12,12 @@ from tests.conftest import tiny_config
 
 
 class Actor:
-    """Answers `latest` with `status`."""
+    """Answers `latest` with `status`, and `finish` as if there were more to score."""
 
     def __init__(self) -> None:
         self.status = EvaluatorStatus()
         self.latest = SimpleNamespace(remote=lambda: self.status)
+        self.finish = SimpleNamespace(remote=lambda timeout: EvaluatorStatus())
         self.notify = SimpleNamespace(remote=lambda notice: None)
 
 
@@ -61,3 +62,15 @@ def test_evaluator_that_is_off_scores_nothing(actors: list[Actor], tmp_path: Pat
     stopped = new_evaluator(tmp_path)
     stopped.stop()
     assert not stopped.may_score(10)
+
+
+@pytest.mark.parametrize("newest", [4, 5])
+def test_score_that_was_written_before_a_backfill_ran_out_of_time_is_returned(
+    newest: int, actors: list[Actor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluator = new_evaluator(tmp_path)
+    actors[0].status = EvaluatorStatus({"policy_version": newest})
+    evaluator._calls["latest"] = EvaluatorStatus({"policy_version": 0}), 0.0  # asked while training
+    row = evaluator.wait_for_score(5, 0.01, lambda: None)
+    assert row == ({"policy_version": 5} if newest == 5 else None)
+    assert ("policy_version 5 was not scored" in caplog.text) == (row is None)
