@@ -9,7 +9,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -482,17 +482,6 @@ def test_actor_of_a_resumed_run_that_dies_before_its_first_rollout_continues_its
     fleet.replace(0, RuntimeError("after its first rollout"))
     fleet.wait_until_placed(DEADLINE, never)
     assert int(ray.get(fleet.collect(0, ray.put(weights), 1)).next_state.steps) == STEPS  # it began again
-
-
-def test_environments_of_a_resumed_run_with_which_an_actor_fails_twice_are_given_up(new_fleet, weights):
-    config = tiny_config()
-    actor = RolloutActor(config, ActorIdentity(0))
-    state = actor.collect(weights, 0).next_state
-    actor.close()
-    fleet = new_fleet(config, start_version=1, states={0: replace(state, running_length=np.zeros(0, np.int32))})
-    fleet.wait_until_placed(DEADLINE, never)
-    assert fleet.counters.actor_restarts == 2
-    assert int(ray.get(fleet.collect(0, ray.put(weights), 1)).next_state.steps) == STEPS
 
 
 def wait_for_free_cpus():

@@ -228,8 +228,20 @@ def test_actor_lost_after_a_resume_does_not_continue_from_the_saved_state_again(
     state = object()
     fleet = new_fleet(start_version=7, states={0: state})
     wait_until_ready(fleet)
+    fleet.delivered(0)
     fleet.replace(0, ActorHung("its node was lost"))
     seconds_until_started(fleet, cluster)
     wait_until_ready(fleet)
     first, second = cluster.built_with
     assert state in first and state not in second
+
+
+def test_actor_lost_before_its_first_rollout_continues_from_the_saved_state_once_more(cluster):
+    """Nothing was trained on. A second failure may be due to the state."""
+    state = object()
+    fleet = new_fleet(start_version=7, states={0: state})
+    for _ in range(3):
+        wait_until_ready(fleet)
+        fleet.replace(0, ActorHung("its node was lost"))
+        seconds_until_started(fleet, cluster)
+    assert [state in arguments for arguments in cluster.built_with] == [True, True, False]
