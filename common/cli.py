@@ -169,7 +169,7 @@ def number_type(
     return read
 
 
-# Suffixes of whole numbers.
+# Suffixes that whole numbers may have, as exponents.
 _SUFFIXES = {"k": "e3", "K": "e3", "M": "e6"}
 
 

@@ -98,7 +98,7 @@ class RemoteEvaluator:
             row = self.finish(min(1.0, left))
             if self.is_off or row is not None:  # a row of another version: this one was skipped
                 return row if row is not None and row["policy_version"] == policy_version else None
-        self._calls.pop("latest", None)  # its answer may be older
+        self._calls.pop("latest", None)  # a call made earlier may return an older row
         row = self._answer("latest", _ANSWER_SECONDS)
         if row is not None and row["policy_version"] == policy_version:  # only the backfill takes longer
             return row

@@ -22,8 +22,8 @@ class RunState:
     counters: RunCounters = field(default_factory=RunCounters)
     # By actor_id, after the last of its rollouts that was trained on.
     actors: dict[int, ActorState] = field(default_factory=dict)
-    # When that was, for the rollouts since this process started.
-    times: dict[int, tuple[int, int]] = field(default_factory=dict)
+    # The `sequence` of that rollout; none before this process started.
+    sequences: dict[int, tuple[int, int]] = field(default_factory=dict)
     # By policy_version, the newest last: those that rollouts in flight may use. All but the newest, which is the
     # checkpoint's policy, are saved.
     weights: dict[int, Weights] = field(default_factory=dict)
@@ -45,9 +45,9 @@ class RunState:
     def record(self, batch: StagedBatch) -> None:
         """Keeps the episodes and the actors' states of a batch that was trained on."""
         for source in batch.sources.values():
-            # After a loss, an actor that is ahead fills a slot of an earlier batch.
-            if source.time > self.times.get(source.actor_id, (-1, -1)):
-                self.actors[source.actor_id], self.times[source.actor_id] = source.next_state, source.time
+            # Not the order of training: after a loss, an actor that is ahead may fill a slot of an earlier batch.
+            if source.sequence > self.sequences.get(source.actor_id, (-1, -1)):
+                self.actors[source.actor_id], self.sequences[source.actor_id] = source.next_state, source.sequence
         self.episodes.record(batch.sources.values())
 
     def forget_environments(self) -> None:

@@ -37,7 +37,7 @@ def heed_ignored_signals() -> None:
 
 
 def ended_by(signum: int) -> str:
-    """`ended by SIGSEGV`, of a process that a signal has ended; real-time signals have numbers only."""
+    """`ended by SIGSEGV`, for a process that a signal ended; real-time signals have only numbers."""
     try:
         name = signal.Signals(signum).name
     except ValueError:

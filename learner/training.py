@@ -112,7 +112,7 @@ class Training:
             trained = time.perf_counter()
             try:
                 self._publish()  # from here on `batch` may be overwritten
-            finally:  # the update is made, and a checkpoint of it will be written, even if this failed
+            finally:  # if this fails, the update still counts, and its checkpoint will be written
                 published = time.perf_counter()
                 seconds = {
                     "seconds_waiting": waited - started,
@@ -151,7 +151,7 @@ class Training:
 
     def _publish(self) -> None:
         weights, version = self.learner.weights(), self.learner.policy_version
-        # First what is saved, which must have the newest version even if publishing fails.
+        # Before publishing, which can fail: a checkpoint must have the weights of the newest version.
         self.state.published(version, weights, self.config.max_policy_lag if self.config.repeatable else 0)
         self.stream.publish(weights, version)
 
@@ -198,7 +198,7 @@ class Training:
             self.reporter.progress.note(f"waiting for the score of policy_version {version}")
         score = self.evaluator.wait_for_score(version, self.config.eval_timeout, self._poll)
         if score is not None and self.config.backfill:
-            score = score | {"skipped": self._num_unscored()}  # what had been skipped before it has scores by now
+            score = score | {"skipped": self._num_unscored()}  # most of those skipped earlier have been scored since
         self.reporter.final_score(score)
 
     def _num_unscored(self) -> int:

@@ -59,7 +59,7 @@ def set_aside_rows(path: Path, belongs: Callable[[dict[str, Any]], bool]) -> int
 
 
 def change_rows(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Replaces each row by what `change` returns for it, all in one step. Equal rows and other lines stay as they are.
+    """Replaces each row by what `change` returns for it, atomically. Unchanged rows and other lines keep their bytes.
 
     Raises:
         OSError: the file cannot be read or written; it is as before.
@@ -86,7 +86,7 @@ def set_aside_text(path: Path, lines: str) -> None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """JSON with None for every number that is not finite or beyond 64 bits, with which no arithmetic would work.
+    """Parses JSON. NaN, infinities and integers that do not fit into 64 bits become None: arithmetic with them fails.
 
     Raises:
         ValueError: it is not JSON.

@@ -48,12 +48,13 @@ class LevelHistory:
             text = path.read_text(errors="replace")
         except FileNotFoundError:
             return history
-        for line in text.splitlines(keepends=True)[1:]:  # not by csv: a quote or a long line concerns other lines there
+        # Not with the csv module, where a stray quote would swallow the lines after it.
+        for line in text.splitlines(keepends=True)[1:]:
             try:
                 version, split, level, episodes, *numbers = line.split(",")
                 rates = [float(number) for number in numbers]
                 score = LevelScore(cast(Split, split), int(level), int(episodes), *rates)
-                is_whole = line.endswith("\n")  # or a number may be cut
+                is_whole = line.endswith("\n")  # else its last number may be cut off
                 if is_whole and all(map(math.isfinite, rates)) and int(version) in versions:
                     history.add(int(version), [score])
             except (TypeError, ValueError, KeyError):

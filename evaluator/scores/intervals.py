@@ -57,7 +57,7 @@ def mean_bounds(returns: np.ndarray, whole: bool, limits: Limits | None = None) 
     half = _Z / (1 + _Z**2 / count) * np.sqrt(mean * (1 - mean) / count + _Z**2 / (4 * count**2))
     lower, upper = np.clip(center - half, 0, 1), np.clip(center + half, 0, 1)
     if not whole and returns.shape[-1] > 1:  # with one episode per level, Wilson's interval reaches as far already
-        # A kind of levels of which the sample has none: never or always solved, as common as Wilson's limit for 0 of L.
+        # Levels that the sample lacks may be solved never or always. Their share is at most Wilson's limit for 0 of L.
         unseen = _Z**2 / (returns.shape[-2] + _Z**2)
         lower, upper = np.minimum(lower, mean * (1 - unseen)), np.maximum(upper, mean + (1 - mean) * unseen)
     return low + (high - low) * lower, low + (high - low) * upper

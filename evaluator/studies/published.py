@@ -48,7 +48,7 @@ def published_curve(config: Config, split: Split, frames: int) -> dict[int, list
 
 
 def unlike_published(config: Config) -> dict[str, tuple[Any, Any]]:
-    """How `config` trains otherwise than the published runs on its levels: {setting: (its value, theirs)}.
+    """How training by `config` differs from that of the published runs on its levels: {setting: (its value, theirs)}.
 
     Includes the mode, which may have been chosen for the machine, but not the precision.
     """

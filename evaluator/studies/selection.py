@@ -137,7 +137,7 @@ def select(
 def add_published(selection: Selection) -> None:
     """Adds OpenAI's runs as one more variant where the settings match, or a note that says why not."""
     found: dict[str, dict[int, Score]] = {}
-    compared: dict[int, int] = {}  # for each number of frames in the logs, that of a score it is nearest to
+    compared: dict[int, int] = {}  # frames in the logs: frames of a score that is compared with them
     for variant, by_game in selection.scores.items():
         for game, score, run in (
             (game, score, selection.runs[variant][game][seed])

@@ -100,7 +100,7 @@ def unnamed_differences(variants: Mapping[str, Sequence[ScoredRun]]) -> list[str
 
 
 def differences_from_published(variants: Mapping[str, Sequence[ScoredRun]]) -> list[str]:
-    """A line for each way in which runs of a variant train otherwise than the published ones on their levels.
+    """A line for each way in which training of a variant's runs differs from that of the published runs.
 
     Without what the variants are named by and what follows from that.
     """

@@ -38,8 +38,8 @@ class RewardTransform:
             return rewards
         transformed = np.empty_like(rewards)
         columns_are_environments = Round(*(np.arange(rewards.shape[1]),) * 2, np.array([], np.int64))
-        for columns, environments, begun in rounds or [columns_are_environments]:
-            self.discounted_return[begun] = 0.0
+        for columns, environments, new in rounds or [columns_are_environments]:
+            self.discounted_return[new] = 0.0
             running = self.discounted_return[environments]
             for t in range(len(rewards)):
                 running = running * self.gamma + rewards[t, columns]

@@ -31,12 +31,12 @@ RECENT_EPISODES = 100
 @dataclass(slots=True)
 class _ActorEpisodes:
     """`steps` that each environment of an actor has taken since it began, and each one's last episodes, oldest first:
-    (return, length). `time` is that of the last rollout since this process started.
+    (return, length). `sequence` is that of the last rollout since this process started.
     """
 
     steps: int
     last: list[deque[tuple[float, int]]]
-    time: tuple[int, int] = (-1, -1)
+    sequence: tuple[int, int] = (-1, -1)
 
 
 class TrainingEpisodes:
@@ -56,8 +56,8 @@ class TrainingEpisodes:
     def record(self, sources: Iterable[RolloutSource]) -> None:
         """Adds the rollouts of one batch, those of one actor in chronological order.
 
-        A rollout may be from before those of an earlier batch. Then its episodes count as the actor's last ones; the
-        order of a few episodes does not depend on how they ended.
+        After a loss, one rollout may be older than those of an earlier batch. Its episodes then count as the actor's
+        newest, which introduces no bias: the order does not depend on how they ended.
         """
         newest_batch = set()
         for source in sources:
@@ -66,8 +66,8 @@ class TrainingEpisodes:
                 last = [deque[tuple[float, int]](maxlen=self._per_env) for _ in range(self._envs_per_actor)]
                 self._actors[source.actor_id] = _ActorEpisodes(0, last)
             record = self._actors[source.actor_id]
-            if source.time > record.time:
-                record.time = source.time
+            if source.sequence > record.sequence:
+                record.sequence = source.sequence
                 # Those of a replaced actor begin at 0. Once there was time for n episodes, the last n are their own.
                 record.steps = int(source.next_state.steps)
             episodes = zip(source.episode_returns.tolist(), source.episode_lengths.tolist(), strict=True)

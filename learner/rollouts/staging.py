@@ -16,14 +16,14 @@ from common.messages import ActorState, Rollout
 
 
 class Round(NamedTuple):
-    """Columns of a batch, the environments that filled them, and which of these began there: int arrays.
+    """Columns of a batch, the environments that filled them, and which of these are new: int arrays.
 
     An actor that collected several rollouts of one batch has one in each of the first rounds, in chronological order.
     """
 
     columns: np.ndarray
     environments: np.ndarray  # as many as columns
-    begun: np.ndarray  # some of `environments`: at the start of the run, or of an actor that replaced another
+    new: np.ndarray  # the environments whose first steps these are: at the start, or of a replaced actor
 
 
 class StagedBatch:
@@ -174,11 +174,11 @@ class RolloutSource:
     episode_lengths: np.ndarray
     collect_seconds: float
     transfer_seconds: float  # from request to delivery, less collecting: queues, network, object store
-    frame_bytes: int  # of the observations as they were sent; without the frames after the last actions
+    frame_bytes: int  # of the observations as sent, without the bootstrap observations
     next_state: ActorState  # the actor's state after this rollout
     incarnation: int = 0  # how often the actor had been replaced
 
     @property
-    def time(self) -> tuple[int, int]:
-        """Increases from each of an actor's rollouts to its next, whatever batches they are in."""
+    def sequence(self) -> tuple[int, int]:
+        """Increases from each rollout of an actor to its next one, whatever batches they are in."""
         return self.incarnation, int(self.next_state.steps)

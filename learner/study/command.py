@@ -156,7 +156,7 @@ def _requested_plan(options: argparse.Namespace) -> Plan:
     if stored is None and options.games is None:
         raise UsageError(f"{options.directory} holds no study yet: --games says which games to train, or all")
     if stored is None and RunDirectory(options.directory).holds_run():
-        raise UsageError(f"{options.directory} holds a run; give the study a directory of its own")
+        raise UsageError(f"{options.directory} already holds a run; choose another directory for the study")
     study = stored.study if stored is not None else Study((), DEFAULT_SEEDS, {}, ())
     changes = {
         name: value for name in ("games", "seeds", "vary", "flags") if (value := getattr(options, name)) is not None

@@ -72,7 +72,7 @@ def note_end(run: Path, exit_code: int, reason: str, was_stopped: bool) -> None:
 
 
 def is_finished(run: RunDirectory, frames: int) -> bool:
-    """Whether the run has trained at least `frames` frames and finished all updates of its own settings.
+    """Whether the run has trained at least `frames` frames and completed every update that its own settings call for.
 
     If the run has an evaluator, its last update must also be scored. OSError: a file cannot be read.
     """
@@ -104,7 +104,7 @@ def status(run: RunDirectory, frames: int, now: float | None = None) -> RunStatu
     ended = note.get("ended")
     if ended is not None and ended >= newest - 1:  # later rows are of a learner that somebody else started
         code = note["exit_code"]
-        was_stopped = note.get("stopped", code >= 128) or code == 0  # older notes do not say it
+        was_stopped = note.get("stopped", code >= 128) or code == 0  # older notes lack it
         return RunStatus("stopped" if was_stopped else "failed", trained, fps, note["reason"])
     started = note.get("started") or 0.0
     silent = now - max(newest, started)

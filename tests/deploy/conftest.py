@@ -1,6 +1,8 @@
-"""What the tests of Slurm's job scripts share, with stand-ins and on a real Slurm."""
+"""What the tests of deployment files share, most of it for Slurm's job scripts."""
 
+import shutil
 import socket
+import subprocess
 from pathlib import Path
 
 import psutil
@@ -10,6 +12,14 @@ from tests.conftest import PROJECT
 
 SLURM = PROJECT / "deploy" / "slurm"
 TRAIN, STUDY = SLURM / "train.sbatch", SLURM / "study.sbatch"
+
+
+def assert_shellcheck_finds_nothing(*scripts: Path) -> None:
+    """The first script may source the others."""
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed (Debian's package shellcheck)")
+    done = subprocess.run(["shellcheck", "-x", *scripts], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def own_address() -> str:

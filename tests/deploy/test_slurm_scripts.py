@@ -18,7 +18,14 @@ import pytest
 
 from learner.startup.flags import parse
 from tests.conftest import PROJECT, kill_all, wait_until
-from tests.deploy.conftest import SLURM, STUDY, TRAIN, assert_only_the_owner_reaches, own_address
+from tests.deploy.conftest import (
+    SLURM,
+    STUDY,
+    TRAIN,
+    assert_only_the_owner_reaches,
+    assert_shellcheck_finds_nothing,
+    own_address,
+)
 
 each_script = pytest.mark.parametrize("script", [TRAIN, STUDY], ids=lambda path: path.name)
 
@@ -149,10 +156,7 @@ def test_job_scripts_are_valid_and_ask_slurm_for_a_signal_and_requeueing(script:
 
 @each_script
 def test_shellcheck_finds_nothing_in_job_scripts(script: Path) -> None:
-    if shutil.which("shellcheck") is None:
-        pytest.skip("shellcheck is not installed (Debian's package shellcheck)")
-    done = subprocess.run(["shellcheck", "-x", script, SLURM / "site.sh"], cwd=PROJECT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    assert_shellcheck_finds_nothing(script, SLURM / "site.sh")
 
 
 SAVES = {"FAKE_SAVES": "checkpoints/00000010"}

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.deploy.conftest import assert_shellcheck_finds_nothing
+
 SCRIPT = Path(__file__).parents[2] / "deploy" / "tls" / "certificates.sh"
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 
@@ -133,10 +135,7 @@ def test_names_may_be_longer_than_a_common_name(tmp_path: Path) -> None:
 
 
 def test_shellcheck_finds_nothing_in_the_script() -> None:
-    if shutil.which("shellcheck") is None:
-        pytest.skip("shellcheck is not installed (Debian's package shellcheck)")
-    done = subprocess.run(["shellcheck", SCRIPT], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    assert_shellcheck_finds_nothing(SCRIPT)
 
 
 def test_missing_openssl_is_named(tmp_path: Path) -> None:

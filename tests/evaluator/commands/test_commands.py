@@ -143,9 +143,7 @@ def test_each_video_of_a_test_level_is_logged_before_it_is_played(
     run.path.mkdir()
     run.write_config(config, {})
     save(run.checkpoints, 10)
-    assert (
-        main(["score", str(run.path), "--backfill"]) == 0
-    )  # training levels 0 and 1, test 2 and 3, validation 4 and 5
+    assert main(["score", str(run.path), "--backfill"]) == 0  # levels: training 0, 1; test 2, 3; validation 4, 5
     for number, (flags, logs) in enumerate(
         [
             (["--split", "test"], True),

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +305,14 @@ def boards_of_levels_csv(run: RunDirectory) -> dict[int, Any]:
     return boards
 
 
+def scored_in_order(run: RunDirectory, config: Config, evaluation: Evaluation, versions: Iterable[int]) -> ScoreFiles:
+    """Scores the versions in this order; the files are open."""
+    files = ScoreFiles(run, config)
+    for version in versions:
+        files.add(solving(evaluation, version), **CIRCUMSTANCES)
+    return files
+
+
 def shown_boards(run: RunDirectory) -> dict[int, Any]:
     boards: dict[int, Any] = {}
     for step, tags in shown_points(run.tensorboard / "evaluator").items():
@@ -320,9 +328,7 @@ def test_boards_are_those_of_the_order_of_versions_whatever_was_scored_first(
     order: tuple[int, ...], evaluation: Evaluation, config: Config, tmp_path: Path
 ) -> None:
     run = new_run(tmp_path, config)
-    files = ScoreFiles(run, config)
-    for version in order:
-        files.add(solving(evaluation, version), **CIRCUMSTANCES)
+    files = scored_in_order(run, config, evaluation, order)
     files.show_corrections()
     expected = boards_of_levels_csv(run)
     assert {row["policy_version"]: row["scoreboard"] for row in files.rows} == expected
@@ -346,9 +352,7 @@ def test_boards_that_a_crash_left_uncorrected_are_corrected_at_the_next_start(
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     run = new_run(tmp_path, config)
-    files = ScoreFiles(run, config)
-    for version in (0, 8, 6, 4):
-        files.add(solving(evaluation, version), **CIRCUMSTANCES)
+    files = scored_in_order(run, config, evaluation, (0, 8, 6, 4))
     with monkeypatch.context() as full:
         full.setattr(score_files, "change_rows", fail)
         with pytest.raises(OSError, match="No space"):
@@ -364,10 +368,7 @@ def test_boards_are_corrected_when_rows_of_other_weights_are_set_aside(
     evaluation: Evaluation, config: Config, save: Callable[[Path, int], Path], tmp_path: Path
 ) -> None:
     run = new_run(tmp_path, config)
-    files = ScoreFiles(run, config)
-    for version in SOLVED:
-        files.add(solving(evaluation, version), **CIRCUMSTANCES)
-    files.close()
+    scored_in_order(run, config, evaluation, SOLVED).close()
     save(run.checkpoints, 4)
     run.evaluations.write_text("".join(json.dumps(row | {"policy_sha256": "ab"}) + "\n" for row in rows(run)))
     ScoreFiles(run, config).close()
@@ -380,10 +381,7 @@ def test_boards_stay_as_stored_where_levels_csv_lacks_levels(
     evaluation: Evaluation, config: Config, tmp_path: Path
 ) -> None:
     run = new_run(tmp_path, config)
-    files = ScoreFiles(run, config)
-    for version in SOLVED:
-        files.add(solving(evaluation, version), **CIRCUMSTANCES)
-    files.close()
+    scored_in_order(run, config, evaluation, SOLVED).close()
     before = run.evaluations.read_bytes()
     run.levels.write_text("".join(line for line in run.levels.open() if not line.startswith("2,")))
     ScoreFiles(run, config).close()

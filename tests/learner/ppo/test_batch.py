@@ -242,4 +242,4 @@ def test_rounds_order_the_rollouts_of_each_actor_in_a_batch():
     first, second = staged.rounds()
     assert first.columns.tolist() == [2, 3, 4, 5] and first.environments.tolist() == [2, 3, 0, 1]
     assert second.columns.tolist() == [0, 1] and second.environments.tolist() == [2, 3]
-    assert first.begun.tolist() == [0, 1] and second.begun.tolist() == [2, 3]
+    assert first.new.tolist() == [0, 1] and second.new.tolist() == [2, 3]

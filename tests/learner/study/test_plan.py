@@ -280,7 +280,7 @@ def test_wrong_input_is_one_line_and_exit_code_2_and_writes_nothing(tmp_path, ca
 def test_directory_of_a_run_is_refused_for_a_new_study(tmp_path, capsys, name):
     (tmp_path / name).mkdir()
     assert main([str(tmp_path), "--games", "maze", "--list"]) == 2
-    said = f"learner study: {tmp_path} holds a run; give the study a directory of its own\n"
+    said = f"learner study: {tmp_path} already holds a run; choose another directory for the study\n"
     assert capsys.readouterr().err == said and [path.name for path in tmp_path.iterdir()] == [name]
 
 
